@@ -1,0 +1,72 @@
+"""A bundle on disk: a folder whose manifest lists every file with size and SHA-256; opened only if all of it is there."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.errors import BundleError
+from protocol.manifest import MANIFEST_FILE, FileEntry, Manifest, parse_manifest
+
+PARAMETERS_FILE = "parameters.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle, its files checked. `digest` is the SHA-256 of the manifest, which covers all the rest."""
+
+    root: Path
+    manifest: Manifest
+    digest: bytes
+
+    def path(self, name: str) -> Path:
+        return self.root / self.manifest.file(name).path
+
+
+def open_bundle(root: Path, *, only: frozenset[str] | None = None) -> Bundle:
+    """Opens a bundle and checks its files (or only those named). Raises BundleError naming the file at fault."""
+    try:
+        data = (root / MANIFEST_FILE).read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"{root}: not a bundle, its {MANIFEST_FILE} cannot be read ({error.strerror}); make one with fleet-export"
+        ) from None
+    manifest = parse_manifest(data)
+    for entry in manifest.files:
+        if only is None or entry.path in only:
+            check_file(root, entry)
+    return Bundle(root, manifest, hashlib.sha256(data).digest())
+
+
+def check_file(root: Path, entry: FileEntry) -> None:
+    """Raises BundleError unless the file is there with the size and digest the manifest says."""
+    path = root / entry.path
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise BundleError(f"{path}: missing from the bundle; export it again or copy the whole folder") from None
+    if size != entry.size:
+        raise BundleError(f"{path}: {size} bytes where the manifest says {entry.size}; the file is truncated or altered")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != entry.sha256:
+        raise BundleError(f"{path}: SHA-256 differs from the manifest; the file was altered")
+
+
+def deploy(graph: bytes, manifest: Manifest, model: npt.NDArray[np.float32]) -> bytes:
+    """The inference graph with the tensors of `model` (float32[total], manifest order) in place of its own."""
+    if model.shape != (manifest.total,):
+        raise BundleError(f"model: {model.shape} values where the manifest says ({manifest.total},)")
+    out = bytearray(graph)
+    raw = np.ascontiguousarray(model, dtype="<f4")
+    for tensor in manifest.tensors:
+        place = manifest.inference.places.get(tensor.name)
+        if place is None:
+            continue
+        data = raw[tensor.offset : tensor.offset + tensor.size].tobytes()
+        if place < 0 or place + len(data) > len(out):
+            raise BundleError(f"{manifest.inference.path}: the place of {tensor.name} lies outside the file")
+        out[place : place + len(data)] = data
+    return bytes(out)

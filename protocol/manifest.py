@@ -1,0 +1,184 @@
+"""What a bundle says of itself: the tensors and their places in the flat vector, inputs, graphs, files and their digests."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from protocol.errors import BundleError
+from protocol.records import RecordError, read_record, write_record
+
+FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+
+# Bounds on what a device will read before it trusts anything in it.
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_TENSORS = 10_000
+MAX_ELEMENTS = 1 << 30
+
+Kind = Literal["parameter", "buffer", "frozen"]
+DataType = Literal["float32", "int64"]
+MetricName = Literal["accuracy", "binary_accuracy", "mae", "mse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of the model. `offset` counts float32 elements from the start of the flat vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    kind: Kind
+    prunable: bool = False
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One input, target or output of the model: its shape without the batch axis, and its type.
+
+    `classes` says, for integer targets, that values run from 0 to classes - 1.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DataType
+    classes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of the bundle, by its path with forward slashes from the bundle's root."""
+
+    path: str
+    size: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        parts = self.path.split("/")
+        if self.path.startswith("/") or "\\" in self.path or any(p in ("", ".", "..") for p in parts):
+            raise ValueError(f"path: {self.path!r} must stay inside the bundle")
+        if self.size < 0 or len(self.sha256) != 64:
+            raise ValueError(f"sha256: {self.path!r} has no valid size and digest")
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """The graphs of one backend, by role (for example train, eval, checkpoint) to path, and what they need to run."""
+
+    files: Mapping[str, str]
+    requires: str
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One set of graphs over the same tensors, for example a freeze scheme. `full` trains everything."""
+
+    name: str
+    backends: Mapping[str, Backend]
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """The deployable graph and where each tensor's float32 bytes lie in it, so that a trained model is written by
+    copying bytes and needs no ONNX library. `places` maps tensor names to byte offsets of their raw data."""
+
+    path: str
+    places: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """What the exporter measured against torch before it wrote the bundle: largest relative differences."""
+
+    loss: float
+    gradient: float
+    buffers: float
+    three_steps: float
+    tolerance: float
+    torch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A whole bundle. The flat vector is float32[parameters | buffers | frozen], in the order of `tensors`."""
+
+    format: int
+    line: str
+    version: int
+    tensors: tuple[Tensor, ...]
+    inputs: tuple[Port, ...]
+    targets: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    loss: str
+    metrics: tuple[MetricName, ...]
+    files: tuple[FileEntry, ...]
+    variants: tuple[Variant, ...]
+    inference: Inference
+    parity: Mapping[str, Parity]
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise ValueError(f"format: {self.format} is not the format this version reads ({FORMAT})")
+        if not self.inputs or not self.variants or not self.tensors:
+            raise ValueError("inputs: a bundle has at least one input, one tensor and one variant")
+        if len(self.tensors) > MAX_TENSORS:
+            raise ValueError(f"tensors: {len(self.tensors)} is more than the limit of {MAX_TENSORS}")
+        order = {"parameter": 0, "buffer": 1, "frozen": 2}
+        offset, stage, names = 0, 0, set()
+        for t in self.tensors:
+            if any(d < 0 for d in t.shape) or t.size > MAX_ELEMENTS:
+                raise ValueError(f"tensors: {t.name} has an impossible shape {t.shape}")
+            if t.offset != offset or order[t.kind] < stage or t.name in names:
+                raise ValueError(f"tensors: {t.name} is out of place or named twice")
+            offset, stage = offset + t.size, order[t.kind]
+            names.add(t.name)
+        if offset > MAX_ELEMENTS:
+            raise ValueError(f"tensors: {offset} elements are more than the limit of {MAX_ELEMENTS}")
+
+    def count(self, *kinds: Kind) -> int:
+        """How many float32 elements the tensors of these kinds hold."""
+        return sum(t.size for t in self.tensors if t.kind in kinds)
+
+    @property
+    def parameters(self) -> int:
+        return self.count("parameter")
+
+    @property
+    def buffers(self) -> int:
+        return self.count("buffer")
+
+    @property
+    def total(self) -> int:
+        return self.count("parameter", "buffer", "frozen")
+
+    def layout_digest(self) -> bytes:
+        """Eight bytes that two sides share exactly when they mean the same tensors at the same places."""
+        said = json.dumps([[t.name, list(t.shape), t.kind] for t in self.tensors], separators=(",", ":"))
+        return hashlib.sha256(said.encode()).digest()[:8]
+
+    def file(self, path: str) -> FileEntry:
+        for entry in self.files:
+            if entry.path == path:
+                return entry
+        raise BundleError(f"bundle: the manifest names {path!r} but does not list it among its files")
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """A manifest from its JSON bytes. Raises BundleError that names the offending key."""
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{MANIFEST_FILE}: {len(data)} bytes are over the limit of {MAX_MANIFEST_BYTES}")
+    try:
+        return read_record(Manifest, json.loads(data))
+    except (RecordError, ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST_FILE}: {error}") from None
+
+
+def format_manifest(manifest: Manifest) -> bytes:
+    """The JSON bytes of a manifest, the same for the same manifest."""
+    return (json.dumps(write_record(manifest), indent=1, sort_keys=True) + "\n").encode()

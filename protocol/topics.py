@@ -1,0 +1,77 @@
+"""The topic grammar: sf/1/<fleet>/<device>/..., with the device as one whole level so that one ACL pattern covers a fleet."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+PROTOCOL_VERSION = 1
+
+# Neither dots (RabbitMQ maps them to slashes), nor spaces (NATS refuses them), nor MQTT's own + # / ; and short enough
+# for every cloud broker's level limit.
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,62}")
+
+Channel = Literal["state", "up", "up/blob", "down", "down/blob"]
+FleetChannel = Literal["notice", "coordinator"]
+
+# "all" names the channels that everyone reads, so no device may have it.
+RESERVED_DEVICES = frozenset({"all", "enroll"})
+
+
+def check_name(kind: str, name: str) -> str:
+    """Returns `name` if it may stand in a topic. Raises ValueError with the grammar otherwise."""
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"{kind}: {name!r} must be 2 to 63 characters of a-z, 0-9 and '-', and start with a letter or digit"
+        )
+    if kind == "device" and name in RESERVED_DEVICES:
+        raise ValueError(f"{kind}: {name!r} is reserved; choose another name")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTopic:
+    """A parsed topic of one device."""
+
+    device: str
+    channel: Channel
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Every topic of one fleet."""
+
+    fleet: str
+
+    def __post_init__(self) -> None:
+        check_name("fleet", self.fleet)
+
+    @property
+    def _root(self) -> str:
+        return f"sf/{PROTOCOL_VERSION}/{self.fleet}"
+
+    def device(self, device: str, channel: Channel) -> str:
+        return f"{self._root}/{device}/{channel}"
+
+    def everyone(self, channel: FleetChannel) -> str:
+        return f"{self._root}/all/{channel}"
+
+    def of_agent(self, device: str) -> tuple[str, ...]:
+        """The filters one agent subscribes to."""
+        return (f"{self._root}/{device}/down/#", f"{self._root}/all/+")
+
+    def of_coordinator(self) -> tuple[str, ...]:
+        """The filters the coordinator subscribes to."""
+        return (f"{self._root}/+/state", f"{self._root}/+/up/#")
+
+    def parse(self, topic: str) -> DeviceTopic | None:
+        """The device and channel of a topic of this fleet, or None for anything else."""
+        parts = topic.split("/", 4)
+        if len(parts) != 5 or "/".join(parts[:3]) != self._root:
+            return None
+        device, channel = parts[3], parts[4]
+        if not NAME.fullmatch(device) or device in RESERVED_DEVICES:
+            return None
+        for known in ("state", "up", "up/blob", "down", "down/blob"):
+            if channel == known:
+                return DeviceTopic(device, known)
+        return None
