@@ -1,4 +1,4 @@
-"""A bundle on disk: a folder whose manifest lists every file with size and SHA-256; opened only if all of it is there."""
+"""A bundle on disk: a folder whose manifest lists every file with size and SHA-256."""
 
 import hashlib
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def check_file(root: Path, entry: FileEntry) -> None:
     except OSError:
         raise BundleError(f"{path}: missing from the bundle; export it again or copy the whole folder") from None
     if size != entry.size:
-        raise BundleError(f"{path}: {size} bytes where the manifest says {entry.size}; the file is truncated or altered")
+        raise BundleError(f"{path}: {size} bytes where the manifest says {entry.size}; truncated or altered")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != entry.sha256:

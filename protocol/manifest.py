@@ -1,4 +1,4 @@
-"""What a bundle says of itself: the tensors and their places in the flat vector, inputs, graphs, files and their digests."""
+"""What a bundle says of itself: tensors and their places in the flat vector, inputs, graphs, files and digests."""
 
 import hashlib
 import json

@@ -1,7 +1,8 @@
 """Typed frozen dataclasses from untyped mappings, the one way CBOR, JSON and TOML come in.
 
-A field's annotation is its schema: bool, int, float, str, bytes, None-able forms of these, literals, tuples, string-keyed
-mappings and nested dataclasses. Ranges are the dataclass' own business, in `__post_init__`, by raising ValueError.
+A field's annotation is its schema: bool, int, float, str, bytes, None-able forms of these, literals, tuples,
+string-keyed mappings and nested dataclasses. Ranges are the dataclass' own business,
+in `__post_init__`, by raising ValueError.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The topic grammar: sf/1/<fleet>/<device>/..., with the device as one whole level so that one ACL pattern covers a fleet."""
+"""The topic grammar: sf/1/<fleet>/<device>/...; the device is one whole level, so one ACL pattern covers a fleet."""
 
 import re
 from dataclasses import dataclass
