@@ -1,0 +1,321 @@
+"""Everything that is said on the wire: one CBOR envelope, and one frozen dataclass for each thing said.
+
+An envelope is a CBOR map with integer keys, 0 version, 1 type, 2 boot, 3 sequence, 4 bytes sent before, 5 body. (boot,
+sequence) with the topic's device names a message for ever: the sender keeps its boot counter on disk. "Bytes sent
+before" is the sender's own running count of topic and payload bytes in this boot, so that what a round cost is known to
+the receiver as the sender counted it, retries and lost messages included.
+
+Bodies are maps by field name. A reader ignores names it does not know and gives absent ones their default, which is
+what lets peers one minor version apart understand each other.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cbor2
+
+from protocol.errors import Rejection
+from protocol.records import RecordError, read_record, write_record
+from protocol.topics import PROTOCOL_VERSION
+
+CHUNK_BYTES = 64 * 1024
+# A chunk and its envelope; every broker in use takes messages of this size (AWS: 128 KB).
+MAX_MESSAGE_BYTES = CHUNK_BYTES + 1024
+# How many chunks a receiver may ask for at once: half a megabyte in the broker per transfer.
+WINDOW = 8
+MAX_BLOB_BYTES = 1 << 32
+MAX_TEXT = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRef:
+    """A blob by its SHA-256 (32 bytes) and size in bytes."""
+
+    digest: bytes
+    size: int
+
+    def __post_init__(self) -> None:
+        if len(self.digest) != 32:
+            raise ValueError(f"digest: {len(self.digest)} bytes where SHA-256 has 32")
+        if not 0 <= self.size <= MAX_BLOB_BYTES:
+            raise ValueError(f"size: {self.size} is outside 0..{MAX_BLOB_BYTES}")
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.size // CHUNK_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Device to coordinator: here I am, and this is what I have. Sent on every connection and when asked."""
+
+    agent: str
+    backend: str
+    task: str | None = None
+    outbox: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Coordinator to device: the answer to Hello. `run` names the coordinator's store; `time_s` is its clock."""
+
+    run: str
+    time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSpec:
+    """How a device updates its flat vector. Ranges are checked where the optimiser is made."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    proximal: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Coordinator to device: train this model so long and send the update. Sent again until answered.
+
+    Exactly one of `local_steps` and `local_epochs` is positive. `time_left_s` is a duration, because device clocks
+    may start in 1970.
+    """
+
+    run: str
+    round: int
+    manifest: BlobRef
+    model: BlobRef
+    version: int
+    local_steps: int
+    local_epochs: int
+    batch_size: int
+    learning_rate: float
+    optimizer: OptimizerSpec
+    codec: str
+    seed: int
+    time_left_s: float
+
+    def __post_init__(self) -> None:
+        if (self.local_steps > 0) == (self.local_epochs > 0):
+            raise ValueError("local_steps: exactly one of local_steps and local_epochs must be positive")
+        if self.batch_size < 1 or self.round < 1 or not 0 < self.learning_rate < float("inf"):
+            raise ValueError("batch_size: batch size, round and learning rate must be positive")
+
+    @property
+    def name(self) -> str:
+        """What both sides call this task; one per run, round and device."""
+        return f"{self.run}/{self.round}"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReport:
+    """Device to coordinator: what became of a task. `reason` is a short word, `detail` for people."""
+
+    task: str
+    state: Literal["accepted", "refused", "failed"]
+    examples: int = 0
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Device to coordinator: an update is ready. Sent again until a Need or a Receipt answers it.
+
+    `update_boot` and `update_sequence` name the update; two different payloads never share a name.
+    """
+
+    blob: BlobRef
+    run: str
+    round: int
+    update_boot: int
+    update_sequence: int
+    base: bytes
+    examples: int
+    steps: int
+    loss: float
+    train_s: float
+    codec: str
+
+    @property
+    def task(self) -> str:
+        return f"{self.run}/{self.round}"
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Receiver to sender: send these chunks of this blob. The only thing that makes chunks flow."""
+
+    digest: bytes
+    indices: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.indices) <= WINDOW or min(self.indices) < 0:
+            raise ValueError(f"indices: 1 to {WINDOW} chunk numbers from 0 are needed")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Sender to receiver: one chunk; the same index always carries the same bytes."""
+
+    digest: bytes
+    index: int
+    data: bytes
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.data) <= CHUNK_BYTES:
+            raise ValueError(f"data: {len(self.data)} bytes where a chunk has 1 to {CHUNK_BYTES}")
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Receiver to sender, after the receiver's fsync: the update is the receiver's now, or never will be.
+
+    Sent again, word for word, when the same update is offered again.
+    """
+
+    digest: bytes
+    task: str
+    verdict: Literal["accepted", "rejected"]
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Coordinator to device: this task is over; stop working on it."""
+
+    task: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """Either side: the blob asked for is not here (any more)."""
+
+    digest: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorState:
+    """Coordinator to all, retained, and its own last will: whether it is there. A new `epoch` is a new start."""
+
+    epoch: int
+    accepting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """Device to coordinator, retained, and its own last will: whether it is there."""
+
+    state: Literal["ready", "gone", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """Coordinator to all: a new model version exists."""
+
+    version: int
+    model: BlobRef
+
+
+Body = (
+    Hello
+    | Welcome
+    | Task
+    | TaskReport
+    | Offer
+    | Need
+    | Chunk
+    | Receipt
+    | Withdraw
+    | Unavailable
+    | CoordinatorState
+    | DeviceState
+    | Announcement
+)
+
+# The numbers are the wire format: never renumbered, only added to.
+TYPES: dict[int, type[Any]] = {
+    1: Hello,
+    2: Welcome,
+    3: Task,
+    4: TaskReport,
+    5: Offer,
+    6: Need,
+    7: Chunk,
+    8: Receipt,
+    9: Withdraw,
+    10: Unavailable,
+    11: CoordinatorState,
+    12: DeviceState,
+    13: Announcement,
+}
+_NUMBERS = {cls: number for number, cls in TYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One message as it came: who counted it as what, and what it says."""
+
+    boot: int
+    sequence: int
+    sent_before: int
+    body: Body
+
+
+def encode(envelope: Envelope) -> bytes:
+    """The bytes of a message."""
+    body = envelope.body
+    return cbor2.dumps(
+        {
+            0: PROTOCOL_VERSION,
+            1: _NUMBERS[type(body)],
+            2: envelope.boot,
+            3: envelope.sequence,
+            4: envelope.sent_before,
+            5: write_record(body),
+        }
+    )
+
+
+def decode(data: bytes) -> Envelope | Rejection:
+    """A message from its bytes, or why it is none."""
+    if len(data) > MAX_MESSAGE_BYTES:
+        return Rejection("frame-too-large", f"{len(data)} bytes are over the limit of {MAX_MESSAGE_BYTES}")
+    try:
+        fields = cbor2.loads(data)
+    # cbor2 wraps most, not all, of what hostile bytes provoke; anything here means "not CBOR of ours".
+    except (ValueError, TypeError, OverflowError, RecursionError, MemoryError, EOFError, KeyError) as error:
+        return Rejection("malformed", f"not a CBOR message ({type(error).__name__})")
+    if not isinstance(fields, dict) or fields.get(0) != PROTOCOL_VERSION:
+        return Rejection("protocol", f"not a version {PROTOCOL_VERSION} message")
+    kind = fields.get(1)
+    cls = TYPES.get(kind) if isinstance(kind, int) and not isinstance(kind, bool) else None
+    if cls is None:
+        return Rejection("unknown-type", f"message type {kind!r:.40} is not known to this version")
+    counters = tuple(fields.get(key) for key in (2, 3, 4))
+    if not all(type(c) is int and 0 <= c < 1 << 63 for c in counters):
+        return Rejection("malformed", "boot, sequence and byte count must be unsigned integers")
+    try:
+        body = read_record(cls, fields.get(5), ignore_unknown=True)
+        _check_bounds(body)
+    except (RecordError, RecursionError) as error:
+        return Rejection("malformed", f"{cls.__name__}: {error}"[:MAX_TEXT])
+    return Envelope(*counters, body=body)  # type: ignore[arg-type]
+
+
+def _check_bounds(body: object) -> None:
+    for name in getattr(type(body), "__slots__", ()):
+        value = getattr(body, name)
+        if isinstance(value, str) and len(value) > MAX_TEXT:
+            raise RecordError(f"{name}: {len(value)} characters are over the limit of {MAX_TEXT}")
+        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+            raise RecordError(f"{name}: does not fit 64 bits")
+        if name in ("digest", "base") and isinstance(value, bytes) and len(value) != 32:
+            raise RecordError(f"{name}: {len(value)} bytes where SHA-256 has 32")
