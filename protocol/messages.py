@@ -299,15 +299,15 @@ def decode(data: bytes) -> Envelope | Rejection:
     cls = TYPES.get(kind) if isinstance(kind, int) and not isinstance(kind, bool) else None
     if cls is None:
         return Rejection("unknown-type", f"message type {kind!r:.40} is not known to this version")
-    counters = tuple(fields.get(key) for key in (2, 3, 4))
-    if not all(type(c) is int and 0 <= c < 1 << 63 for c in counters):
+    boot, sequence, sent_before = fields.get(2), fields.get(3), fields.get(4)
+    if not all(type(c) is int and 0 <= c < 1 << 63 for c in (boot, sequence, sent_before)):
         return Rejection("malformed", "boot, sequence and byte count must be unsigned integers")
     try:
         body = read_record(cls, fields.get(5), ignore_unknown=True)
         _check_bounds(body)
     except (RecordError, RecursionError) as error:
         return Rejection("malformed", f"{cls.__name__}: {error}"[:MAX_TEXT])
-    return Envelope(*counters, body=body)  # type: ignore[arg-type]
+    return Envelope(boot, sequence, sent_before, body)
 
 
 def _check_bounds(body: object) -> None:
