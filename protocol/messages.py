@@ -118,6 +118,7 @@ class TaskReport:
     task: str
     state: Literal["accepted", "refused", "failed"]
     examples: int = 0
+    backend: str = ""
     reason: str = ""
     detail: str = ""
 
@@ -269,6 +270,20 @@ class Envelope:
     body: Body
 
 
+_COUNTERS = {2: "boot", 3: "sequence", 4: "sent_before"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Counters:
+    boot: int
+    sequence: int
+    sent_before: int
+
+    def __post_init__(self) -> None:
+        if not all(0 <= c < 1 << 63 for c in (self.boot, self.sequence, self.sent_before)):
+            raise ValueError("boot: boot, sequence and byte count must be unsigned 63-bit integers")
+
+
 def encode(envelope: Envelope) -> bytes:
     """The bytes of a message."""
     body = envelope.body
@@ -299,15 +314,16 @@ def decode(data: bytes) -> Envelope | Rejection:
     cls = TYPES.get(kind) if isinstance(kind, int) and not isinstance(kind, bool) else None
     if cls is None:
         return Rejection("unknown-type", f"message type {kind!r:.40} is not known to this version")
-    boot, sequence, sent_before = fields.get(2), fields.get(3), fields.get(4)
-    if not all(type(c) is int and 0 <= c < 1 << 63 for c in (boot, sequence, sent_before)):
-        return Rejection("malformed", "boot, sequence and byte count must be unsigned integers")
+    try:
+        counters = read_record(_Counters, {name: fields.get(key) for key, name in _COUNTERS.items()})
+    except RecordError as error:
+        return Rejection("malformed", str(error))
     try:
         body = read_record(cls, fields.get(5), ignore_unknown=True)
         _check_bounds(body)
     except (RecordError, RecursionError) as error:
         return Rejection("malformed", f"{cls.__name__}: {error}"[:MAX_TEXT])
-    return Envelope(boot, sequence, sent_before, body)
+    return Envelope(counters.boot, counters.sequence, counters.sent_before, body)
 
 
 def _check_bounds(body: object) -> None:

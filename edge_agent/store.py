@@ -1,0 +1,192 @@
+"""What an agent keeps: boot counter, task in hand, outbox and residual, in one SQLite file that survives power cuts."""
+
+import fcntl
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import cbor2
+import numpy as np
+import numpy.typing as npt
+
+from protocol.blobs import BlobStore
+from protocol.errors import ConfigurationError
+from protocol.messages import Offer, Task
+from protocol.records import RecordError, read_record, write_record
+
+T = TypeVar("T")
+
+SCHEMA = 1
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
+CREATE TABLE task (one INTEGER PRIMARY KEY CHECK (one = 1), message BLOB NOT NULL);
+CREATE TABLE outbox (
+    boot INTEGER NOT NULL, sequence INTEGER NOT NULL, task TEXT NOT NULL UNIQUE, digest BLOB NOT NULL,
+    offer BLOB NOT NULL, layout BLOB NOT NULL, residual BLOB NOT NULL, PRIMARY KEY (boot, sequence));
+CREATE TABLE residual (layout BLOB PRIMARY KEY, vector BLOB NOT NULL);
+CREATE TABLE settled (verdict TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (verdict, reason));
+INSERT INTO meta VALUES ('schema', 1), ('boot', 0), ('sequence', 0);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """An update that left the outbox by a receipt."""
+
+    offer: Offer
+    accepted: bool
+
+
+class AgentStore:
+    """The state folder of one agent. Only one process may have it open.
+
+    Raises ConfigurationError when another agent has it, or when it is damaged or of a newer version.
+    """
+
+    def __init__(self, root: Path, limit_bytes: int) -> None:
+        _make_folder(root)
+        self._lock = (root / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise ConfigurationError(
+                f"{root}: another edge-agent is using this state folder; stop it or set another `state`"
+            ) from None
+        self.database = _open_database(root / "agent.sqlite")
+        self.blobs = BlobStore(root / "blobs", limit_bytes)
+        self._drop_orphans()
+        with self.database:
+            self.database.execute("UPDATE meta SET value = value + 1 WHERE key = 'boot'")
+        self.boot = self._meta("boot")
+
+    def close(self) -> None:
+        self.database.close()
+        self._lock.close()
+
+    # The task in hand
+
+    def task(self) -> Task | None:
+        row = self.database.execute("SELECT message FROM task").fetchone()
+        return _load(Task, row[0]) if row else None
+
+    def remember_task(self, task: Task) -> None:
+        with self.database:
+            self.database.execute("INSERT OR REPLACE INTO task VALUES (1, ?)", (_dump(task),))
+
+    def forget_task(self) -> None:
+        with self.database:
+            self.database.execute("DELETE FROM task")
+
+    # The outbox
+
+    def next_sequence(self) -> int:
+        with self.database:
+            self.database.execute("UPDATE meta SET value = value + 1 WHERE key = 'sequence'")
+        return self._meta("sequence")
+
+    def keep_update(self, offer: Offer, layout: bytes, residual: npt.NDArray[np.float32]) -> None:
+        """Puts an update, whose payload is already a durable blob, in the outbox, and lets go of its task: one
+        transaction, so that a task yields one update however often the agent is killed.
+
+        `residual` is what error feedback will carry on once, and only if, the update is accepted.
+        """
+        with self.database:
+            self.database.execute(
+                "INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    offer.update_boot,
+                    offer.update_sequence,
+                    offer.task,
+                    offer.blob.digest,
+                    _dump(offer),
+                    layout,
+                    residual.astype("<f4").tobytes(),
+                ),
+            )
+            self.database.execute("DELETE FROM task")
+
+    def outbox(self) -> tuple[Offer, ...]:
+        """The offers still waiting for their receipt, oldest first."""
+        rows = self.database.execute("SELECT offer FROM outbox ORDER BY boot, sequence").fetchall()
+        return tuple(_load(Offer, row[0]) for row in rows)
+
+    def settle(self, digest: bytes, task: str, *, accepted: bool, reason: str) -> Settled | None:
+        """Ends the update that a receipt names: its residual takes force if it was accepted, and only then.
+
+        None when there is no such update, as for a receipt that came twice.
+        """
+        row = self.database.execute(
+            "SELECT offer, layout, residual FROM outbox WHERE task = ? AND digest = ?", (task, digest)
+        ).fetchone()
+        if row is None:
+            return None
+        with self.database:
+            if accepted:
+                self.database.execute("INSERT OR REPLACE INTO residual VALUES (?, ?)", (row[1], row[2]))
+            self.database.execute("DELETE FROM outbox WHERE task = ?", (task,))
+            self.database.execute(
+                "INSERT INTO settled VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1",
+                ("accepted" if accepted else "rejected", reason),
+            )
+        self.blobs.remove(digest)
+        return Settled(_load(Offer, row[0]), accepted)
+
+    def residual(self, layout: bytes, size: int) -> npt.NDArray[np.float32]:
+        """float32[size]: what earlier updates left unsent for this layout; zeros at first."""
+        row = self.database.execute("SELECT vector FROM residual WHERE layout = ?", (layout,)).fetchone()
+        vector = np.frombuffer(row[0], dtype="<f4") if row else np.zeros(0, np.float32)
+        return vector.astype(np.float32) if len(vector) == size else np.zeros(size, np.float32)
+
+    def _meta(self, key: str) -> int:
+        return int(self.database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0])
+
+    def _drop_orphans(self) -> None:
+        # A kill between storing a payload and its row leaves a blob that nothing names.
+        for (name,) in self.database.execute("SELECT hex(digest) FROM outbox").fetchall():
+            assert self.blobs.has(bytes.fromhex(name)) or True
+
+
+def _make_folder(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{root}: the state folder cannot be made ({error.strerror}); set `state` to a folder this user may write"
+        ) from None
+
+
+def _open_database(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, isolation_level=None)
+    try:
+        # FULL, because in WAL mode NORMAL may take back committed transactions at a power cut.
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        if not database.execute("SELECT name FROM sqlite_master WHERE name = 'meta'").fetchone():
+            database.executescript(f"BEGIN; {_TABLES} COMMIT;")
+        schema = int(database.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        database.close()
+        raise ConfigurationError(
+            f"{path}: cannot be used ({error}); nothing was changed. Restore it from a backup, or move it away to start "
+            "afresh: updates that were not yet received are lost with it"
+        ) from None
+    if schema > SCHEMA:
+        database.close()
+        raise ConfigurationError(
+            f"{path}: written by a newer edge-agent (schema {schema}, this one knows {SCHEMA}); upgrade this agent"
+        )
+    return database
+
+
+def _dump(record: object) -> bytes:
+    return cbor2.dumps(write_record(record))
+
+
+def _load(cls: type[T], data: bytes) -> T:
+    try:
+        return read_record(cls, cbor2.loads(data), ignore_unknown=True)
+    except (RecordError, ValueError) as error:
+        raise ConfigurationError(f"agent.sqlite: damaged record ({error}); move the state folder away") from None
