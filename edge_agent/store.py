@@ -26,7 +26,8 @@ CREATE TABLE outbox (
     boot INTEGER NOT NULL, sequence INTEGER NOT NULL, task TEXT NOT NULL UNIQUE, digest BLOB NOT NULL,
     offer BLOB NOT NULL, layout BLOB NOT NULL, residual BLOB NOT NULL, PRIMARY KEY (boot, sequence));
 CREATE TABLE residual (layout BLOB PRIMARY KEY, vector BLOB NOT NULL);
-CREATE TABLE settled (verdict TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (verdict, reason));
+CREATE TABLE settled (
+    verdict TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (verdict, reason));
 INSERT INTO meta VALUES ('schema', 1), ('boot', 0), ('sequence', 0);
 """
 
@@ -57,7 +58,6 @@ class AgentStore:
             ) from None
         self.database = _open_database(root / "agent.sqlite")
         self.blobs = BlobStore(root / "blobs", limit_bytes)
-        self._drop_orphans()
         with self.database:
             self.database.execute("UPDATE meta SET value = value + 1 WHERE key = 'boot'")
         self.boot = self._meta("boot")
@@ -143,11 +143,6 @@ class AgentStore:
     def _meta(self, key: str) -> int:
         return int(self.database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0])
 
-    def _drop_orphans(self) -> None:
-        # A kill between storing a payload and its row leaves a blob that nothing names.
-        for (name,) in self.database.execute("SELECT hex(digest) FROM outbox").fetchall():
-            assert self.blobs.has(bytes.fromhex(name)) or True
-
 
 def _make_folder(root: Path) -> None:
     try:
@@ -159,7 +154,7 @@ def _make_folder(root: Path) -> None:
 
 
 def _open_database(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None)
+    database = sqlite3.connect(path)
     try:
         # FULL, because in WAL mode NORMAL may take back committed transactions at a power cut.
         database.execute("PRAGMA journal_mode = WAL")
@@ -170,8 +165,8 @@ def _open_database(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         database.close()
         raise ConfigurationError(
-            f"{path}: cannot be used ({error}); nothing was changed. Restore it from a backup, or move it away to start "
-            "afresh: updates that were not yet received are lost with it"
+            f"{path}: cannot be used ({error}); nothing was changed. Restore it from a backup, or move it away to "
+            "start afresh: updates that were not yet received are lost with it"
         ) from None
     if schema > SCHEMA:
         database.close()

@@ -109,6 +109,13 @@ class BlobStore:
         self._have(blob.digest).unlink(missing_ok=True)
         return True
 
+    def keep_only(self, digests: set[bytes]) -> None:
+        """Removes every blob, whole or partial, that is not among `digests`."""
+        names = {digest.hex() for digest in digests}
+        for path in self.root.iterdir():
+            if path.name.partition(".")[0] not in names:
+                path.unlink(missing_ok=True)
+
     def _part(self, digest: bytes) -> Path:
         return self.root / f"{digest.hex()}.part"
 

@@ -16,17 +16,22 @@ class NothingToDoError(SparsefleetError):
 
 
 class ConfigurationError(SparsefleetError):
-    """A setting, a bundle or data at hand is wrong; the operator can mend it."""
+    """A setting, a bundle or data at hand is wrong; the operator can mend it. `reason` is its word on the wire."""
 
     exit_code = 3
+    reason = "configuration"
 
 
 class BundleError(ConfigurationError):
     """A bundle is incomplete, altered, of an unknown format, or cannot be made from the given model."""
 
+    reason = "bundle"
+
 
 class DataError(ConfigurationError):
     """Local training data is missing, empty, of the wrong shape or type, or holds values a model cannot take."""
+
+    reason = "data"
 
 
 class UnreachableError(SparsefleetError):

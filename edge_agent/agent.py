@@ -1,0 +1,339 @@
+"""The agent: carries out what the job and transfer tables decide. Events and time come in, messages go out."""
+
+import logging
+import random
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from edge_agent import job as jobs
+from edge_agent.assets import Assets
+from edge_agent.link import Link
+from edge_agent.settings import AgentSettings
+from edge_agent.store import AgentStore
+from edge_agent.training import DivergedError, LocalTraining
+from edge_agent.update import pack
+from edge_agent.workshop import Bench, Workshop
+from protocol.errors import ConfigurationError, Rejection
+from protocol.messages import (
+    Body,
+    Chunk,
+    CoordinatorState,
+    DeviceState,
+    Hello,
+    Need,
+    Receipt,
+    Task,
+    TaskReport,
+    Unavailable,
+    Welcome,
+    Withdraw,
+)
+from protocol.topics import Topics
+from protocol.transfer import Receiving, ask, forget, receive
+from protocol.transport import Connected, Disconnected, Event, Incoming, Transport
+from sparse.codecs import parse_codec
+
+log = logging.getLogger("edge-agent")
+
+# Training is done in slices, so that a withdrawal or a need for chunks waits no longer than this.
+SLICE_S = 0.05
+# Hello and offers are said again until answered, ever more rarely.
+FIRST_RETRY_S = 2.0
+LONGEST_RETRY_S = 60.0
+# When a coordinator returns, its fleet greets it spread over this long.
+GREETING_SPREAD_S = 1.0
+NEVER = float("inf")
+
+
+def agent_version() -> str:
+    try:
+        return version("sparsefleet")
+    except PackageNotFoundError:
+        return "unpackaged"
+
+
+class Agent:
+    """One device of one fleet. `handle` takes what arrived, `advance` does what is due; both from one thread."""
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        base: Path,
+        store: AgentStore,
+        transport: Transport,
+        rng: random.Random,
+    ) -> None:
+        self._settings, self._store, self._rng = settings, store, rng
+        self._topics = Topics(settings.fleet)
+        self._link = Link(transport, self._topics, settings.device, store.boot)
+        self._assets = Assets(store.blobs.root.parent / "bundles", store.blobs, settings.training.backend)
+        self._workshop = Workshop(settings.data, base, settings.training.backend, settings.training.threads)
+        self._connected = False
+        self._epoch: int | None = None
+        self._hello_at, self._hello_retry_s = NEVER, FIRST_RETRY_S
+        self._offer_at, self._offer_retry_s = 0.0, FIRST_RETRY_S
+        self._unload_at = NEVER
+        self._receiving: Receiving | None = None
+        self._bench: Bench | None = None
+        self._training: LocalTraining | None = None
+        self.job = jobs.Job()
+        self.rejected = 0
+        remembered = store.task()
+        if remembered is not None:
+            self._on(jobs.Assigned(remembered))
+
+    @property
+    def sent_bytes(self) -> int:
+        return self._link.sent_bytes
+
+    # What arrives
+
+    def handle(self, event: Event, now: float) -> None:
+        """Takes one event of the transport in."""
+        match event:
+            case Connected():
+                self._connect(now)
+            case Disconnected(reason):
+                if self._connected or self._hello_at == NEVER:
+                    log.warning("disconnected reason=%r", reason)
+                self._connected = False
+                self._hello_at = 0.0
+            case Incoming():
+                self._read(event, now)
+
+    def _connect(self, now: float) -> None:
+        log.info("connected broker=%s", self._settings.broker.url)
+        self._connected = True
+        self._link.send("state", DeviceState("ready"), retain=True)
+        self._hello_at, self._hello_retry_s = now, FIRST_RETRY_S
+        self._offer_at, self._offer_retry_s = now, FIRST_RETRY_S
+        if self._receiving is not None:
+            self._receiving = forget(self._receiving)
+
+    def _read(self, event: Incoming, now: float) -> None:
+        envelope = self._link.read(event)
+        if envelope is None:
+            return
+        if isinstance(envelope, Rejection):
+            self.rejected += 1
+            log.warning("message rejected topic=%s %s", event.topic, envelope)
+            return
+        self._meet(envelope.boot, now)
+        self._obey(envelope.body, now)
+
+    def _meet(self, epoch: int, now: float) -> None:
+        """A coordinator that started anew remembers no transfer and may not know this device is here."""
+        if self._epoch is not None and epoch > self._epoch:
+            self._hello_at = now + self._rng.uniform(0, GREETING_SPREAD_S)
+            self._offer_at, self._offer_retry_s = self._hello_at, FIRST_RETRY_S
+            if self._receiving is not None:
+                self._receiving = forget(self._receiving)
+        self._epoch = max(epoch, self._epoch or 0)
+
+    def _obey(self, body: Body, now: float) -> None:
+        match body:
+            case Welcome():
+                self._hello_at = NEVER
+            case CoordinatorState(accepting=False):
+                log.warning("coordinator gone")
+            case Task():
+                self._assign(body, now)
+            case Withdraw(task, reason):
+                log.info("withdrawn task=%s reason=%s", task, reason)
+                self._on(jobs.Withdrawn(task))
+            case Need(digest, indices):
+                self._serve(digest, indices)
+            case Chunk():
+                self._take(body, now)
+            case Unavailable(digest, reason):
+                if self._receiving is not None and self._receiving.blob.digest == digest:
+                    self._on(jobs.Stopped("refused", "unavailable", f"{digest.hex()[:12]}: {reason}"))
+            case Receipt():
+                self._settle(body, now)
+            case _:
+                pass
+
+    def _assign(self, task: Task, now: float) -> None:
+        self._hello_at = NEVER
+        if any(offer.task == task.name for offer in self._store.outbox()):
+            # The work is done and waits for its receipt: the coordinator did not hear the offer.
+            self._offer_at, self._offer_retry_s = now, FIRST_RETRY_S
+            return
+        self._on(jobs.Assigned(task))
+
+    def _serve(self, digest: bytes, indices: tuple[int, ...]) -> None:
+        if all(offer.blob.digest != digest for offer in self._store.outbox()):
+            self._link.send("up", Unavailable(digest, "not in the outbox"))
+            return
+        for index in indices:
+            data = self._store.blobs.read_chunk(digest, index)
+            if data is not None:
+                self._link.send("up/blob", Chunk(digest, index, data))
+
+    def _take(self, chunk: Chunk, now: float) -> None:
+        if self._receiving is None:
+            return
+        outcome = receive(self._receiving, chunk, now)
+        if isinstance(outcome, Rejection):
+            self.rejected += 1
+            return
+        self._receiving, new = outcome
+        if new:
+            self._store.blobs.write_chunk(self._receiving.blob, chunk.index, chunk.data)
+
+    def _settle(self, receipt: Receipt, now: float) -> None:
+        accepted = receipt.verdict == "accepted"
+        settled = self._store.settle(receipt.digest, receipt.task, accepted=accepted, reason=receipt.reason)
+        if settled is None:
+            return
+        level = logging.INFO if accepted else logging.WARNING
+        log.log(level, "update %s task=%s %s %s", receipt.verdict, receipt.task, receipt.reason, receipt.detail)
+        if self.job.task is not None and self.job.task.name == receipt.task:
+            self._on(jobs.Withdrawn(receipt.task))
+        self._offer_at, self._offer_retry_s = now, FIRST_RETRY_S
+
+    # What is due
+
+    def advance(self, now: float) -> float:
+        """Does what is due and says in how many seconds something will be; 0 while there is work."""
+        if self._connected and now >= self._hello_at:
+            self._greet(now)
+        if self.job.phase == "fetching":
+            self._fetch(now)
+        if self.job.phase == "training":
+            self._train()
+        if self.job.phase == "packing" and not self._store.outbox():
+            self._pack(now)
+        if self._connected and now >= self._offer_at:
+            self._offer(now)
+        if self.job.phase == "idle" and now >= self._unload_at:
+            self._workshop.unload()
+            self._unload_at = NEVER
+            log.info("idle: runtime and data unloaded")
+        return self._wait(now)
+
+    def stop(self) -> None:
+        """Says goodbye; nothing on disk changes."""
+        self._link.send("state", DeviceState("gone"), retain=True)
+
+    def fail(self, reason: str) -> None:
+        """Gives the task in hand back after a fault of our own, so that the fleet does not wait for it."""
+        self._on(jobs.Stopped("failed", "internal", reason))
+
+    def _wait(self, now: float) -> float:
+        if self.job.phase == "training":
+            return 0.0
+        due = [self._unload_at]
+        if self._connected:
+            due += [self._hello_at, self._offer_at]
+            if self._receiving is not None and self.job.phase == "fetching":
+                due.append(self._receiving.ask_again_at)
+        return max(0.0, min(due) - now)
+
+    def _greet(self, now: float) -> None:
+        task = self.job.task.name if self.job.task else None
+        hello = Hello(agent_version(), self._settings.training.backend, task, len(self._store.outbox()))
+        self._link.send("up", hello)
+        self._hello_retry_s, self._hello_at = self._back_off(self._hello_retry_s, now)
+
+    def _offer(self, now: float) -> None:
+        outbox = self._store.outbox()
+        for offer in outbox:
+            self._link.send("up", offer)
+        if outbox:
+            self._offer_retry_s, self._offer_at = self._back_off(self._offer_retry_s, now)
+        else:
+            self._offer_at = NEVER
+
+    def _back_off(self, retry_s: float, now: float) -> tuple[float, float]:
+        """The next retry interval and time: doubled up to the limit, with half of it left to chance."""
+        return min(retry_s * 2, LONGEST_RETRY_S), now + retry_s * self._rng.uniform(0.5, 1.0)
+
+    def _fetch(self, now: float) -> None:
+        task = self.job.task
+        assert task is not None
+        if self._receiving is not None and self._receiving.complete:
+            blob, self._receiving = self._receiving.blob, None
+            if not self._store.blobs.finish(blob):
+                self._on(jobs.Stopped("failed", "damaged", f"blob {blob.digest.hex()[:12]} has another digest"))
+                return
+        if self._receiving is None:
+            missing = self._assets.missing(task)
+            if isinstance(missing, Rejection):
+                self._on(jobs.Stopped("refused", missing.reason, missing.detail))
+                return
+            if not missing:
+                self._prepare(task)
+                return
+            self._receiving = self._store.blobs.resume(missing[0])
+            if self._receiving.complete:
+                return
+        if self._connected:
+            self._receiving, need = ask(self._receiving, now)
+            if need is not None:
+                self._store.blobs.checkpoint(self._receiving)
+                self._link.send("up", need)
+
+    def _prepare(self, task: Task) -> None:
+        try:
+            parse_codec(task.codec)
+            bundle = self._assets.bundle(task)
+            self._bench = self._workshop.bench(bundle)
+            model = self._assets.model(task, bundle.manifest)
+            self._training = self._workshop.begin(self._bench, task, model)
+        except ConfigurationError as error:
+            log.error("task=%s refused: %s", task.name, error)
+            self._on(jobs.Stopped("refused", error.reason, str(error)))
+        except ValueError as error:
+            log.error("task=%s refused: %s", task.name, error)
+            self._on(jobs.Stopped("refused", "task", str(error)))
+        else:
+            self._on(jobs.Prepared())
+
+    def _train(self) -> None:
+        assert self._training is not None
+        try:
+            finished = self._training.advance(SLICE_S)
+        except DivergedError as error:
+            log.error("%s", error)
+            self._on(jobs.Stopped("failed", "diverged", str(error)))
+            return
+        if finished:
+            self._on(jobs.Trained())
+
+    def _pack(self, now: float) -> None:
+        task, bench, training = self.job.task, self._bench, self._training
+        assert task is not None
+        assert bench is not None
+        assert training is not None
+        base = self._assets.model(task, bench.manifest)
+        offer = pack(self._store, task, bench, base, training.result())
+        log.info("update kept task=%s loss=%.4f train_s=%.3f", offer.task, offer.loss, offer.train_s)
+        self._on(jobs.Packed())
+        self._offer_at, self._offer_retry_s = now, FIRST_RETRY_S
+        self._unload_at = now + self._settings.training.idle_unload_s
+
+    # What the job table decides
+
+    def _on(self, event: jobs.Event) -> None:
+        self.job, decisions = jobs.decide(self.job, event)
+        for decision in decisions:
+            self._carry_out(decision)
+
+    def _carry_out(self, decision: jobs.Decision) -> None:
+        match decision:
+            case jobs.Remember(task):
+                log.info("task=%s round=%d codec=%s", task.name, task.round, task.codec)
+                self._store.remember_task(task)
+                self._assets.keep_only_for(task, {offer.blob.digest for offer in self._store.outbox()})
+            case jobs.Forget():
+                self._store.forget_task()
+                self._receiving = self._training = None
+            case jobs.Report(task_name, state, reason, detail):
+                bench = self._bench if state == "accepted" else None
+                examples = len(bench.dataset) if bench else 0
+                backend = bench.choice.engine.name if bench else ""
+                self._link.send("up", TaskReport(task_name, state, examples, backend, reason, detail[:2000]))
+            case jobs.Fetch() | jobs.Train() | jobs.Pack():
+                # The next `advance` sees the phase and does it.
+                pass

@@ -1,0 +1,99 @@
+"""The edge-agent command: run the daemon, train offline, show a sample configuration."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from protocol.errors import ConfigurationError, SparsefleetError
+
+EPILOG = """\
+examples:
+  edge-agent config sample > agent.toml     # every key, with its default
+  edge-agent run --config agent.toml        # join the fleet and train when asked
+  edge-agent train --bundle bundle --data shard.npz --steps 20
+
+exit codes: 0 ok, 1 failure, 2 nothing to do, 3 configuration, 4 unreachable, 5 not enrolled
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Usage mistakes are configuration mistakes here: exit code 3, as documented."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(ConfigurationError.exit_code, f"{self.prog}: {message}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except SparsefleetError as error:
+        print(f"edge-agent: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("edge-agent: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="edge-agent",
+        description="The device's end of a training fleet: trains on local data, keeps its updates, sends them.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="join the fleet and train when asked; stops on Ctrl-C or SIGTERM")
+    run.add_argument("--config", type=Path, required=True, help="agent.toml; see: edge-agent config sample")
+    run.set_defaults(command=_run)
+
+    train = commands.add_parser(
+        "train",
+        help="train offline on this machine, with the same code",
+        epilog="example: edge-agent train --bundle demo/bundle --data shard.npz --steps 20 --json",
+    )
+    train.add_argument("--bundle", type=Path, required=True, help="folder made by fleet-export")
+    train.add_argument("--data", required=True, help=".npz or .npy file, folder or glob, or module:function")
+    train.add_argument("--inputs", default="x", help="names of the input arrays, comma-separated (default: x)")
+    train.add_argument("--target", default="y", help="name of the target array (default: y)")
+    train.add_argument("--steps", type=int, required=True)
+    train.add_argument("--batch-size", type=int, default=32)
+    train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
+    train.add_argument("--learning-rate", type=float, default=0.05)
+    train.add_argument("--momentum", type=float, default=0.9, help="for sgd (default: 0.9)")
+    train.add_argument("--weight-decay", type=float, default=0.0)
+    train.add_argument("--backend", default="auto")
+    train.add_argument("--threads", type=int, default=1)
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    train.set_defaults(command=_train)
+
+    config = commands.add_parser("config", help="about the configuration file")
+    actions = config.add_subparsers(required=True, metavar="ACTION")
+    sample = actions.add_parser("sample", help="print a configuration with every key")
+    sample.set_defaults(command=_sample)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    # Imported here so that --help and mistakes answer at once.
+    from edge_agent.daemon import run
+
+    return run(options.config)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from edge_agent.offline import train
+
+    return train(options)
+
+
+def _sample(_: argparse.Namespace) -> int:
+    from edge_agent.settings import SAMPLE
+
+    print(SAMPLE, end="")
+    return 0

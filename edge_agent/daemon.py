@@ -1,0 +1,89 @@
+"""The agent as a process: the one place that reads the clock, signals and the network."""
+
+import logging
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from edge_agent import settings as agent_settings
+from edge_agent.agent import Agent
+from edge_agent.link import last_will
+from edge_agent.store import AgentStore
+from protocol.mqtt import MqttSettings, MqttTransport
+from protocol.topics import Topics
+from protocol.transport import Transport
+
+log = logging.getLogger("edge-agent")
+
+# No wait is longer, so that a clock that jumps or a timer that was missed costs at most this.
+LONGEST_WAIT_S = 60.0
+# After a fault of our own the loop goes on, but never as a busy loop of tracebacks.
+PAUSE_AFTER_FAULT_S = 1.0
+
+
+class _Stop(BaseException):
+    """Ends a wait early when a signal asks the agent to stop."""
+
+
+class _Signals:
+    """Turns SIGINT and SIGTERM into an orderly end: at once while waiting, otherwise after the work in hand."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.waiting = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._take)
+
+    def _take(self, number: int, _: FrameType | None) -> None:
+        self.received = number
+        if self.waiting:
+            self.waiting = False
+            raise _Stop
+
+
+def run(config: Path) -> int:
+    """Runs the agent until it is told to stop. Raises ConfigurationError when it cannot start."""
+    settings = agent_settings.load(config)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    signals = _Signals()
+    rng = random.Random()
+    store = AgentStore(agent_settings.state_folder(settings, config), settings.limits.disk_mib << 20)
+    topics = Topics(settings.fleet)
+    log.info(
+        "start device=%s fleet=%s boot=%d outbox=%d", settings.device, settings.fleet, store.boot, len(store.outbox())
+    )
+    transport = MqttTransport(
+        MqttSettings.from_url(settings.broker.url, client_id=f"{settings.fleet}-{settings.device}"),
+        topics.of_agent(settings.device),
+        last_will(topics, settings.device, store.boot),
+    )
+    agent = Agent(settings, config.parent, store, transport, rng)
+    try:
+        _loop(agent, transport, signals)
+    finally:
+        agent.stop()
+        transport.close()
+        store.close()
+    log.info("stop")
+    return 130 if signals.received == signal.SIGINT else 0
+
+
+def _loop(agent: Agent, transport: Transport, signals: _Signals) -> None:
+    while signals.received is None:
+        try:
+            wait = agent.advance(time.monotonic())
+            signals.waiting = wait > 0
+            event = transport.poll(min(wait, LONGEST_WAIT_S)) if signals.received is None else None
+            signals.waiting = False
+            if event is not None:
+                agent.handle(event, time.monotonic())
+        except _Stop:
+            break
+        except Exception as error:  # noqa: BLE001  (the daemon's one: whatever a fault was, the fleet must not wait)
+            signals.waiting = False
+            log.exception("internal fault; the task in hand is given back")
+            agent.fail(f"{type(error).__name__}: {error}")
+            time.sleep(PAUSE_AFTER_FAULT_S)

@@ -1,0 +1,100 @@
+"""Every setting of an agent, with its bounds; read once from agent.toml."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edge_agent.data import DataSettings
+from protocol.errors import ConfigurationError
+from protocol.mqtt import parse_url
+from protocol.settings import load_settings
+from protocol.topics import check_name
+
+SAMPLE = """\
+# edge-agent settings. Every key is shown with its default, or with an example where there is none.
+device = "kitchen-pi"              # this device's name in the fleet: 2 to 63 of a-z 0-9 -
+fleet = "demo"                     # the fleet it belongs to, named likewise
+state = "state"                    # folder for what must survive; relative to this file
+
+[broker]
+url = "mqtt://127.0.0.1:1883"
+
+[data]
+path = "shard.npz"                 # a file, folder or glob of .npz shards or .npy pairs; or
+# source = "my_sensors:load"       # module:function that returns the arrays
+inputs = ["x"]                     # names of the input arrays
+target = "y"                       # name of the target array
+
+[training]
+backend = "auto"                   # auto, or a backend's name
+threads = 1                        # threads for one training step
+idle_unload_s = 60.0               # let go of runtime and data after so long without work
+
+[limits]
+disk_mib = 512                     # for bundle, model and outbox together
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """Where the broker is."""
+
+    url: str
+
+    def __post_init__(self) -> None:
+        parse_url(self.url)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How this device trains."""
+
+    backend: str = "auto"
+    threads: int = 1
+    idle_unload_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threads <= 64:
+            raise ValueError(f"threads: {self.threads} is outside 1..64")
+        if not 0 <= self.idle_unload_s <= 86400:
+            raise ValueError(f"idle_unload_s: {self.idle_unload_s} is outside 0..86400 seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """What the agent may take of this device."""
+
+    disk_mib: int = 512
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.disk_mib <= 1 << 20:
+            raise ValueError(f"disk_mib: {self.disk_mib} is outside 1..1048576")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """All of agent.toml. Paths in it are relative to the file's folder."""
+
+    device: str
+    fleet: str
+    state: str
+    broker: BrokerSettings
+    data: DataSettings
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+
+    def __post_init__(self) -> None:
+        check_name("device", self.device)
+        check_name("fleet", self.fleet)
+
+
+def load(path: Path) -> AgentSettings:
+    """The settings in a file. Raises ConfigurationError naming the key."""
+    return load_settings(AgentSettings, path)
+
+
+def state_folder(settings: AgentSettings, config: Path) -> Path:
+    """The state folder; refused when it is a file."""
+    folder = (config.parent / settings.state).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"state: {folder} is a file; set a folder")
+    return folder

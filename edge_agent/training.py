@@ -1,0 +1,121 @@
+"""Local steps on one device: engine, optimiser and data put together, a few steps at a time so that nothing waits."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_agent.data import Dataset, batches
+from edge_agent.runtimes import optimizers
+from edge_agent.runtimes.engine import Batch, Engine, Vector
+from protocol.errors import SparsefleetError
+from protocol.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to train: exactly one of `steps` and `epochs` is positive; `seed` orders the examples."""
+
+    steps: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    optimizer: optimizers.OptimizerSettings
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One finished step: its number from 1, the batch's loss, and how long it took."""
+
+    number: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The outcome of all steps: float32[total] model, mean loss over the last epoch's steps, compute seconds."""
+
+    model: Vector
+    loss: float
+    steps: int
+    seconds: float
+
+
+class DivergedError(SparsefleetError):
+    """The loss stopped being a number."""
+
+
+class LocalTraining:
+    """A run of local steps over one dataset from one model. The same arguments give the same result.
+
+    `advance` does steps until a time budget is used up, so that one thread can train and listen.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        manifest: Manifest,
+        dataset: Dataset,
+        recipe: Recipe,
+        model: Vector,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine, self._manifest, self._recipe, self._clock = engine, manifest, recipe, clock
+        self._model = model.copy()
+        self._parameters = self._model[: manifest.parameters]
+        self._buffers = self._model[manifest.parameters : manifest.parameters + manifest.buffers]
+        self._anchor = self._parameters.copy() if recipe.optimizer.proximal else None
+        self._optimizer = optimizers.init(recipe.optimizer, manifest.parameters)
+        rng = np.random.default_rng(recipe.seed)
+        self._batches: Iterator[Batch] = batches(dataset, recipe.batch_size, rng)
+        self._per_epoch = max(1, len(dataset) // recipe.batch_size)
+        self.total_steps = recipe.steps or recipe.epochs * self._per_epoch
+        self.done = 0
+        self._seconds = 0.0
+        self._losses: list[float] = []
+
+    @property
+    def finished(self) -> bool:
+        return self.done >= self.total_steps
+
+    def step(self) -> Step:
+        """One step. Raises DivergedError when the loss or the gradient is not finite."""
+        started = self._clock()
+        result = self._engine.step(self._model, next(self._batches))
+        if not np.isfinite(result.loss) or not np.isfinite(result.gradient).all():
+            raise DivergedError(
+                f"step {self.done + 1}: the loss is {result.loss} and the gradient is not finite throughout; lower the "
+                f"learning rate (now {self._recipe.learning_rate:g}) or check the data's scale"
+            )
+        self._optimizer, updated = optimizers.step(
+            self._recipe.optimizer,
+            self._optimizer,
+            self._parameters,
+            result.gradient,
+            self._recipe.learning_rate,
+            self._anchor,
+        )
+        self._parameters[:] = updated
+        self._buffers[:] = result.buffers
+        self.done += 1
+        self._losses.append(result.loss)
+        del self._losses[: -self._per_epoch]
+        seconds = self._clock() - started
+        self._seconds += seconds
+        return Step(self.done, result.loss, seconds)
+
+    def advance(self, budget_s: float) -> bool:
+        """Steps until all are done (True) or the budget is used up (False); at least one step."""
+        until = self._clock() + budget_s
+        while not self.finished:
+            self.step()
+            if self._clock() >= until:
+                break
+        return self.finished
+
+    def result(self) -> Trained:
+        loss = float(np.mean(self._losses)) if self._losses else float("nan")
+        return Trained(self._model, loss, self.done, self._seconds)

@@ -1,0 +1,39 @@
+"""From local result to update: difference, error feedback, codec, and into the outbox in one transaction."""
+
+import numpy as np
+
+from edge_agent.runtimes.engine import Vector
+from edge_agent.store import AgentStore
+from edge_agent.training import Trained
+from edge_agent.workshop import Bench
+from protocol.messages import Offer, Task
+from sparse.codecs import encode_update, parse_codec
+
+
+def pack(store: AgentStore, task: Task, bench: Bench, base: Vector, trained: Trained) -> Offer:
+    """Puts the update of a finished task in the outbox, whose residual must be settled before.
+
+    base: float32[total], the model the task started from. The payload is on disk before the outbox names it; a kill
+    in between leaves a blob that nothing names and the next task clears away.
+    """
+    manifest = bench.manifest
+    delta = np.subtract(trained.model, base)[: manifest.parameters + manifest.buffers]
+    parameters, buffers = delta[: manifest.parameters], delta[manifest.parameters :]
+    layout = manifest.layout_digest()
+    residual = store.residual(layout, manifest.parameters)
+    payload, residual = encode_update(parameters, buffers, residual, parse_codec(task.codec), layout)
+    offer = Offer(
+        blob=store.blobs.put(payload),
+        run=task.run,
+        round=task.round,
+        update_boot=store.boot,
+        update_sequence=store.next_sequence(),
+        base=task.model.digest,
+        examples=len(bench.dataset),
+        steps=trained.steps,
+        loss=trained.loss,
+        train_s=trained.seconds,
+        codec=task.codec,
+    )
+    store.keep_update(offer, layout, residual)
+    return offer
