@@ -82,7 +82,7 @@ def _loop(agent: Agent, transport: Transport, signals: _Signals) -> None:
                 agent.handle(event, time.monotonic())
         except _Stop:
             break
-        except Exception as error:  # noqa: BLE001  (the daemon's one: whatever a fault was, the fleet must not wait)
+        except Exception as error:
             signals.waiting = False
             log.exception("internal fault; the task in hand is given back")
             agent.fail(f"{type(error).__name__}: {error}")

@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.data import DataSettings, Dataset, load
+from edge_agent.data import Dataset, DataSettings, load
 from edge_agent.runtimes.backends import Choice, choose
 from edge_agent.runtimes.engine import Vector
 from edge_agent.runtimes.optimizers import OptimizerSettings
