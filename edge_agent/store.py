@@ -56,7 +56,11 @@ class AgentStore:
             raise ConfigurationError(
                 f"{root}: another edge-agent is using this state folder; stop it or set another `state`"
             ) from None
-        self.database = _open_database(root / "agent.sqlite")
+        try:
+            self.database = _open_database(root / "agent.sqlite")
+        except ConfigurationError:
+            self._lock.close()
+            raise
         self.blobs = BlobStore(root / "blobs", limit_bytes)
         with self.database:
             self.database.execute("UPDATE meta SET value = value + 1 WHERE key = 'boot'")
