@@ -299,8 +299,8 @@ def decode(data: bytes) -> Envelope | Rejection:
     cls = TYPES.get(kind) if isinstance(kind, int) and not isinstance(kind, bool) else None
     if cls is None:
         return Rejection("unknown-type", f"message type {kind!r:.40} is not known to this version")
-    boot, sequence, sent_before = fields.get(2), fields.get(3), fields.get(4)
-    if not all(type(c) is int and 0 <= c < 1 << 63 for c in (boot, sequence, sent_before)):
+    boot, sequence, sent_before = _counter(fields.get(2)), _counter(fields.get(3)), _counter(fields.get(4))
+    if boot is None or sequence is None or sent_before is None:
         return Rejection("malformed", "boot, sequence and byte count must be unsigned integers")
     try:
         body = read_record(cls, fields.get(5), ignore_unknown=True)
@@ -308,6 +308,10 @@ def decode(data: bytes) -> Envelope | Rejection:
     except (RecordError, RecursionError) as error:
         return Rejection("malformed", f"{cls.__name__}: {error}"[:MAX_TEXT])
     return Envelope(boot, sequence, sent_before, body)
+
+
+def _counter(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < 1 << 63 else None
 
 
 def _check_bounds(body: object) -> None:
