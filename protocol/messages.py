@@ -270,20 +270,6 @@ class Envelope:
     body: Body
 
 
-_COUNTERS = {2: "boot", 3: "sequence", 4: "sent_before"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Counters:
-    boot: int
-    sequence: int
-    sent_before: int
-
-    def __post_init__(self) -> None:
-        if not all(0 <= c < 1 << 63 for c in (self.boot, self.sequence, self.sent_before)):
-            raise ValueError("boot: boot, sequence and byte count must be unsigned 63-bit integers")
-
-
 def encode(envelope: Envelope) -> bytes:
     """The bytes of a message."""
     body = envelope.body
@@ -314,16 +300,19 @@ def decode(data: bytes) -> Envelope | Rejection:
     cls = TYPES.get(kind) if isinstance(kind, int) and not isinstance(kind, bool) else None
     if cls is None:
         return Rejection("unknown-type", f"message type {kind!r:.40} is not known to this version")
-    try:
-        counters = read_record(_Counters, {name: fields.get(key) for key, name in _COUNTERS.items()})
-    except RecordError as error:
-        return Rejection("malformed", str(error))
+    boot, sequence, sent_before = _counter(fields.get(2)), _counter(fields.get(3)), _counter(fields.get(4))
+    if boot is None or sequence is None or sent_before is None:
+        return Rejection("malformed", "boot, sequence and byte count must be unsigned integers")
     try:
         body = read_record(cls, fields.get(5), ignore_unknown=True)
         _check_bounds(body)
     except (RecordError, RecursionError) as error:
         return Rejection("malformed", f"{cls.__name__}: {error}"[:MAX_TEXT])
-    return Envelope(counters.boot, counters.sequence, counters.sent_before, body)
+    return Envelope(boot, sequence, sent_before, body)
+
+
+def _counter(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < 1 << 63 else None
 
 
 def _check_bounds(body: object) -> None:
