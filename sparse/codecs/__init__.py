@@ -1,0 +1,20 @@
+"""Update codecs: pure functions between flat float32 vectors and bytes."""
+
+from sparse.codecs.errors import PayloadError
+from sparse.codecs.feedback import encode_with_feedback
+from sparse.codecs.frame import decode, encode, max_payload_bytes
+from sparse.codecs.spec import CodecSpec, parse_codec
+from sparse.codecs.update import decode_update, encode_update, max_update_bytes
+
+__all__ = [
+    "CodecSpec",
+    "PayloadError",
+    "decode",
+    "decode_update",
+    "encode",
+    "encode_update",
+    "encode_with_feedback",
+    "max_payload_bytes",
+    "max_update_bytes",
+    "parse_codec",
+]

@@ -1,0 +1,27 @@
+"""Error feedback around any codec: what one payload leaves out is added to the next vector.
+
+Karimireddy et al. 2019, Error Feedback Fixes SignSGD and other Gradient Compression Schemes, algorithm 1, applied to
+the difference of models after local steps instead of to a gradient. The residual is computed from the decoded
+payload, so it accounts for exactly what the receiver sees, rounding and clipping included.
+"""
+
+import numpy as np
+
+from sparse.codecs.frame import decode, encode
+from sparse.codecs.selection import Vector
+from sparse.codecs.spec import CodecSpec
+
+
+def encode_with_feedback(delta: Vector, residual: Vector, spec: CodecSpec, layout: bytes) -> tuple[bytes, Vector]:
+    """The payload of delta + residual, and the new residual: (delta + residual) - decode(payload).
+
+    delta, residual: float32[d], not changed. Keep the old residual until the receiver has the payload for good; a
+    payload that is refused must leave it as it was. Raises ValueError as `encode` does.
+    """
+    if delta.shape != residual.shape:
+        raise ValueError(f"residual: {residual.shape} does not fit the delta {delta.shape}; start again from zeros")
+    # An overflow becomes an infinity, which encode refuses by its index.
+    with np.errstate(over="ignore", invalid="ignore"):
+        corrected = delta + residual
+    payload = encode(corrected, spec, layout)
+    return payload, corrected - decode(payload, len(corrected), layout)

@@ -1,0 +1,201 @@
+"""One vector as bytes and back: selection, value format, index coding, behind a checked header.
+
+    offset  bytes  what (integers little-endian)
+    0       4      magic "SFLV"
+    4       1      version, 1
+    5       1      selection: 0 all, 1 top-k
+    6       1      values: 0 float32, 1 float16
+    7       1      indices: 0 none, 1 bitmap, 2 rice
+    8       4      d, length of the vector
+    12      4      k, values sent
+    16      8      layout digest: which tensors the vector is made of
+    24      8      n, length of the body
+    32      4      CRC-32 of bytes 0 to 31 and the body
+    36      n      body: index bytes (none, bitmap.py or rice.py), then k values in index order, little-endian
+
+The CRC finds accidents, at once and cheaply; who sent what is for the layer that signs. The decoder checks every
+declared size against d and the bytes at hand before it allocates, so what a hostile payload costs is in proportion
+to its own length and to the d that the receiver expects, not to what it claims.
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse.codecs.bitmap import bitmap_size, decode_bitmap, encode_bitmap
+from sparse.codecs.errors import PayloadError
+from sparse.codecs.rice import decode_rice, encode_rice, max_rice_size
+from sparse.codecs.selection import Indices, Vector, top_k
+from sparse.codecs.spec import CodecSpec
+
+MAGIC = b"SFLV"
+VERSION = 1
+LAYOUT_BYTES = 8
+MAX_LENGTH = 1 << 30  # of a vector; the manifest's limit, and Rice arithmetic in int64 is safe below it
+
+_HEADER = struct.Struct("<4sBBBBII8sQ")
+_CRC = struct.Struct("<I")
+HEADER_BYTES = _HEADER.size + _CRC.size
+
+_SELECTIONS = ("all", "topk")
+_VALUES = ("float32", "float16")
+_TYPES = (np.dtype("<f4"), np.dtype("<f2"))
+_INDICES = ("none", "bitmap", "rice")
+_FLOAT16_MAX = 65504.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    selection: int
+    values: int
+    indices: int
+    d: int
+    k: int
+    layout: bytes
+    body: int
+
+
+def encode(vector: Vector, spec: CodecSpec, layout: bytes) -> bytes:
+    """The payload of float32[d] under `spec`; the same vector always gives the same bytes. layout: 8 bytes.
+
+    Magnitudes beyond 65504 are clipped to it under float16; error feedback sends the rest later.
+    Raises ValueError for a vector that is not flat, float32 and finite.
+    """
+    _check_vector(vector, layout)
+    d, k = len(vector), spec.kept(len(vector))
+    if spec.selection == "all":
+        indices, index_bytes, kept = 0, b"", vector
+    else:
+        chosen = top_k(vector, k)
+        indices, index_bytes = _encode_indices(chosen, d, spec)
+        kept = vector[chosen]
+    values = _VALUES.index(spec.values)
+    if spec.values == "float16":
+        kept = np.clip(kept, -_FLOAT16_MAX, _FLOAT16_MAX)
+    value_bytes = np.ascontiguousarray(kept, dtype=_TYPES[values]).data.cast("B") if k else b""
+    head = _HEADER.pack(
+        MAGIC,
+        VERSION,
+        _SELECTIONS.index(spec.selection),
+        values,
+        indices,
+        d,
+        k,
+        layout,
+        len(index_bytes) + len(value_bytes),
+    )
+    crc = zlib.crc32(value_bytes, zlib.crc32(index_bytes, zlib.crc32(head)))
+    return b"".join((head, _CRC.pack(crc), index_bytes, value_bytes))
+
+
+def decode(payload: bytes | memoryview, d: int, layout: bytes, spec: CodecSpec | None = None) -> Vector:
+    """The vector of a payload: float32[d], zero where nothing was sent, the same bits on every machine.
+
+    With `spec`, a payload under any other codec is refused. Raises PayloadError.
+    """
+    assert len(layout) == LAYOUT_BYTES, f"a layout digest has {LAYOUT_BYTES} bytes, not {len(layout)}"
+    view = memoryview(payload).cast("B")
+    header = _read_header(view)
+    _check_header(header, d, layout)
+    if spec is not None:
+        _check_codec(header, spec)
+    if len(view) < HEADER_BYTES + header.body:
+        raise PayloadError("truncated", f"{len(view)} bytes where {HEADER_BYTES + header.body} were declared")
+    if len(view) > HEADER_BYTES + header.body:
+        raise PayloadError("length", f"{len(view)} bytes where {HEADER_BYTES + header.body} were declared")
+    body = view[HEADER_BYTES:]
+    if zlib.crc32(body, zlib.crc32(view[: _HEADER.size])) != _CRC.unpack_from(view, _HEADER.size)[0]:
+        raise PayloadError("checksum", "the bytes were altered on the way")
+    return _decode_body(header, np.frombuffer(body, dtype=np.uint8))
+
+
+def frame_length(payload: bytes | memoryview) -> int:
+    """How many bytes the frame at the start of `payload` says it has. Raises PayloadError."""
+    return HEADER_BYTES + _read_header(memoryview(payload).cast("B")).body
+
+
+def max_payload_bytes(d: int, spec: CodecSpec) -> int:
+    """No float32[d] encodes to more bytes than this under `spec`."""
+    k = spec.kept(d)
+    index_bytes = {
+        "none": 0,
+        "bitmap": bitmap_size(d),
+        "rice": max_rice_size(k, d),
+        "auto": min(bitmap_size(d), max_rice_size(k, d)),
+    }[spec.indices]
+    return HEADER_BYTES + index_bytes + k * _TYPES[_VALUES.index(spec.values)].itemsize
+
+
+def _check_vector(vector: Vector, layout: bytes) -> None:
+    if vector.ndim != 1 or vector.dtype != np.float32 or len(vector) > MAX_LENGTH:
+        raise ValueError(
+            f"vector: {vector.dtype}{vector.shape} cannot be encoded; it must be float32, flat, at most {MAX_LENGTH}"
+        )
+    if len(layout) != LAYOUT_BYTES:
+        raise ValueError(f"layout: {len(layout)} bytes where a layout digest has {LAYOUT_BYTES}")
+    finite = np.isfinite(vector)
+    if not finite.all():
+        at = int(np.flatnonzero(~finite)[0])
+        raise ValueError(f"vector: {vector[at]} at index {at} cannot be encoded; check that the training is stable")
+
+
+def _encode_indices(chosen: Indices, d: int, spec: CodecSpec) -> tuple[int, bytes]:
+    if spec.indices == "bitmap":
+        return 1, encode_bitmap(chosen, d)
+    rice = encode_rice(chosen)
+    if spec.indices == "auto" and bitmap_size(d) <= len(rice):
+        return 1, encode_bitmap(chosen, d)
+    return 2, rice
+
+
+def _read_header(view: memoryview) -> _Header:
+    if len(view) < HEADER_BYTES:
+        raise PayloadError("truncated", f"{len(view)} bytes, the header alone has {HEADER_BYTES}")
+    magic, version, selection, values, indices, d, k, layout, body = _HEADER.unpack_from(view)
+    if magic != MAGIC:
+        raise PayloadError("magic", f"starts with {magic!r}, not {MAGIC!r}")
+    if version != VERSION:
+        raise PayloadError("version", f"version {version}, this decoder reads {VERSION}")
+    return _Header(selection, values, indices, d, k, layout, body)
+
+
+def _check_header(header: _Header, d: int, layout: bytes) -> None:
+    known = header.selection < len(_SELECTIONS) and header.values < len(_VALUES) and header.indices < len(_INDICES)
+    if not known or (header.selection == 0) != (header.indices == 0):
+        codec = (header.selection, header.values, header.indices)
+        raise PayloadError("codec", f"selection, values and indices {codec} are no codec of version {VERSION}")
+    if header.d != d:
+        raise PayloadError("size", f"a vector of {header.d} where one of {d} is due")
+    if header.layout != layout:
+        raise PayloadError("layout", f"layout {header.layout.hex()} where {layout.hex()} is due")
+    if header.k > d or (header.selection == 0 and header.k != d):
+        raise PayloadError("size", f"{header.k} values for a vector of {d}")
+    index_bytes = (0, bitmap_size(d), header.body)[header.indices]
+    value_bytes = header.k * _TYPES[header.values].itemsize
+    if (header.indices < 2 and header.body != index_bytes + value_bytes) or header.body < value_bytes:
+        raise PayloadError("length", f"a body of {header.body} bytes cannot hold {header.k} of {d} values")
+
+
+def _check_codec(header: _Header, spec: CodecSpec) -> None:
+    named = _SELECTIONS[header.selection] == spec.selection and _VALUES[header.values] == spec.values
+    if not named or (spec.indices != "auto" and _INDICES[header.indices] != spec.indices):
+        raise PayloadError("codec", f"the payload is not {spec}")
+    if header.k != spec.kept(header.d):
+        raise PayloadError("size", f"{header.k} values where {spec} keeps {spec.kept(header.d)} of {header.d}")
+
+
+def _decode_body(header: _Header, body: npt.NDArray[np.uint8]) -> Vector:
+    split = len(body) - header.k * _TYPES[header.values].itemsize
+    values = np.frombuffer(body[split:], dtype=_TYPES[header.values])
+    if not np.isfinite(values).all():
+        raise PayloadError("nonfinite", "NaN or infinity among the values")
+    if header.indices == 0:
+        return values.astype(np.float32)
+    read = decode_bitmap if header.indices == 1 else decode_rice
+    indices = read(body[:split], header.k, header.d)
+    vector = np.zeros(header.d, dtype=np.float32)
+    vector[indices] = values
+    return vector

@@ -1,0 +1,59 @@
+"""Codec names are read, written canonically, and refused with what is known."""
+
+import pytest
+
+from sparse import CodecSpec, parse_codec
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("all/float32", "all/float32"),
+        ("all/float16/none", "all/float16"),
+        ("topk:0.01/float16", "topk:0.01/float16/auto"),
+        ("topk:.010/float16/rice", "topk:0.01/float16/rice"),
+        ("topk:1e-5/float32/bitmap", "topk:1e-05/float32/bitmap"),
+        ("topk:1/float32/auto", "topk:1/float32/auto"),
+    ],
+)
+def test_a_name_is_read_and_has_one_canonical_form(text: str, canonical: str) -> None:
+    spec = parse_codec(text)
+    assert str(spec) == canonical
+    assert parse_codec(canonical) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "known are all/float32"),
+        ("gzip", "known are all/float32"),
+        ("all", "known are all/float32"),
+        ("all/float64", "'float64' is not known"),
+        ("all/float32/rice", "'rice' has no place after 'all'"),
+        ("topk/float32", "known are all/float32"),
+        ("topk:0/float32", "above 0 and at most 1"),
+        ("topk:1.5/float32", "above 0 and at most 1"),
+        ("topk:nan/float32", "known are"),
+        ("topk:-0.1/float32", "known are"),
+        ("topk:1.2.3/float32", "is not a number"),
+        ("topk:0.1/int4/rice", "'int4' is not known"),
+        ("topk:0.1/float32/none", "must be auto, rice or bitmap"),
+        ("topk:0.1/float32/zip", "must be auto, rice or bitmap"),
+        ("topk:0.1/float32/rice/x", "known are"),
+        ("topk:0.1/float32\n", "known are"),
+    ],
+)
+def test_a_wrong_name_is_refused_with_what_is_known(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=f"^codec: .*{says}"):
+        parse_codec(text)
+
+
+def test_an_unknown_selection_is_refused() -> None:
+    with pytest.raises(ValueError, match="'some' is not known"):
+        CodecSpec(selection="some")  # type: ignore[arg-type]
+
+
+def test_topk_keeps_at_least_one_value_of_any() -> None:
+    spec = parse_codec("topk:0.01/float32")
+    assert [spec.kept(d) for d in (0, 1, 10, 149, 151, 1000)] == [0, 1, 1, 1, 2, 10]
+    assert parse_codec("topk:1/float32").kept(7) == parse_codec("all/float32").kept(7) == 7
