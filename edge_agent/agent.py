@@ -1,9 +1,10 @@
 """The agent: carries out what the job and transfer tables decide. Events and time come in, messages go out."""
 
 import logging
-import random
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import numpy as np
 
 from edge_agent import job as jobs
 from edge_agent.assets import Assets
@@ -61,7 +62,7 @@ class Agent:
         base: Path,
         store: AgentStore,
         transport: Transport,
-        rng: random.Random,
+        rng: np.random.Generator,
     ) -> None:
         self._settings, self._store, self._rng = settings, store, rng
         self._topics = Topics(settings.fleet)

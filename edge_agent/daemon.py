@@ -1,18 +1,19 @@
 """The agent as a process: the one place that reads the clock, signals and the network."""
 
 import logging
-import random
 import signal
 import sys
 import time
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
+
 from edge_agent import settings as agent_settings
 from edge_agent.agent import Agent
 from edge_agent.link import last_will
 from edge_agent.store import AgentStore
-from protocol.mqtt import MqttSettings, MqttTransport
+from protocol.mqtt import MqttSettings, MqttTransport, parse_url
 from protocol.topics import Topics
 from protocol.transport import Transport
 
@@ -49,16 +50,17 @@ def run(config: Path) -> int:
     settings = agent_settings.load(config)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     signals = _Signals()
-    rng = random.Random()
+    rng = np.random.default_rng()
     store = AgentStore(agent_settings.state_folder(settings, config), settings.limits.disk_mib << 20)
     topics = Topics(settings.fleet)
     log.info(
         "start device=%s fleet=%s boot=%d outbox=%d", settings.device, settings.fleet, store.boot, len(store.outbox())
     )
     transport = MqttTransport(
-        MqttSettings.from_url(settings.broker.url, client_id=f"{settings.fleet}-{settings.device}"),
+        MqttSettings(parse_url(settings.broker.url), client_id=f"{settings.fleet}-{settings.device}"),
         topics.of_agent(settings.device),
         last_will(topics, settings.device, store.boot),
+        rng=rng,
     )
     agent = Agent(settings, config.parent, store, transport, rng)
     try:
