@@ -23,7 +23,7 @@ def train(options: argparse.Namespace) -> int:
     started = time.monotonic()
     recipe = _recipe(options)
     bundle = open_bundle(options.bundle)
-    dataset = load(_data(options), bundle.manifest, Path.cwd())
+    dataset = load(_data(options), bundle.manifest)
     choice = choose(bundle, options.backend, options.threads)
     training = LocalTraining(choice.engine, bundle.manifest, dataset, recipe, initial_model(bundle))
     losses, milliseconds = [], []

@@ -1,0 +1,303 @@
+"""The agent over an in-memory broker: tasks done, interruptions survived, bad input answered."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_agent.agent import Agent
+from edge_agent.data import DataSettings
+from edge_agent.link import last_will
+from edge_agent.settings import AgentSettings, BrokerSettings, TrainingSettings
+from edge_agent.store import AgentStore
+from protocol.messages import BlobRef, Chunk, DeviceState, Hello, Need, Offer, Receipt, Withdraw, decode
+from protocol.transport import Incoming, MemoryBroker
+from sparse.codecs import decode_update
+from tests.agent.fake_coordinator import RUN, FakeCoordinator
+from tests.tiny import TOTAL, write_bundle, write_shard
+
+DEVICE = "device-01"
+ZEROS = np.zeros(TOTAL, np.float32)
+
+
+@dataclass
+class Fleet:
+    """One agent, one fake coordinator, one clock."""
+
+    folder: Path
+    broker: MemoryBroker
+    coordinator: FakeCoordinator
+    agent: Agent
+    store: AgentStore
+    now: float = 0.0
+
+    def turn(self) -> None:
+        """Both sides handle what has arrived and do what is due; then time moves on."""
+        while (event := self.transport.poll(0)) is not None:
+            self.agent.handle(event, self.now)
+        wait = self.agent.advance(self.now)
+        self.coordinator.work(self.now)
+        self.now += min(max(wait, 0.01), 1.0)
+
+    def until(self, reached: Callable[[], bool], turns: int = 400) -> None:
+        for _ in range(turns):
+            if reached():
+                return
+            self.turn()
+        raise AssertionError(f"not reached after {turns} turns; heard {self.coordinator.heard[-5:]}")
+
+    def start(self, folder: Path) -> None:
+        settings = AgentSettings(
+            device=DEVICE,
+            fleet="test",
+            state="state",
+            broker=BrokerSettings("mqtt://127.0.0.1:1883"),
+            data=DataSettings(path="shard.npz"),
+            training=TrainingSettings(idle_unload_s=5.0),
+        )
+        self.store = AgentStore(folder / "state", 1 << 24)
+        will = last_will(self.coordinator.topics, DEVICE, self.store.boot)
+        self.transport = self.broker.connect(DEVICE, self.coordinator.topics.of_agent(DEVICE), will)
+        self.agent = Agent(settings, folder, self.store, self.transport, np.random.default_rng(1))
+
+    def restart(self) -> None:
+        """The agent is killed and started again: nothing but its folder survives."""
+        self.broker.cut(DEVICE)
+        self.store.close()
+        self.start(self.folder)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path):  # type: ignore[no-untyped-def]
+    bundle = write_bundle(tmp_path / "bundle")
+    write_shard(tmp_path / "shard.npz")
+    broker = MemoryBroker()
+    coordinator = FakeCoordinator(broker, bundle)
+    made = Fleet(tmp_path, broker, coordinator, None, None)  # type: ignore[arg-type]
+    made.start(tmp_path)
+    yield made
+    made.store.close()
+
+
+def test_an_agent_greets_trains_sends_and_settles(fleet: Fleet) -> None:
+    fleet.until(lambda: bool(fleet.coordinator.of(Hello)))
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
+    fleet.until(lambda: bool(fleet.coordinator.payloads) and not fleet.store.outbox())
+    assert [r.state for r in fleet.coordinator.reports] == ["accepted"]
+    assert fleet.coordinator.reports[0].examples == 40
+    assert fleet.coordinator.reports[0].backend == "numpy"
+    layout = fleet.coordinator.bundle.manifest.layout_digest()
+    delta, buffers = decode_update(fleet.coordinator.payloads[0], TOTAL, 0, layout)
+    assert delta[0] < 0 < delta[3]  # the weight of the first number parts the classes
+    assert len(buffers) == 0
+    assert fleet.agent.job.phase == "idle"
+
+
+def test_the_same_task_and_data_give_the_same_bytes(fleet: Fleet) -> None:
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
+    fleet.until(lambda: len(fleet.coordinator.payloads) == 1 and not fleet.store.outbox())
+    fleet.coordinator.say(replace(fleet.coordinator.task(2, ZEROS), seed=1))
+    fleet.until(lambda: len(fleet.coordinator.payloads) == 2)
+    assert fleet.coordinator.payloads[0] == fleet.coordinator.payloads[1]
+
+
+def test_a_bundle_is_fetched_once_and_models_every_round(fleet: Fleet) -> None:
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
+    fleet.until(lambda: len(fleet.coordinator.payloads) == 1 and not fleet.store.outbox())
+    needs = len(fleet.coordinator.of(Need))
+    fleet.coordinator.say(fleet.coordinator.task(2, ZEROS + 1))
+    fleet.until(lambda: len(fleet.coordinator.payloads) == 2)
+    assert len(fleet.coordinator.of(Need)) == needs + 1
+
+
+def test_an_agent_killed_at_any_turn_still_sends_one_update_for_its_task(fleet: Fleet) -> None:
+    task = fleet.coordinator.task(1, ZEROS, steps=20)
+    fleet.coordinator.say(task)
+    for _ in range(25):
+        fleet.turn()
+        fleet.restart()
+        fleet.coordinator.say(task)
+    fleet.until(lambda: bool(fleet.coordinator.payloads) and not fleet.store.outbox())
+    assert len(set(fleet.coordinator.payloads)) == 1
+    names = {(o.update_boot, o.update_sequence) for o in fleet.coordinator.of(Offer) if isinstance(o, Offer)}
+    assert len(names) == 1
+
+
+def test_a_remembered_task_goes_on_after_a_restart_without_being_sent_again(fleet: Fleet) -> None:
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
+    fleet.until(lambda: fleet.agent.job.phase != "idle")
+    fleet.restart()
+    fleet.until(lambda: bool(fleet.coordinator.payloads))
+
+
+def test_a_cut_link_costs_only_time(fleet: Fleet) -> None:
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
+    for _ in range(12):
+        fleet.turn()
+        fleet.broker.cut(DEVICE)
+        fleet.turn()
+        fleet.broker.restore(DEVICE)
+    fleet.until(lambda: bool(fleet.coordinator.payloads) and not fleet.store.outbox())
+
+
+def test_an_update_is_offered_until_the_coordinator_hears_it(fleet: Fleet) -> None:
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
+    fleet.until(lambda: fleet.agent.job.phase == "training")
+    fleet.coordinator.deaf = True
+    fleet.until(lambda: bool(fleet.store.outbox()))
+    for _ in range(50):
+        fleet.turn()
+    assert fleet.store.outbox()
+    fleet.coordinator.deaf = False
+    fleet.until(lambda: not fleet.store.outbox())
+
+
+def test_a_new_epoch_of_the_coordinator_is_greeted_and_offered_to(fleet: Fleet) -> None:
+    fleet.coordinator.announce()
+    fleet.until(lambda: bool(fleet.coordinator.of(Hello)))
+    for _ in range(5):
+        fleet.turn()
+    before = len(fleet.coordinator.of(Hello))
+    fleet.coordinator.epoch = 2
+    fleet.coordinator.announce()
+    fleet.until(lambda: len(fleet.coordinator.of(Hello)) > before)
+
+
+def test_a_rejected_update_leaves_the_outbox_and_the_residual_alone(fleet: Fleet) -> None:
+    layout = fleet.coordinator.bundle.manifest.layout_digest()
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS, codec="topk:0.3/float32/bitmap"))
+    fleet.until(lambda: bool(fleet.coordinator.payloads) and not fleet.store.outbox())
+    carried = fleet.store.residual(layout, TOTAL)
+    assert np.count_nonzero(carried)
+    fleet.coordinator.reject = "round-closed"
+    fleet.coordinator.say(fleet.coordinator.task(2, ZEROS, codec="topk:0.3/float32/bitmap"))
+    fleet.until(lambda: len(fleet.coordinator.payloads) == 2 and not fleet.store.outbox())
+    assert fleet.store.residual(layout, TOTAL).tolist() == carried.tolist()
+
+
+def test_what_was_sent_and_the_residual_add_up_to_what_was_learnt(fleet: Fleet) -> None:
+    layout = fleet.coordinator.bundle.manifest.layout_digest()
+    for round_ in (1, 2, 3):
+        fleet.coordinator.say(fleet.coordinator.task(round_, ZEROS, codec="topk:0.3/float32/bitmap"))
+        fleet.until(lambda r=round_: len(fleet.coordinator.payloads) == r and not fleet.store.outbox())  # type: ignore[misc]
+    sparse = sum(decode_update(p, TOTAL, 0, layout)[0].astype(np.float64) for p in fleet.coordinator.payloads)
+    residual = fleet.store.residual(layout, TOTAL)
+    fleet.coordinator.payloads.clear()
+    for round_ in (1, 2, 3):
+        fleet.coordinator.say(replace(fleet.coordinator.task(round_ + 3, ZEROS), seed=round_))
+        fleet.until(lambda r=round_: len(fleet.coordinator.payloads) == r and not fleet.store.outbox())  # type: ignore[misc]
+    # A dense update carries the residual along, so the first one is the difference of everything before.
+    dense = sum(decode_update(p, TOTAL, 0, layout)[0].astype(np.float64) for p in fleet.coordinator.payloads)
+    np.testing.assert_allclose(sparse + residual, dense - residual, atol=1e-5)
+
+
+def test_a_withdrawn_task_is_let_go(fleet: Fleet) -> None:
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS, steps=100_000))
+    fleet.until(lambda: fleet.agent.job.phase == "training")
+    fleet.coordinator.say(Withdraw(f"{RUN}/1", "round closed"))
+    fleet.until(lambda: fleet.agent.job.phase == "idle")
+    assert fleet.store.task() is None
+
+
+def test_runtime_and_data_are_let_go_after_idling(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
+    fleet.until(lambda: bool(fleet.coordinator.payloads) and not fleet.store.outbox())
+    caplog.set_level("INFO")
+    fleet.until(lambda: "unloaded" in caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda path: path.unlink(), "shard.npz"),
+        (lambda path: np.savez(path, x=np.full((4, 3), np.nan, np.float32), y=[0, 1, 0, 1]), "nan"),
+        (lambda path: np.savez(path, x=np.zeros((4, 3), np.float32), y=[0, 1, 0, 7]), "7"),
+        (lambda path: np.savez(path, x=np.zeros((4, 9), np.float32), y=[0, 1, 0, 1]), "9"),
+        (lambda path: np.savez(path, x=np.zeros((0, 3), np.float32), y=np.zeros(0, int)), "no examples"),
+    ],
+)
+def test_bad_data_is_reported_and_the_agent_stays(fleet: Fleet, spoil: Callable[[Path], object], says: str) -> None:
+    spoil(fleet.folder / "shard.npz")
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
+    fleet.until(lambda: bool(fleet.coordinator.reports))
+    report = fleet.coordinator.reports[0]
+    assert (report.state, report.reason) == ("refused", "data")
+    assert says in report.detail.lower()
+    write_shard(fleet.folder / "shard.npz")
+    fleet.coordinator.say(fleet.coordinator.task(2, ZEROS))
+    fleet.until(lambda: bool(fleet.coordinator.payloads))
+
+
+def test_a_model_of_the_wrong_size_is_refused_before_a_byte_of_it_is_asked_for(fleet: Fleet) -> None:
+    task = fleet.coordinator.task(1, ZEROS)
+    wrong = fleet.coordinator.add(bytes(TOTAL * 4 + 4))
+    fleet.coordinator.say(replace(task, model=wrong))
+    fleet.until(lambda: bool(fleet.coordinator.reports))
+    assert fleet.coordinator.reports[0].reason == "model"
+    asked = {need.digest for need in fleet.coordinator.of(Need) if isinstance(need, Need)}
+    assert wrong.digest not in asked
+
+
+def test_a_task_over_the_disk_limit_is_refused(fleet: Fleet) -> None:
+    fleet.store.blobs.limit_bytes = 2000
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
+    fleet.until(lambda: bool(fleet.coordinator.reports))
+    assert fleet.coordinator.reports[0].reason == "disk"
+
+
+def test_a_blob_the_coordinator_does_not_have_ends_the_task(fleet: Fleet) -> None:
+    task = replace(fleet.coordinator.task(1, ZEROS), manifest=BlobRef(b"?" * 32, 100))
+    fleet.coordinator.say(task)
+    fleet.until(lambda: bool(fleet.coordinator.reports))
+    assert fleet.coordinator.reports[0].reason == "unavailable"
+
+
+def test_a_codec_nobody_knows_is_refused_by_name(fleet: Fleet) -> None:
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS, codec="zip/9"))
+    fleet.until(lambda: bool(fleet.coordinator.reports))
+    assert fleet.coordinator.reports[0].state == "refused"
+    assert "zip" in fleet.coordinator.reports[0].detail
+
+
+def test_a_diverging_task_is_reported_as_failed(fleet: Fleet) -> None:
+    fleet.coordinator.say(replace(fleet.coordinator.task(1, np.full(TOTAL, 3e38, np.float32))))
+    fleet.until(lambda: bool([r for r in fleet.coordinator.reports if r.state == "failed"]))
+    assert fleet.coordinator.reports[-1].reason == "diverged"
+
+
+def test_garbage_on_the_wire_is_counted_and_nothing_else(fleet: Fleet) -> None:
+    topic = fleet.coordinator.topics.device(DEVICE, "down")
+    for garbage in (b"", b"\xff" * 100, b"\xa0", b"not cbor at all"):
+        fleet.coordinator.transport.publish(topic, garbage)
+    fleet.coordinator.say(Chunk(b"c" * 32, 0, b"unasked"), "down/blob")
+    fleet.coordinator.say(Receipt(b"r" * 32, "run/1", "accepted"))
+    fleet.turn()
+    assert fleet.agent.rejected == 4
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
+    fleet.until(lambda: bool(fleet.coordinator.payloads))
+
+
+def test_bytes_are_counted_where_they_are_sent(fleet: Fleet) -> None:
+    seen = 0
+    listener = fleet.broker.connect("listener", (f"sf/1/test/{DEVICE}/up/#", f"sf/1/test/{DEVICE}/state"))
+    fleet.restart()
+    while listener.poll(0) is not None:
+        pass
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
+    fleet.until(lambda: bool(fleet.coordinator.payloads) and not fleet.store.outbox())
+    while (event := listener.poll(0)) is not None:
+        if isinstance(event, Incoming):
+            envelope = decode(event.payload)
+            assert not hasattr(envelope, "reason")
+            assert envelope.sent_before == seen  # type: ignore[union-attr]
+            seen += len(event.topic) + len(event.payload)
+    assert seen == fleet.agent.sent_bytes
+
+
+def test_a_lost_agent_is_announced_by_its_will(fleet: Fleet) -> None:
+    fleet.turn()
+    fleet.broker.cut(DEVICE)
+    fleet.coordinator.work(0)
+    assert fleet.coordinator.of(DeviceState)[-1] == DeviceState("lost")
