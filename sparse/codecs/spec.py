@@ -41,7 +41,7 @@ class CodecSpec:
     def __str__(self) -> str:
         if self.selection == "all":
             return f"all/{self.values}"
-        return f"topk:{repr(self.fraction).removesuffix('.0')}/{self.values}/{self.indices}"
+        return f"topk:{repr(float(self.fraction)).removesuffix('.0')}/{self.values}/{self.indices}"
 
     def kept(self, d: int) -> int:
         """How many of d values are sent: at least one of any, so that even a tiny vector moves."""
