@@ -33,13 +33,16 @@ class _Signals:
     """Turns SIGINT and SIGTERM into an orderly end: at once while waiting, otherwise after the work in hand."""
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self.number: int | None = None
         self.waiting = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._take)
 
+    def received(self) -> bool:
+        return self.number is not None
+
     def _take(self, number: int, _: FrameType | None) -> None:
-        self.received = number
+        self.number = number
         if self.waiting:
             self.waiting = False
             raise _Stop
@@ -70,15 +73,15 @@ def run(config: Path) -> int:
         transport.close()
         store.close()
     log.info("stop")
-    return 130 if signals.received == signal.SIGINT else 0
+    return 130 if signals.number == signal.SIGINT else 0
 
 
 def _loop(agent: Agent, transport: Transport, signals: _Signals) -> None:
-    while signals.received is None:
+    while not signals.received():
         try:
             wait = agent.advance(time.monotonic())
             signals.waiting = wait > 0
-            event = transport.poll(min(wait, LONGEST_WAIT_S)) if signals.received is None else None
+            event = None if signals.received() else transport.poll(min(wait, LONGEST_WAIT_S))
             signals.waiting = False
             if event is not None:
                 agent.handle(event, time.monotonic())

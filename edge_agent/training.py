@@ -84,7 +84,9 @@ class LocalTraining:
     def step(self) -> Step:
         """One step. Raises DivergedError when the loss or the gradient is not finite."""
         started = self._clock()
-        result = self._engine.step(self._model, next(self._batches))
+        # Overflow is no surprise to be warned of: it is looked for right below.
+        with np.errstate(over="ignore", invalid="ignore"):
+            result = self._engine.step(self._model, next(self._batches))
         if not np.isfinite(result.loss) or not np.isfinite(result.gradient).all():
             raise DivergedError(
                 f"step {self.done + 1}: the loss is {result.loss} and the gradient is not finite throughout; lower the "

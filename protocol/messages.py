@@ -292,7 +292,7 @@ def decode(data: bytes) -> Envelope | Rejection:
     try:
         fields = cbor2.loads(data)
     # cbor2 wraps most, not all, of what hostile bytes provoke; anything here means "not CBOR of ours".
-    except (ValueError, TypeError, OverflowError, RecursionError, MemoryError, EOFError, KeyError) as error:
+    except (cbor2.CBORError, ValueError, TypeError, OverflowError, RecursionError, MemoryError, KeyError) as error:
         return Rejection("malformed", f"not a CBOR message ({type(error).__name__})")
     if not isinstance(fields, dict) or fields.get(0) != PROTOCOL_VERSION:
         return Rejection("protocol", f"not a version {PROTOCOL_VERSION} message")

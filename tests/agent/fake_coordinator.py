@@ -43,7 +43,7 @@ class FakeCoordinator:
     device: str = "device-01"
     epoch: int = 1
     reject: str = ""
-    deaf: bool = False
+    deaf_to: tuple[type, ...] = ()
     heard: list[Body] = field(default_factory=list)
     payloads: list[bytes] = field(default_factory=list)
 
@@ -92,11 +92,12 @@ class FakeCoordinator:
     def work(self, now: float) -> None:
         """Answers everything that has arrived."""
         while (event := self.transport.poll(0)) is not None:
-            if isinstance(event, Incoming) and not self.deaf:
+            if isinstance(event, Incoming):
                 envelope = decode(event.payload)
                 assert isinstance(envelope, Envelope), envelope
                 self.heard.append(envelope.body)
-                self._answer(envelope.body, now)
+                if not isinstance(envelope.body, self.deaf_to):
+                    self._answer(envelope.body, now)
 
     def of(self, kind: type) -> list[Body]:
         return [body for body in self.heard if isinstance(body, kind)]
@@ -137,6 +138,6 @@ class FakeCoordinator:
             self.say(need)
         elif self._receiving.complete:
             self.payloads.append(b"".join(self._chunks[i] for i in sorted(self._chunks)))
-            verdict = "rejected" if self.reject else "accepted"
-            self.say(Receipt(self._offer.blob.digest, self._offer.task, verdict, self.reject))
+            digest, task = self._offer.blob.digest, self._offer.task
+            self.say(Receipt(digest, task, "rejected" if self.reject else "accepted", self.reject))
             self._receiving = None

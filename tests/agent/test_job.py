@@ -26,7 +26,8 @@ def task(round_: int = 1, run: str = "run") -> Task:
 
 
 def follow(*events: jobs.Event) -> tuple[jobs.Job, list[jobs.Decision]]:
-    job, said = jobs.Job(), []
+    job = jobs.Job()
+    said: list[jobs.Decision] = []
     for event in events:
         job, decisions = jobs.decide(job, event)
         said += decisions
