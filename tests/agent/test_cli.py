@@ -1,4 +1,4 @@
-"""The edge-agent command: help, usage mistakes, configuration mistakes by key, and a real process that stops cleanly."""
+"""The edge-agent command: help, usage mistakes, configuration mistakes by key, and a process that stops cleanly."""
 
 import json
 import os
