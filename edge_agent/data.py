@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -56,18 +57,21 @@ class Dataset:
         return len(self.inputs[0])
 
 
-def load(settings: DataSettings, manifest: Manifest) -> Dataset:
+def load(settings: DataSettings, manifest: Manifest, base: Path | None = None) -> Dataset:
     """Reads all data into memory, once, and checks it.
 
+    A relative path starts at `base` (the folder of the settings file; the current folder when None), and a source's
+    module is also looked for there, after everything that is installed.
     Floating point arrays are cast to float32 and integers to int64 where the bundle says so; nothing else is
     converted. Raises DataError that names the file, the array, the value and the remedy.
     """
     ports = _ports(settings, manifest)
+    base = base or Path()
     if settings.path is not None:
-        shards = [_check(where, arrays, ports) for where, arrays in _read_files(settings.path, tuple(ports))]
+        shards = [_check(where, arrays, ports) for where, arrays in _read_files(base, settings.path, tuple(ports))]
     else:
         assert settings.source is not None
-        shards = [_check(settings.source, _call(settings, settings.source), ports)]
+        shards = [_check(settings.source, _call(settings, settings.source, base), ports)]
     joined = {name: _join([shard.pop(name) for shard in shards]) for name in ports}
     return Dataset(tuple(joined[n] for n in settings.inputs), tuple(joined[n] for n in settings.targets))
 
@@ -102,8 +106,12 @@ def _ports(settings: DataSettings, manifest: Manifest) -> dict[str, Port]:
 # Reading
 
 
-def _read_files(pattern: str, names: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    files = _expand(pattern)
+def _read_files(base: Path, path: str, names: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        pattern = base / Path(path).expanduser()
+        files = _expand(pattern)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path}: cannot be listed: {error}; check data.path") from None
     archives = [f for f in files if f.suffix == ".npz"]
     singles = [f for f in files if f.suffix == ".npy"]
     if archives and singles:
@@ -120,15 +128,12 @@ def _read_files(pattern: str, names: tuple[str, ...]) -> Iterator[tuple[str, Map
         yield str(file), arrays
 
 
-def _expand(pattern: str) -> list[Path]:
-    try:
-        path = Path(pattern).expanduser()
-        if path.is_file():
-            return [path]
-        found = path.iterdir() if path.is_dir() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-        return sorted(p for p in found if p.is_file())
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{pattern}: cannot be listed: {error}; check data.path") from None
+def _expand(pattern: Path) -> list[Path]:
+    if pattern.is_file():
+        return [pattern]
+    if pattern.is_dir():
+        return sorted(p for p in pattern.iterdir() if p.is_file())
+    return sorted(p for p in Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))) if p.is_file())
 
 
 def _group(files: list[Path], names: tuple[str, ...]) -> Iterator[tuple[Path, dict[str, Path]]]:
@@ -165,12 +170,15 @@ def _read(file: Path, names: tuple[str, ...]) -> Mapping[str, Any]:
         raise DataError(f"{file}: cannot be read: {reason}") from None
 
 
-def _call(settings: DataSettings, source: str) -> Mapping[str, Any]:
+def _call(settings: DataSettings, source: str, base: Path) -> Mapping[str, Any]:
     module_name, _, function_name = source.partition(":")
+    folder = str(base.resolve())
+    if folder not in sys.path:
+        sys.path.append(folder)
     try:
         function = getattr(importlib.import_module(module_name), function_name, None)
     except ImportError as error:
-        raise DataError(f"{source}: {error}; install the module or put its folder on PYTHONPATH") from None
+        raise DataError(f"{source}: {error}; install the module or put it in {base.resolve()}") from None
     if not callable(function):
         raise DataError(f"{source}: {module_name} has no function {function_name!r}; check data.source")
     result = function()

@@ -85,6 +85,25 @@ def test_a_relative_glob_is_read_from_the_current_folder(tmp_path: Path, monkeyp
     same(load_path("*.npz"))
 
 
+def test_a_relative_path_starts_at_the_base_and_an_absolute_one_stays(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    np.savez(tmp_path / "shards" / "a.npz", x=X, y=Y)
+    for path in ("shards", "shards/a.npz", "*/a.npz", str(tmp_path / "shards")):
+        same(load(DataSettings(path=path), MANIFEST, tmp_path))
+
+
+def test_a_module_beside_the_settings_is_found_and_shadows_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside_settings.py").write_text("import fractions\ndef load():\n    return fractions.rows\n")
+    (tmp_path / "fractions.py").write_text("rows = 'shadowed'\n")
+    settings = DataSettings(source="beside_settings:load")
+    with pytest.raises(AttributeError, match="'fractions' has no attribute 'rows'"):
+        load(settings, MANIFEST, tmp_path)
+    assert "put it in" in refused(None, DataSettings(source="not_beside:load"))
+
+
 def test_npy_files_are_paired_by_the_name_of_their_array(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     np.save(tmp_path / "y.npy", Y)
