@@ -1,0 +1,110 @@
+"""The one way onnxruntime is imported: no telemetry, no torch, graphs only as checked bytes.
+
+The training wheel's own `import onnxruntime` tries `onnxruntime.training.ortmodule` to learn its version, and so
+imports torch wherever torch is installed. Blocking that name for the length of the import keeps torch out.
+"""
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import numpy as np
+
+from edge_agent.runtimes.engine import Array, Batch
+from protocol.errors import BundleError, ConfigurationError, DataError
+from protocol.manifest import Manifest, Port
+
+# ONNX graphs are protobuf messages, which end at 2 GiB. A graph that holds no weights is far smaller.
+MAX_GRAPH_BYTES = 2**31 - 1
+# The key and the first length byte of a TensorProto's external_data entry: {key: "location"}.
+_EXTERNAL_LOCATION = b"\x0a\x08location\x12"
+_TRAINING = "onnxruntime.training"
+_ERRORS = 3
+
+
+def import_onnxruntime() -> ModuleType:
+    """The onnxruntime package, imported without torch. Raises ConfigurationError where there is none."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    blocked = "onnxruntime" not in sys.modules and _TRAINING not in sys.modules
+    if blocked:
+        # None in sys.modules makes an import of that name raise ModuleNotFoundError.
+        sys.modules[_TRAINING] = cast(ModuleType, None)
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigurationError(
+            f"onnxruntime: cannot be imported ({error}); pip install 'sparsefleet[agent-ort-training]'"
+        ) from None
+    finally:
+        if blocked:
+            del sys.modules[_TRAINING]
+    return cast(ModuleType, onnxruntime)
+
+
+def native_training() -> Any | None:
+    """The C classes of the training wheel, or None where the wheel at hand cannot train."""
+    import_onnxruntime()
+    from onnxruntime.capi import _pybind_state as native
+
+    return native if hasattr(native, "load_checkpoint") and hasattr(native, "Module") else None
+
+
+def session_options(threads: int) -> Any:
+    """Options shared by every session: `threads` threads inside an operator, none that spin, errors only in the log."""
+    options = import_onnxruntime().SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def read_graph(path: Path) -> bytes:
+    """The bytes of a graph that refers to no file outside itself. Raises BundleError."""
+    size = path.stat().st_size
+    if size > MAX_GRAPH_BYTES:
+        raise BundleError(f"{path}: {size} bytes are over the limit of {MAX_GRAPH_BYTES} for a graph")
+    graph = path.read_bytes()
+    if _EXTERNAL_LOCATION in graph:
+        raise BundleError(f"{path}: holds ONNX external data, which is never loaded; export the bundle again")
+    return graph
+
+
+def session(path: Path, threads: int) -> Any:
+    """An inference session on a graph read by `read_graph`. Raises BundleError if the runtime refuses the graph."""
+    runtime = import_onnxruntime()
+    graph = read_graph(path)
+    try:
+        return runtime.InferenceSession(graph, session_options(threads), providers=["CPUExecutionProvider"])
+    except (RuntimeError, ValueError, *_failures()) as error:
+        raise BundleError(f"{path}: onnxruntime {runtime.__version__} cannot load it: {first_line(error)}") from None
+
+
+def arrays(manifest: Manifest, batch: Batch) -> list[Array]:
+    """The batch's arrays in graph order, contiguous and of manifest types. Raises DataError on a wrong shape."""
+    ports = (*manifest.inputs, *manifest.targets)
+    values = (*batch.inputs, *batch.targets)
+    if len(values) != len(ports):
+        raise DataError(f"batch: {len(values)} arrays where the bundle takes {', '.join(p.name for p in ports)}")
+    return [_array(port, value, len(batch)) for port, value in zip(ports, values, strict=True)]
+
+
+def first_line(error: Exception) -> str:
+    """What a runtime's error says first; the rest is C++ addresses."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _array(port: Port, value: Array, examples: int) -> Array:
+    if value.shape != (examples, *port.shape) or examples == 0:
+        raise DataError(f"{port.name}: an array of shape {value.shape} where {('batch', *port.shape)} is needed")
+    return np.ascontiguousarray(value, dtype=port.dtype)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """The exceptions of the C++ side, which derive from Exception alone."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+    return tuple(getattr(native, name) for name in names if hasattr(native, name))

@@ -1,0 +1,253 @@
+"""A bundle from a TrainingSpec: three graphs, artifacts, parameters, parity, and the manifest last."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+import torch
+from safetensors.numpy import save
+
+from edge_agent.runtimes.backends import load_evaluator
+from edge_agent.runtimes.ort_training import NAME as ORT_TRAINING
+from edge_agent.runtimes.ort_training import OrtTrainingEngine
+from export import graph_surgery as surgery
+from export import ort_artifacts, parity
+from export.capture import Outputs, WithLoss, program, to_onnx, try_out
+from export.inference import places_of
+from export.layout import Ports, flat_model, ports_of, tensors_of
+from export.spec import TrainingSpec
+from protocol.bundle import PARAMETERS_FILE, Bundle
+from protocol.errors import BundleError, ConfigurationError
+from protocol.manifest import (
+    FORMAT,
+    MANIFEST_FILE,
+    Backend,
+    FileEntry,
+    Inference,
+    Manifest,
+    Tensor,
+    Variant,
+    format_manifest,
+)
+
+# A graph is one protobuf message, which ends at 2 GiB; external data, the way round it, is refused everywhere.
+MAX_MODEL_BYTES = 2_000_000_000
+INFERENCE_FILE = "inference.onnx"
+FOLDER = ORT_TRAINING
+FILES = {
+    "train": f"{FOLDER}/training_model.onnx",
+    "eval": f"{FOLDER}/eval_model.onnx",
+    "optimizer": f"{FOLDER}/optimizer_model.onnx",
+    "checkpoint": f"{FOLDER}/checkpoint",
+}
+REQUIRES = "onnxruntime-training-cpu==1.19.2"
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Graphs:
+    """The three graphs over one tensor table. `train` still knows which layer each node came from."""
+
+    train: onnx.ModelProto
+    evaluation: onnx.ModelProto
+    inference: onnx.ModelProto
+    tensors: tuple[Tensor, ...]
+    ports: Ports
+
+
+def write_bundle(spec: TrainingSpec, out: Path, *, line: str, force: bool = False, report: Report = str) -> Manifest:
+    """Writes the bundle folder `out`, whole or not at all. `report` is told of each stage.
+
+    The module's mode is left as it was. Raises ConfigurationError if `out` is taken, BundleError if the model cannot
+    be trained on devices.
+    """
+    _check_out(out, force)
+    with _restored(spec), _temporary_beside(out) as folder:
+        graphs = capture(spec, report)
+        report("building ONNX Runtime training artifacts")
+        manifest = _write_files(spec, graphs, line, folder)
+        report("checking parity with torch")
+        manifest = _with_parity(spec, graphs, manifest, folder)
+        (folder / MANIFEST_FILE).write_bytes(format_manifest(manifest))
+        _settle(folder, out)
+    return manifest
+
+
+def capture(spec: TrainingSpec, report: Report = str) -> Graphs:
+    """The three graphs of a spec. Raises BundleError naming the layer that stands in the way."""
+    size = 4 * sum(p.numel() for p in spec.module.parameters())
+    if size > MAX_MODEL_BYTES:
+        raise BundleError(
+            f"module: {size} bytes of parameters are over the limit of {MAX_MODEL_BYTES}; use a smaller model"
+        )
+    report("capturing the training graph")
+    spec.module.train()
+    every = tensors_of(spec)
+    with _buffers_kept(spec):
+        outputs = try_out(spec).outputs
+    arguments = (*spec.input_tensors, *spec.target_tensors)
+    taken = {name for name, _ in (*spec.module.named_parameters(), *spec.module.named_buffers())} | {"loss"}
+    ports = ports_of(spec, outputs, taken)
+    names = [p.name for p in (*ports.inputs, *ports.targets)]
+    given = ["loss", *(p.name for p in ports.outputs)]
+    train = to_onnx(program(WithLoss(spec), arguments), names, given)
+    report("capturing the evaluation graph")
+    spec.module.eval()
+    evaluation = to_onnx(program(WithLoss(spec), arguments), names, given)
+    inference = to_onnx(program(Outputs(spec.module), spec.input_tensors), names[: len(ports.inputs)], given[1:])
+    for model in (train, evaluation, inference):
+        surgery.use_module_names(model, spec.module)
+    tensors = _used(every, train)
+    _finish(train, evaluation, inference, tensors)
+    return Graphs(train, evaluation, inference, tensors, ports)
+
+
+def _finish(
+    train: onnx.ModelProto, evaluation: onnx.ModelProto, inference: onnx.ModelProto, tensors: tuple[Tensor, ...]
+) -> None:
+    # Of the training graph only the loss is asked; its other outputs would be copied at every step.
+    del train.graph.output[1:]
+    surgery.settle_casts(train)
+    surgery.average_pools_to_convolutions(train)
+    surgery.train_batch_norms(train, tensors)
+    surgery.complete_layer_norms(train)
+    for model in (train, evaluation, inference):
+        surgery.order_initializers(model, tensors)
+    surgery.tensors_to_inputs(evaluation, tensors)
+    surgery.strip(evaluation)
+    surgery.strip(inference)
+
+
+def _used(tensors: tuple[Tensor, ...], train: onnx.ModelProto) -> tuple[Tensor, ...]:
+    """Without frozen tensors that the training graph does not hold; the places close up."""
+    held = {i.name for i in train.graph.initializer}
+    kept, offset = [], 0
+    for tensor in tensors:
+        if tensor.name not in held:
+            if tensor.kind != "frozen":
+                raise BundleError(f"{tensor.name}: takes no part in training; remove it or set requires_grad=False")
+            continue
+        kept.append(replace(tensor, offset=offset))
+        offset += tensor.size
+    return tuple(kept)
+
+
+def _write_files(spec: TrainingSpec, graphs: Graphs, line: str, folder: Path) -> Manifest:
+    """Everything but the manifest, which is returned without its parity record."""
+    (folder / FOLDER).mkdir()
+    ort_artifacts.generate(graphs.train, graphs.tensors, folder / FOLDER)
+    trained = onnx.load(folder / FILES["train"], load_external_data=False)
+    surgery.strip(trained)
+    inference = graphs.inference.SerializeToString()
+    for path, model in (
+        (FILES["train"], trained),
+        (FILES["eval"], graphs.evaluation),
+        (INFERENCE_FILE, graphs.inference),
+    ):
+        surgery.refuse_external_data(path, model)
+        (folder / path).write_bytes(model.SerializeToString())
+    flat = flat_model(spec.module, graphs.tensors)
+    parts = {t.name: flat[t.offset : t.offset + t.size].reshape(t.shape) for t in graphs.tensors}
+    (folder / PARAMETERS_FILE).write_bytes(save(parts))
+    paths = sorted([PARAMETERS_FILE, INFERENCE_FILE, *FILES.values()])
+    return Manifest(
+        format=FORMAT,
+        line=line,
+        version=spec.version,
+        tensors=graphs.tensors,
+        inputs=graphs.ports.inputs,
+        targets=graphs.ports.targets,
+        outputs=graphs.ports.outputs,
+        loss=spec.loss_name,
+        metrics=tuple(spec.metrics),
+        files=tuple(_entry(folder, path) for path in paths),
+        variants=(Variant("full", {ORT_TRAINING: Backend(FILES, REQUIRES)}),),
+        inference=Inference(INFERENCE_FILE, places_of(inference, graphs.tensors)),
+        parity={},
+    )
+
+
+def _with_parity(spec: TrainingSpec, graphs: Graphs, manifest: Manifest, folder: Path) -> Manifest:
+    draft = Bundle(folder, manifest, b"")
+    try:
+        engine = OrtTrainingEngine(draft)
+    except BundleError as error:
+        raise BundleError(ort_artifacts.explain(graphs.train, str(error))) from error
+    ort_artifacts.check_optimizer(folder / FILES["train"], folder / FILES["optimizer"], folder / FILES["checkpoint"])
+    evaluator = load_evaluator(draft)
+    parity.evaluation(spec, manifest, evaluator)
+    return replace(manifest, parity={ORT_TRAINING: parity.prove(spec, manifest, engine)})
+
+
+def _entry(folder: Path, path: str) -> FileEntry:
+    data = (folder / path).read_bytes()
+    return FileEntry(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _check_out(out: Path, force: bool) -> None:
+    if not out.exists():
+        return
+    if not force:
+        raise ConfigurationError(f"{out}: exists already; choose another --out, or replace it with --force")
+    if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST_FILE).is_file()):
+        raise ConfigurationError(f"{out}: is not a bundle, so --force will not replace it; choose another --out")
+
+
+@contextlib.contextmanager
+def _temporary_beside(out: Path) -> Iterator[Path]:
+    """A folder on the same file system as `out`, gone at the end whatever happened."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        folder.chmod(0o755)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _settle(folder: Path, out: Path) -> None:
+    """Puts the whole folder in place of `out` by renaming, everything on disk first."""
+    for path in [p for p in folder.rglob("*") if p.is_file()] + [folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    if out.exists():
+        # The old one leaves with the temporary folder that it is moved into.
+        old = folder.with_name(folder.name + ".old")
+        out.rename(old)
+        folder.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        folder.rename(out)
+
+
+@contextlib.contextmanager
+def _restored(spec: TrainingSpec) -> Iterator[None]:
+    """Leaves every layer in the mode it was in."""
+    modes = {layer: layer.training for layer in spec.module.modules()}
+    try:
+        yield
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
+
+
+@contextlib.contextmanager
+def _buffers_kept(spec: TrainingSpec) -> Iterator[None]:
+    """A pass in training mode moves running statistics; the bundle holds the user's."""
+    before = {name: buffer.clone() for name, buffer in spec.module.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in spec.module.named_buffers():
+                buffer.copy_(before[name])

@@ -1,0 +1,229 @@
+"""Torch's exporter: a module and its loss, in training or evaluation mode, to an ONNX graph with a free batch axis."""
+
+import ast
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from export.spec import Loss, TrainingSpec
+from protocol.errors import BundleError
+
+# What onnxruntime-training 1.19.2 reads: opset up to 21, IR up to 10. 18 is what torch's exporter writes natively.
+OPSET = 18
+MODULE = "module."
+# torch specialises a batch of 0 or 1; the graph runs at 1 as well.
+BATCH = Dim("batch", min=2)
+
+_ADVICE = "write it with shapes and operators that do not depend on the values or the number of the examples"
+_FAILURES: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    NotImplementedError,
+    AssertionError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one eager pass gave: the loss and the outputs as a tuple."""
+
+    loss: Tensor
+    outputs: tuple[Tensor, ...]
+
+
+class WithLoss(nn.Module):
+    """The module with its loss: inputs and targets in; the loss, then the module's outputs, out."""
+
+    def __init__(self, spec: TrainingSpec) -> None:
+        super().__init__()
+        self.module = spec.module
+        self.inputs = len(spec.input_tensors)
+        self.loss: Loss = spec.loss_function
+
+    def forward(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        result = self.module(*arguments[: self.inputs])
+        loss = self.loss(result, *arguments[self.inputs :])
+        return (loss, *result) if isinstance(result, tuple | list) else (loss, result)
+
+
+class Outputs(nn.Module):
+    """The module alone, its outputs always a tuple."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        result = self.module(*arguments)
+        return tuple(result) if isinstance(result, tuple | list) else (result,)
+
+
+def try_out(spec: TrainingSpec) -> Outcome:
+    """One eager pass and its checks: outputs are batched float tensors, the loss is one number, all parameters count."""
+    wrapped = WithLoss(spec)
+    examples = len(spec.input_tensors[0])
+    try:
+        loss, *outputs = wrapped(*spec.input_tensors, *spec.target_tensors)
+    except _FAILURES as error:
+        raise BundleError(f"module: a pass over the examples fails in torch already: {_short(error)}") from error
+    for i, output in enumerate(outputs):
+        if not isinstance(output, Tensor) or output.dtype != torch.float32:
+            kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
+            raise BundleError(f"output {i}: {kind}; forward must give a float32 tensor or a tuple of them")
+        if output.ndim == 0 or len(output) != examples:
+            raise BundleError(
+                f"output {i}: shape {tuple(output.shape)} for {examples} examples; keep the examples on the first axis"
+            )
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.ndim != 0:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise BundleError(f"loss: gives {shape} where one number is needed; take its mean, as in loss(...).mean()")
+    if not torch.isfinite(loss):
+        raise BundleError(f"loss: {loss.item()} on the examples; give examples with a finite loss")
+    _check_gradients(spec, loss)
+    return Outcome(loss.detach(), tuple(o.detach() for o in outputs))
+
+
+def program(module: nn.Module, arguments: tuple[Tensor, ...]) -> ExportedProgram:
+    """The module captured with a free batch axis. Raises BundleError naming what torch could not follow."""
+    with quiet():
+        try:
+            captured = torch.export.export(
+                module, arguments, dynamic_shapes={"arguments": tuple({0: BATCH} for _ in arguments)}
+            )
+        except _FAILURES as error:
+            raise BundleError(_capture_message(error)) from error
+    for node in captured.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags and not _is_idle_dropout(node):
+            raise BundleError(
+                f"{layer_of_fx(node)}: {_aten(node)} draws random numbers; two steps on the same batch would differ and "
+                "could not be checked against torch. Remove it or set p=0; weight decay regularises as well"
+            )
+    return captured
+
+
+def to_onnx(captured: ExportedProgram, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
+    """The ONNX graph of a captured program, unoptimised: BatchNorm stays and weights keep their layout."""
+    with quiet():
+        try:
+            exported = torch.onnx.export(
+                captured,
+                dynamo=True,
+                optimize=False,
+                opset_version=OPSET,
+                verbose=False,
+                input_names=inputs,
+                output_names=outputs,
+            )
+        except (*_FAILURES, torch.onnx.errors.OnnxExporterError) as error:
+            raise BundleError(_conversion_message(captured, error)) from error
+    assert exported is not None
+    model: onnx.ModelProto = exported.model_proto
+    return model
+
+
+def layer_of(node: onnx.NodeProto) -> str:
+    """The torch layer that a node came from, as `features.3 (Hardswish)`."""
+    data = {p.key: p.value for p in node.metadata_props}
+    try:
+        scopes = ast.literal_eval(data["pkg.torch.onnx.name_scopes"])
+        classes = ast.literal_eval(data["pkg.torch.onnx.class_hierarchy"])
+    except (KeyError, ValueError, SyntaxError):
+        return "the module"
+    return _layer(list(zip(scopes, classes, strict=False))[:-1])
+
+
+def layer_of_fx(node: torch.fx.Node) -> str:
+    """The torch layer that a captured operator came from."""
+    stack = node.meta.get("nn_module_stack", {})
+    return _layer([(path, str(kind)) for path, kind in stack.values()])
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Torch's exporter warns of its own deprecations and of packages that it does not need."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def _check_gradients(spec: TrainingSpec, loss: Tensor) -> None:
+    trained = {n: p for n, p in spec.module.named_parameters() if p.requires_grad}
+    if not loss.requires_grad:
+        raise BundleError("loss: does not depend on any trained parameter; compute it from forward's outputs")
+    gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    for name, gradient in zip(trained, gradients, strict=True):
+        if gradient is None:
+            raise BundleError(f"{name}: takes no part in the loss; remove it or set requires_grad=False on it")
+
+
+def _layer(scopes: list[tuple[str, str]]) -> str:
+    inside = [(path.removeprefix(MODULE), kind) for path, kind in scopes if path.startswith(MODULE)]
+    if not inside:
+        return "the loss" if not any(path == MODULE[:-1] for path, _ in scopes) else "forward of the module"
+    path, kind = inside[-1]
+    return f"{path} ({kind.rsplit('.', 1)[-1]})"
+
+
+def _is_idle_dropout(node: torch.fx.Node) -> bool:
+    """dropout(input, p, train) with p = 0 or in evaluation changes nothing."""
+    if "dropout" not in str(node.target):
+        return False
+    arguments: tuple[Any, ...] = node.args
+    return len(arguments) >= 3 and (arguments[1] == 0 or arguments[2] is False)
+
+
+def _aten(node: torch.fx.Node) -> str:
+    return str(node.target).removesuffix(".default")
+
+
+def _capture_message(error: Exception) -> str:
+    text = str(error)
+    if type(error).__name__ == "ConstraintViolationError" or "specialized" in text or "Constraints violated" in text:
+        return (
+            "module: its forward or loss fixes the number of examples; use x.flatten(1) or x.shape[0] in place of a "
+            f"number. torch says: {_short(error)}"
+        )
+    if "data-dependent" in text or "DataDependent" in type(error).__name__:
+        return f"module: shapes or branches depend on values; {_ADVICE}. torch says: {_short(error)}"
+    return f"module: torch.export cannot follow it; {_ADVICE}. torch says: {_short(error)}"
+
+
+def _conversion_message(captured: ExportedProgram, error: BaseException) -> str:
+    said = []
+    cause: BaseException | None = error
+    while cause is not None:
+        said.append(str(cause))
+        cause = cause.__cause__
+    text = "\n".join(said)
+    for name in re.findall(r"aten[.:]+(\w+)", text):
+        for node in captured.graph.nodes:
+            if node.op == "call_function" and str(node.target).startswith(f"aten.{name}."):
+                return f"{layer_of_fx(node)}: operator aten.{name} has no ONNX form; use another layer in its place"
+    return f"module: cannot be written as ONNX; {_ADVICE}. torch says: {_short(error)}"
+
+
+def _short(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:400] or type(error).__name__

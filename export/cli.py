@@ -1,0 +1,153 @@
+"""`fleet-export`: a PyTorch model in, a bundle out."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from protocol.bundle import open_bundle
+from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.manifest import Manifest
+
+EXAMPLES = """\
+examples:
+  fleet-export examples/digits_cnn.py:digits --out bundles/digits
+  fleet-export mypackage.models:classifier --out bundles/classifier --model-version 2 --json
+  fleet-export show bundles/digits
+
+FUNCTION takes no arguments and returns an export.TrainingSpec. A bundle is written whole or not at all, and only after
+one step and three optimiser steps in ONNX Runtime agree with torch.
+exit codes: 0 ok, 1 failure, 3 the model, the options or the folder at hand are at fault
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        self.print_usage(sys.stderr)
+        self.exit(ConfigurationError.exit_code, f"fleet-export: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words[:1] == ["show"]:
+            return _show(_show_parser().parse_args(words[1:]))
+        return _export(_parser().parse_args(words))
+    except SparsefleetError as error:
+        print(f"fleet-export: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("fleet-export: interrupted, nothing was written", file=sys.stderr)
+        return SparsefleetError.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="fleet-export",
+        description="Turns a PyTorch model into a bundle that devices train without torch.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", metavar="FILE.py:FUNCTION", help="the function that returns a TrainingSpec")
+    parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="the folder to write")
+    parser.add_argument("--force", action="store_true", help="replace a bundle that is there already")
+    parser.add_argument("--name", metavar="N", help="the model's name (default: the spec's line, or the function)")
+    parser.add_argument("--model-version", type=int, metavar="V", help="the model's version (default: the spec's)")
+    parser.add_argument("--json", action="store_true", help="print the facts as one JSON object")
+    return parser
+
+
+def _show_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="fleet-export show", description="Checks a bundle's files and prints what it holds.")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    parser.add_argument("--json", action="store_true", help="print the facts as one JSON object")
+    return parser
+
+
+def _export(options: argparse.Namespace) -> int:
+    # The imports below bring torch: --help, show and wrong options need not wait for it.
+    started = time.monotonic()
+    console = Console(stderr=True)
+    with console.status("importing torch") as status:
+        from export.bundle import write_bundle
+        from export.loading import load_spec
+        from export.spec import check_line, line_from
+
+        status.update(f"calling {options.target}")
+        spec, function = load_spec(options.target)
+        if options.model_version is not None:
+            spec = dataclasses.replace(spec, version=options.model_version)
+        line = check_line(options.name) if options.name else spec.line or line_from(function)
+        manifest = write_bundle(spec, options.out, line=line, force=options.force, report=status.update)
+    _print(options.out, manifest, options.json, time.monotonic() - started)
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    _print(options.bundle, open_bundle(options.bundle).manifest, options.json, None)
+    return 0
+
+
+def _print(root: Path, manifest: Manifest, as_json: bool, seconds: float | None) -> None:
+    if as_json:
+        print(json.dumps(_facts(root, manifest, seconds), indent=1))
+        return
+    console = Console()
+    if seconds is not None:
+        console.print(f"{root}: {manifest.line} version {manifest.version}, in {seconds:.1f} s", highlight=False)
+    console.print(_summary(manifest))
+    console.print(_files(manifest))
+
+
+def _facts(root: Path, manifest: Manifest, seconds: float | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "bundle": str(root),
+        "line": manifest.line,
+        "version": manifest.version,
+        "tensors": len(manifest.tensors),
+        "parameters": manifest.parameters,
+        "buffers": manifest.buffers,
+        "frozen": manifest.count("frozen"),
+        "prunable": sum(t.size for t in manifest.tensors if t.prunable),
+        "loss": manifest.loss,
+        "metrics": list(manifest.metrics),
+        "bytes": sum(f.size for f in manifest.files),
+        "files": {f.path: f.size for f in manifest.files},
+        "parity": {name: dataclasses.asdict(p) for name, p in manifest.parity.items()},
+    }
+    return facts if seconds is None else {**facts, "seconds": round(seconds, 2)}
+
+
+def _summary(manifest: Manifest) -> Table:
+    table = Table("what", "value", title=f"{manifest.line} version {manifest.version}", title_justify="left")
+    table.add_row("tensors", str(len(manifest.tensors)))
+    for kind, size in (("parameters", manifest.parameters), ("running statistics", manifest.buffers)):
+        table.add_row(kind, f"{size:,}")
+    table.add_row("prunable", f"{sum(t.size for t in manifest.tensors if t.prunable):,}")
+    table.add_row("frozen", f"{manifest.count('frozen'):,}")
+    for title, ports in (("inputs", manifest.inputs), ("targets", manifest.targets), ("outputs", manifest.outputs)):
+        table.add_row(title, ", ".join(f"{p.name} {p.dtype}{list(p.shape)}" for p in ports))
+    table.add_row("loss, metrics", ", ".join((manifest.loss, *manifest.metrics)))
+    for name, p in manifest.parity.items():
+        figures = (
+            f"loss {p.loss:.1e}, gradient {p.gradient:.1e}, statistics {p.buffers:.1e}, 3 steps {p.three_steps:.1e}"
+        )
+        table.add_row(f"parity, {name}", f"{figures} (tolerance {p.tolerance:.0e}, torch {p.torch})")
+    return table
+
+
+def _files(manifest: Manifest) -> Table:
+    table = Table("file", "bytes")
+    table.columns[1].justify = "right"
+    for entry in manifest.files:
+        table.add_row(entry.path, f"{entry.size:,}")
+    table.add_row("all", f"{sum(f.size for f in manifest.files):,}", style="bold")
+    return table

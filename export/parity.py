@@ -1,0 +1,116 @@
+"""The proof that a backend computes what torch computes; no bundle is written without it.
+
+One training step: loss, every gradient, every running statistic after it. Then three steps of SGD with momentum and
+weight decay, torch.optim's against ours. Differences are relative to the tensor's largest magnitude:
+max |a - b| / max(|b|), b being torch's, a magnitude below FLOOR counting as FLOOR.
+"""
+
+import copy
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import nn
+
+from edge_agent.runtimes import optimizers
+from edge_agent.runtimes.engine import Batch, Engine, Vector
+from edge_agent.runtimes.evaluator import Evaluator
+from export.capture import WithLoss
+from export.layout import flat_model
+from export.spec import TrainingSpec
+from protocol.errors import BundleError
+from protocol.manifest import Manifest, Parity
+
+# float32 has 24 bits; sums over thousands of terms in another order cost the last ten of them.
+TOLERANCE = 1e-3
+# Gradients that cancel, as of a bias before BatchNorm, are zero but for rounding of their much larger terms.
+FLOOR = 1e-3
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, STEPS = 0.05, 0.9, 1e-3, 3
+
+
+def batch_of(spec: TrainingSpec) -> Batch:
+    """The spec's examples as arrays."""
+    return Batch(
+        tuple(t.detach().cpu().numpy() for t in spec.input_tensors),
+        tuple(t.detach().cpu().numpy() for t in spec.target_tensors),
+    )
+
+
+def prove(spec: TrainingSpec, manifest: Manifest, engine: Engine) -> Parity:
+    """The measured differences. Raises BundleError naming the tensor and the difference if one is over TOLERANCE."""
+    loss, gradient, buffers = one_step(spec, manifest, engine)
+    return Parity(loss, gradient, buffers, three_steps(spec, manifest, engine), TOLERANCE, torch.__version__)
+
+
+def one_step(spec: TrainingSpec, manifest: Manifest, engine: Engine) -> tuple[float, float, float]:
+    """Largest relative differences of loss, gradients and buffers after one training-mode pass."""
+    model = flat_model(spec.module, manifest.tensors)
+    result = engine.step(model, batch_of(spec))
+    wrapped = _copy(spec)
+    loss = wrapped(*spec.input_tensors, *spec.target_tensors)[0]
+    loss.backward()
+    parameters = dict(wrapped.module.named_parameters())
+    values = dict(wrapped.module.named_buffers())
+    gradients, buffers = [0.0], [0.0]
+    for tensor in manifest.tensors:
+        begin, end = tensor.offset, tensor.offset + tensor.size
+        if tensor.kind == "parameter":
+            want = parameters[tensor.name].grad
+            assert want is not None
+            gradients.append(_difference(f"gradient of {tensor.name}", result.gradient[begin:end], want))
+        elif tensor.kind == "buffer":
+            after = result.buffers[begin - manifest.parameters : end - manifest.parameters]
+            buffers.append(_difference(f"{tensor.name} after a step", after, values[tensor.name]))
+    at_loss = _difference("loss", np.array([result.loss], dtype=np.float32), loss.detach().reshape(1))
+    return at_loss, max(gradients), max(buffers)
+
+
+def three_steps(spec: TrainingSpec, manifest: Manifest, engine: Engine) -> float:
+    """Largest relative difference of any tensor after three optimiser steps on the same batch."""
+    wrapped = _copy(spec)
+    trained = [p for p in wrapped.module.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    settings = optimizers.OptimizerSettings(name="sgd", momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    n, batch = manifest.parameters, batch_of(spec)
+    model = flat_model(spec.module, manifest.tensors)
+    state = optimizers.init(settings, n)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        wrapped(*spec.input_tensors, *spec.target_tensors)[0].backward()
+        optimizer.step()
+        result = engine.step(model, batch)
+        state, model[:n] = optimizers.step(settings, state, model[:n], result.gradient, LEARNING_RATE)
+        model[n : n + manifest.buffers] = result.buffers
+    values = {**dict(wrapped.module.named_parameters()), **dict(wrapped.module.named_buffers())}
+    return max(
+        _difference(f"{t.name} after {STEPS} optimiser steps", model[t.offset : t.offset + t.size], values[t.name])
+        for t in manifest.tensors
+    )
+
+
+def evaluation(spec: TrainingSpec, manifest: Manifest, evaluator: Evaluator) -> None:
+    """Holds the evaluation graph's loss and outputs against torch's. Raises BundleError."""
+    wrapped = _copy(spec).eval()
+    with torch.no_grad():
+        wants: Iterable[torch.Tensor] = wrapped(*spec.input_tensors, *spec.target_tensors)
+    names = ["loss", *(p.name for p in manifest.outputs)]
+    model = flat_model(spec.module, manifest.tensors)
+    for name, got, want in zip(names, evaluator.outputs(model, batch_of(spec)), wants, strict=True):
+        _difference(f"{name} in evaluation", np.asarray(got), want)
+
+
+def _copy(spec: TrainingSpec) -> nn.Module:
+    """The module with its loss, in training mode, free to be trained without the user's module moving."""
+    return copy.deepcopy(WithLoss(spec)).train()
+
+
+def _difference(what: str, got: Vector, want: torch.Tensor) -> float:
+    reference = want.detach().cpu().numpy().reshape(-1).astype(np.float64)
+    distance = np.abs(got.reshape(-1).astype(np.float64) - reference)
+    relative = float(distance.max() / max(FLOOR, np.abs(reference).max()))
+    if not relative <= TOLERANCE:
+        raise BundleError(
+            f"{what}: differs from torch by {relative:.2e} of its magnitude, over the tolerance of {TOLERANCE:.0e}; the "
+            "runtime computes another function for one of the layers on its way: replace layers until it agrees"
+        )
+    return relative
