@@ -125,9 +125,9 @@ class Supervised:
         pid_file(self.log_file.parent).unlink(missing_ok=True)
 
     def last_words(self) -> str:
-        """Where the child's log is, and its last line."""
-        lines = self.log_file.read_text(errors="replace").splitlines()[-1:]
-        return f"see {self.log_file}" + "".join(f" ({line})" for line in lines)
+        """Where the child's log is, and its last lines."""
+        lines = self.log_file.read_text(errors="replace").splitlines()[-2:]
+        return f"see {self.log_file} ({'; '.join(lines)})"
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from protocol.messages import MAX_MESSAGE_BYTES
-from protocol.transport import Connected, Disconnected, Event, Incoming, Will
+from protocol.transport import Connected, Disconnected, Event, Incoming, Will, matches
 
 DEFAULT_PORT = 1883
 # Messages this side may have sent without the broker's acknowledgement; later ones wait inside paho, in order.
@@ -269,7 +269,11 @@ class _Session:
         try:
             topic = message.topic
         except UnicodeDecodeError:
-            topic = ""
+            topic = "not/unicode"
+        if not any(matches(f, topic) for f in self._filters):
+            # amqtt greets every client with whatever is retained for anyone.
+            client.ack(message.mid, message.qos)
+            return
         arrived = _Arrived(Incoming(topic, bytes(message.payload)), message.mid if message.qos else None)
         if self._ready:
             self._put(arrived)
