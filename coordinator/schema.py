@@ -1,0 +1,136 @@
+"""The tables of the coordinator's store, and how the file is opened: for its one writer, or to read beside it."""
+
+import fcntl
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+from protocol.errors import ConfigurationError, NothingToDoError, SparsefleetError
+
+VERSION = 1
+DATABASE = "coordinator.sqlite"
+LOCK = "lock"
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE devices (
+  device TEXT PRIMARY KEY, agent TEXT NOT NULL, backend TEXT NOT NULL, present INTEGER NOT NULL DEFAULT 0,
+  examples INTEGER, last_loss REAL, step_ms REAL, last_seen_s REAL NOT NULL
+) WITHOUT ROWID;
+-- bytes as the sender counted them in one of its boots; the larger of two claims holds
+CREATE TABLE traffic (
+  device TEXT NOT NULL, direction TEXT NOT NULL, boot INTEGER NOT NULL, bytes INTEGER NOT NULL,
+  PRIMARY KEY (device, direction, boot)
+) WITHOUT ROWID;
+CREATE TABLE models (
+  version INTEGER PRIMARY KEY, digest BLOB NOT NULL, size INTEGER NOT NULL, kept INTEGER NOT NULL DEFAULT 1,
+  server_state BLOB NOT NULL, loss REAL, metrics TEXT NOT NULL
+);
+CREATE TABLE rounds (
+  round INTEGER PRIMARY KEY, state TEXT NOT NULL, base_version INTEGER NOT NULL, opened_s REAL NOT NULL,
+  up_before INTEGER NOT NULL, down_before INTEGER NOT NULL, extensions INTEGER NOT NULL DEFAULT 0,
+  version INTEGER, devices INTEGER, accuracy REAL, loss REAL, seconds REAL, overhead_s REAL, evaluation_s REAL,
+  fold_s REAL, bytes_up INTEGER, bytes_down INTEGER
+);
+CREATE TABLE tasks (
+  round INTEGER NOT NULL, device TEXT NOT NULL, phase TEXT NOT NULL, task BLOB NOT NULL,
+  reason TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT '',
+  PRIMARY KEY (round, device)
+) WITHOUT ROWID;
+CREATE TABLE updates (
+  round INTEGER NOT NULL, device TEXT NOT NULL, update_boot INTEGER NOT NULL, update_sequence INTEGER NOT NULL,
+  digest BLOB NOT NULL, size INTEGER NOT NULL, kept INTEGER NOT NULL DEFAULT 1, examples INTEGER NOT NULL,
+  weight INTEGER NOT NULL, steps INTEGER NOT NULL, loss REAL NOT NULL, train_s REAL NOT NULL, codec TEXT NOT NULL,
+  UNIQUE (round, device), UNIQUE (device, update_boot, update_sequence)
+);
+CREATE TABLE receipts (
+  device TEXT NOT NULL, update_boot INTEGER NOT NULL, update_sequence INTEGER NOT NULL, digest BLOB NOT NULL,
+  round INTEGER NOT NULL, receipt BLOB NOT NULL,
+  PRIMARY KEY (device, update_boot, update_sequence)
+) WITHOUT ROWID;
+CREATE TABLE rejections (
+  round INTEGER NOT NULL, device TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, detail TEXT NOT NULL,
+  PRIMARY KEY (round, device, reason)
+) WITHOUT ROWID;
+CREATE TABLE decisions (round INTEGER NOT NULL, at_s REAL NOT NULL, what TEXT NOT NULL);
+"""
+
+
+def lock_folder(state: Path) -> int:
+    """Takes the folder for this process, until the returned descriptor is closed. Raises ConfigurationError."""
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise ConfigurationError(f"state: {state} cannot be used ({error.strerror}); name another folder") from None
+    # A predecessor may be on its last breath, and `locked` holds it for an instant.
+    for _ in range(10):
+        if _take(descriptor):
+            return descriptor
+        time.sleep(0.05)
+    os.close(descriptor)
+    raise ConfigurationError(
+        f"state: {state} is in use by another coordinator; stop it, or give this one a folder of its own"
+    )
+
+
+def locked(state: Path) -> bool:
+    """Whether a coordinator runs on this folder."""
+    try:
+        descriptor = os.open(state / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _take(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def open_writer(state: Path) -> sqlite3.Connection:
+    """The store's file for its one writer, made if there is none."""
+    connection = sqlite3.connect(state / DATABASE, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    # NORMAL may lose committed transactions at a power cut, and receipts were sent for them.
+    connection.execute("PRAGMA synchronous=FULL")
+    version = _version(connection, state)
+    if version == 0:
+        connection.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={VERSION};COMMIT;")
+    return connection
+
+
+def open_reader(state: Path) -> sqlite3.Connection:
+    """The store's file to read, while a coordinator runs or not. Raises NothingToDoError when there is none."""
+    path = state / DATABASE
+    if not path.exists():
+        raise NothingToDoError(f"{state}: no coordinator has run here yet; start one with fleet-coordinator run")
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    if _version(connection, state) == 0:
+        connection.close()
+        raise NothingToDoError(f"{state}: no coordinator has run here yet; start one with fleet-coordinator run")
+    return connection
+
+
+def _version(connection: sqlite3.Connection, state: Path) -> int:
+    try:
+        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise SparsefleetError(
+            f"{state / DATABASE}: {error}; restore it from a backup, or use a new state folder"
+        ) from None
+    if version > VERSION:
+        connection.close()
+        raise ConfigurationError(
+            f"{state / DATABASE}: schema version {version} was written by a newer version of sparsefleet; "
+            f"this one reads up to {VERSION}; upgrade it, or use a new state folder"
+        )
+    return version

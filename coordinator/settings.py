@@ -1,0 +1,193 @@
+"""Settings of the coordinator, from coordinator.toml: every range is checked here, by the key's name."""
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from edge_agent.runtimes.optimizers import OptimizerSettings
+from protocol.errors import ConfigurationError
+from protocol.messages import OptimizerSpec
+from protocol.records import write_record
+from protocol.settings import load_settings
+from protocol.topics import check_name
+from sparse.codecs import parse_codec
+
+Schedule = Literal["constant", "cosine", "step"]
+StepName = Literal["add", "momentum", "adam"]
+
+# A round of more devices than this is more than one broker and one fold in one process are made for.
+MAX_DEVICES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """Where the messages go: a URL, or `auto` for a private broker on this machine at host and port."""
+
+    url: str = "auto"
+    host: str = "127.0.0.1"
+    port: int = 1883
+
+    def __post_init__(self) -> None:
+        if self.url != "auto" and (urlsplit(self.url).scheme not in ("mqtt", "mqtts") or not urlsplit(self.url).netloc):
+            raise ValueError(f"url: {self.url!r} must be 'auto' or like mqtt://host:1883")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port: {self.port} must be from 1 to 65535, or 0 for any free port")
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSettings:
+    """How many rounds, of how many devices, and how long to wait for them.
+
+    A round closes at `devices` accepted updates, or at its deadline with at least `minimum` (default: all devices).
+    """
+
+    count: int
+    devices: int
+    deadline_s: float
+    minimum: int | None = None
+    over_select: float = 1.0
+    target_accuracy: float | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("count", self.count, 1)
+        _at_least("devices", self.devices, 1)
+        if self.devices > MAX_DEVICES:
+            raise ValueError(f"devices: {self.devices} is over the limit of {MAX_DEVICES}; use fewer a round")
+        if self.minimum is not None and not 1 <= self.minimum <= self.devices:
+            raise ValueError(f"minimum: {self.minimum} must be from 1 to devices ({self.devices})")
+        if not 1.0 <= self.over_select <= 10.0:
+            raise ValueError(f"over_select: {self.over_select} must be from 1.0 to 10.0; 1.3 invites 30 % more")
+        _positive("deadline_s", self.deadline_s)
+        if self.target_accuracy is not None and not 0.0 < self.target_accuracy <= 1.0:
+            raise ValueError(f"target_accuracy: {self.target_accuracy} must be above 0 and at most 1; 0.95 means 95 %")
+
+    @property
+    def least(self) -> int:
+        return self.devices if self.minimum is None else self.minimum
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """What a device does in one round."""
+
+    batch_size: int
+    learning_rate: float
+    local_steps: int = 0
+    local_epochs: int = 0
+    schedule: Schedule = "constant"
+    decay_every: int = 10
+    decay_factor: float = 0.5
+    codec: str = "all/float32"
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+
+    def __post_init__(self) -> None:
+        _at_least("batch_size", self.batch_size, 1)
+        _positive("learning_rate", self.learning_rate)
+        _at_least("local_steps", self.local_steps, 0)
+        _at_least("local_epochs", self.local_epochs, 0)
+        if (self.local_steps > 0) == (self.local_epochs > 0):
+            raise ValueError("local_steps: set exactly one of local_steps and local_epochs to a number above 0")
+        _at_least("decay_every", self.decay_every, 1)
+        if not 0.0 < self.decay_factor <= 1.0:
+            raise ValueError(f"decay_factor: {self.decay_factor} must be above 0 and at most 1; 0.5 halves the rate")
+        parse_codec(self.codec)
+        try:
+            OptimizerSettings(**write_record(self.optimizer))
+        except ValueError as error:
+            raise ValueError(f"optimizer.{error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """How the mean of the devices' deltas becomes the next model (server_step.py)."""
+
+    step: StepName = "add"
+    learning_rate: float = 1.0
+    momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.99
+    epsilon: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _positive("learning_rate", self.learning_rate)
+        for name in ("momentum", "beta1", "beta2"):
+            value = getattr(self, name)
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{name}: {value} must be at least 0 and below 1; 0.9 is usual")
+        _positive("epsilon", self.epsilon)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """Held-out data (.npz, one array for each input and target) and how often models are tried on it."""
+
+    data: str | None = None
+    every: int = 1
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        _at_least("every", self.every, 1)
+        _at_least("batch_size", self.batch_size, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """What the coordinator will hold: disk for blobs, updates of folded rounds, the weight of one device."""
+
+    disk_mib: int = 4096
+    keep_rounds: int = 10
+    examples: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        _at_least("disk_mib", self.disk_mib, 16)
+        _at_least("keep_rounds", self.keep_rounds, 0)
+        _at_least("examples", self.examples, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The whole file. Paths are relative to its folder."""
+
+    fleet: str
+    bundle: str
+    rounds: RoundSettings
+    training: TrainingSettings
+    state: str = "coordinator-state"
+    seed: int = 0
+    broker: BrokerSettings = BrokerSettings()
+    server: ServerSettings = ServerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    limits: LimitSettings = LimitSettings()
+
+    def __post_init__(self) -> None:
+        check_name("fleet", self.fleet)
+        _at_least("seed", self.seed, 0)
+        if self.rounds.target_accuracy is not None and self.evaluation.data is None:
+            raise ValueError("rounds.target_accuracy: needs held-out data; set evaluation.data, or leave it out")
+
+
+def load(path: Path) -> Settings:
+    """Reads coordinator.toml, its paths made absolute. Raises ConfigurationError naming the file and the key."""
+    settings = load_settings(Settings, path)
+    folder = path.resolve().parent
+    evaluation = settings.evaluation
+    if evaluation.data is not None:
+        evaluation = replace(evaluation, data=str(folder / evaluation.data))
+    for key in ("bundle", "state"):
+        if not getattr(settings, key):
+            raise ConfigurationError(f"{path}: {key}: is empty; name a folder")
+    return replace(
+        settings, bundle=str(folder / settings.bundle), state=str(folder / settings.state), evaluation=evaluation
+    )
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name}: {value} must be at least {least}")
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0.0):
+        raise ValueError(f"{name}: {value} must be a finite number above 0")

@@ -1,0 +1,468 @@
+"""The store: what the coordinator must not lose, in one SQLite file and two folders of blobs, for its one writer.
+
+Accepting an update is one transaction, and so is committing a round; whatever lies on disk without its row was never
+promised to anybody and is swept away at the next commit. Updates and models have folders of their own, half of the
+disk limit each, so that no device can name a model's blob as its update.
+"""
+
+import json
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from coordinator.round import OPEN, Phase
+from coordinator.schema import lock_folder, open_writer
+from coordinator.settings import LimitSettings
+from protocol.blobs import BlobStore
+from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.messages import BlobRef, Envelope, Offer, Receipt, Task, decode, encode
+
+# Receipts of rejections, for a device that offers again what was refused; a flood of them is not worth the disk.
+MAX_REFUSED_RECEIPTS = 256
+# An update this many rounds old is offered again by nobody who still listens.
+RECEIPT_ROUNDS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """One version of the model: where it is, the server state beside it, and how it did on held-out data."""
+
+    version: int
+    blob: BlobRef
+    server_state: bytes
+    loss: float | None
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTask:
+    """A device's place in a round, as of the last transaction."""
+
+    device: str
+    phase: Phase
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRound:
+    """The round that was open when the store was last written."""
+
+    number: int
+    extensions: int
+    bytes_up_before: int
+    bytes_down_before: int
+    tasks: tuple[StoredTask, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedUpdate:
+    """An update in a round's set."""
+
+    device: str
+    digest: bytes
+    weight: int
+    train_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceActivity:
+    """What is written of a device now and then; nothing that was promised to it depends on it."""
+
+    device: str
+    agent: str
+    backend: str
+    present: bool
+    examples: int | None
+    last_seen_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFigures:
+    """What a round came to. Seconds are of the wall clock; bytes are those between its opening and its commit."""
+
+    devices: int
+    accuracy: float | None
+    seconds: float
+    overhead_s: float
+    evaluation_s: float
+    fold_s: float
+    bytes_up: int
+    bytes_down: int
+
+
+class Store:
+    """Opens the folder for this process alone and counts one more start (`epoch`). Raises ConfigurationError."""
+
+    def __init__(self, state: Path, limits: LimitSettings) -> None:
+        self._lock = lock_folder(state)
+        try:
+            self._sql = open_writer(state)
+            half = limits.disk_mib * (1 << 20) // 2
+            self.updates = BlobStore(state / "updates", half)
+            self.models = BlobStore(state / "models", half)
+            self._keep_rounds = limits.keep_rounds
+            self.run, self.epoch = self._start()
+        except (SparsefleetError, OSError, sqlite3.Error):
+            os.close(self._lock)
+            raise
+
+    def close(self) -> None:
+        self._sql.close()
+        os.close(self._lock)
+
+    def _start(self) -> tuple[str, int]:
+        with self._transaction() as sql:
+            sql.execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (uuid.uuid4().hex[:12],))
+            sql.execute("INSERT OR IGNORE INTO meta VALUES ('epoch', 0)")
+            sql.execute("UPDATE meta SET value = value + 1 WHERE key = 'epoch'")
+            sql.execute("UPDATE devices SET present = 0")
+        return str(self._meta("run")), int(self._meta("epoch"))
+
+    def belongs_to(self, bundle_digest: bytes, bundle: str, fleet: str) -> None:
+        """Ties a new store to its bundle. Raises ConfigurationError if it already belongs to another one."""
+        known = self._sql.execute("SELECT value FROM meta WHERE key = 'bundle'").fetchone()
+        if known is not None and bytes(known[0]) != bundle_digest:
+            raise ConfigurationError(
+                f"bundle: {bundle} is not the bundle that run {self.run} in this state folder was started with; "
+                "set state to a new folder, or bundle to the old one"
+            )
+        with self._transaction() as sql:
+            sql.execute("INSERT OR IGNORE INTO meta VALUES ('bundle', ?)", (bundle_digest,))
+            sql.execute("INSERT OR REPLACE INTO meta VALUES ('fleet', ?)", (fleet,))
+
+    # -- models and rounds
+
+    def put_model(self, data: bytes) -> BlobRef:
+        """Stores a model or a server state durably; older versions give way when the disk limit asks for it."""
+        while not self.models.room_for(BlobRef(bytes(32), len(data))) and self._drop_oldest_model():
+            pass
+        return self.models.put(data)
+
+    def add_initial(
+        self, model: BlobRef, server_state: BlobRef, loss: float | None, metrics: Mapping[str, float]
+    ) -> None:
+        with self._transaction() as sql:
+            _insert_model(sql, ModelVersion(0, model, server_state.digest, loss, metrics))
+
+    def current(self) -> ModelVersion | None:
+        """The newest version, None before the first start."""
+        row = self._sql.execute(
+            "SELECT version, digest, size, server_state, loss, metrics FROM models ORDER BY version DESC LIMIT 1"
+        ).fetchone()
+        if row is None:
+            return None
+        return ModelVersion(row[0], BlobRef(row[1], row[2]), row[3], row[4], json.loads(row[5]))
+
+    def open_round(self, number: int, base_version: int, tasks: Iterable[tuple[str, Task]]) -> None:
+        """Begins a round with its first invitations, in one transaction."""
+        up, down = self.bytes_total()
+        with self._transaction() as sql:
+            sql.execute(
+                "INSERT INTO rounds (round, state, base_version, opened_s, up_before, down_before) "
+                "VALUES (?, 'open', ?, ?, ?, ?)",
+                (number, base_version, time.time(), up, down),
+            )
+            for device, task in tasks:
+                _insert_task(sql, number, device, task)
+
+    def opened_round(self) -> OpenedRound | None:
+        row = self._sql.execute(
+            "SELECT round, extensions, up_before, down_before FROM rounds WHERE state = 'open'"
+        ).fetchone()
+        if row is None:
+            return None
+        tasks = self._sql.execute("SELECT device, phase, task FROM tasks WHERE round = ? ORDER BY device", (row[0],))
+        return OpenedRound(
+            number=row[0],
+            extensions=row[1],
+            bytes_up_before=row[2],
+            bytes_down_before=row[3],
+            tasks=tuple(StoredTask(device, phase, _unpack_task(task)) for device, phase, task in tasks),
+        )
+
+    def has_round(self, number: int) -> bool:
+        return self._sql.execute("SELECT 1 FROM rounds WHERE round = ?", (number,)).fetchone() is not None
+
+    def invite(self, number: int, device: str, task: Task) -> None:
+        with self._transaction() as sql:
+            _insert_task(sql, number, device, task)
+
+    def set_phase(self, number: int, device: str, phase: Phase, reason: str = "", detail: str = "") -> None:
+        with self._transaction() as sql:
+            _set_phase(sql, number, device, phase, reason, detail)
+
+    def extend_round(self, number: int, late: Iterable[str], what: str) -> None:
+        """Records a deadline that was moved, and why."""
+        with self._transaction() as sql:
+            sql.execute("UPDATE rounds SET extensions = extensions + 1 WHERE round = ?", (number,))
+            sql.execute("INSERT INTO decisions VALUES (?, ?, ?)", (number, time.time(), what))
+            for device in late:
+                _set_phase(sql, number, device, "late")
+
+    def commit_round(self, number: int, model: ModelVersion, figures: RoundFigures) -> None:
+        """The round's end, its model, its server state and its figures, in one transaction."""
+        with self._transaction() as sql:
+            _insert_model(sql, model)
+            sql.execute(
+                "UPDATE rounds SET state = 'committed', version = ?, devices = ?, accuracy = ?, loss = ?, seconds = ?, "
+                "overhead_s = ?, evaluation_s = ?, fold_s = ?, bytes_up = ?, bytes_down = ? WHERE round = ?",
+                (
+                    model.version,
+                    figures.devices,
+                    figures.accuracy,
+                    model.loss,
+                    figures.seconds,
+                    figures.overhead_s,
+                    figures.evaluation_s,
+                    figures.fold_s,
+                    figures.bytes_up,
+                    figures.bytes_down,
+                    number,
+                ),
+            )
+            pending = ", ".join(f"'{phase}'" for phase in sorted(OPEN))
+            sql.execute(
+                f"UPDATE tasks SET phase = 'out', reason = 'withdrawn' WHERE round = ? AND phase IN ({pending})",
+                (number,),
+            )
+            sql.execute("UPDATE updates SET kept = 0 WHERE round <= ?", (number - self._keep_rounds,))
+            sql.execute("DELETE FROM receipts WHERE round < ?", (number - RECEIPT_ROUNDS,))
+
+    # -- updates
+
+    def receipt(self, device: str, offer: Offer) -> tuple[bytes, Receipt] | None:
+        """The receipt an update of this name has had, and the digest it had it for."""
+        row = self._sql.execute(
+            "SELECT digest, receipt FROM receipts WHERE device = ? AND update_boot = ? AND update_sequence = ?",
+            (device, offer.update_boot, offer.update_sequence),
+        ).fetchone()
+        if row is None:
+            return None
+        stored = decode(row[1])
+        assert isinstance(stored, Envelope)
+        assert isinstance(stored.body, Receipt)
+        return bytes(row[0]), stored.body
+
+    def accept(self, device: str, offer: Offer, weight: int, receipt: Receipt) -> None:
+        """Takes an update whose blob is whole and durable, with its receipt, in one transaction."""
+        with self._transaction() as sql:
+            sql.execute(
+                "INSERT INTO updates (round, device, update_boot, update_sequence, digest, size, examples, weight, "
+                "steps, loss, train_s, codec) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    offer.round,
+                    device,
+                    offer.update_boot,
+                    offer.update_sequence,
+                    offer.blob.digest,
+                    offer.blob.size,
+                    offer.examples,
+                    weight,
+                    offer.steps,
+                    offer.loss,
+                    offer.train_s,
+                    offer.codec,
+                ),
+            )
+            _insert_receipt(sql, device, offer, receipt)
+            _set_phase(sql, offer.round, device, "done")
+            step_ms = 1000 * offer.train_s / max(1, offer.steps)
+            sql.execute(
+                "UPDATE devices SET examples = ?, last_loss = ?, step_ms = ? WHERE device = ?",
+                (offer.examples, offer.loss, step_ms, device),
+            )
+
+    def reject(self, device: str, number: int, reason: str, detail: str) -> None:
+        """Counts something refused. `number` is 0 where there is no such round."""
+        with self._transaction() as sql:
+            _count_rejection(sql, device, number, reason, detail)
+
+    def refuse(self, device: str, offer: Offer, number: int, receipt: Receipt, *, ends_task: bool) -> None:
+        """Counts a refused update and keeps its receipt; `ends_task` also takes the device out of the round."""
+        with self._transaction() as sql:
+            _count_rejection(sql, device, number, receipt.reason, receipt.detail)
+            held = sql.execute(
+                "SELECT count(*) FROM receipts r WHERE device = ? AND NOT EXISTS (SELECT 1 FROM updates u WHERE "
+                "u.device = r.device AND u.update_boot = r.update_boot AND u.update_sequence = r.update_sequence)",
+                (device,),
+            ).fetchone()[0]
+            if held < MAX_REFUSED_RECEIPTS:
+                _insert_receipt(sql, device, offer, receipt, number)
+            if ends_task:
+                _set_phase(sql, number, device, "out", receipt.reason, receipt.detail)
+
+    def has_update(self, number: int, device: str) -> bool:
+        found = self._sql.execute("SELECT 1 FROM updates WHERE round = ? AND device = ?", (number, device)).fetchone()
+        return found is not None
+
+    def uses(self, digest: bytes) -> bool:
+        """Whether an accepted update is kept under this digest."""
+        found = self._sql.execute("SELECT 1 FROM updates WHERE digest = ? AND kept = 1 LIMIT 1", (digest,)).fetchone()
+        return found is not None
+
+    def accepted(self, number: int) -> tuple[AcceptedUpdate, ...]:
+        """The set of a round, in device order."""
+        rows = self._sql.execute(
+            "SELECT device, digest, weight, train_s FROM updates WHERE round = ? ORDER BY device", (number,)
+        )
+        return tuple(AcceptedUpdate(device, bytes(digest), weight, s) for device, digest, weight, s in rows)
+
+    # -- devices
+
+    def devices(self) -> tuple[DeviceActivity, ...]:
+        rows = self._sql.execute(
+            "SELECT device, agent, backend, present, examples, last_seen_s FROM devices ORDER BY device"
+        )
+        return tuple(DeviceActivity(d, a, b, bool(p), e, s) for d, a, b, p, e, s in rows)
+
+    def invitations(self) -> dict[str, int]:
+        """How many rounds each device was asked to join."""
+        return dict(self._sql.execute("SELECT device, count(*) FROM tasks GROUP BY device"))
+
+    def note(self, devices: Iterable[DeviceActivity], traffic: Mapping[tuple[str, str, int], int]) -> None:
+        """Writes presence and byte counts, (device, direction, boot) -> bytes."""
+        with self._transaction() as sql:
+            for d in devices:
+                sql.execute(
+                    "INSERT INTO devices (device, agent, backend, present, examples, last_seen_s) "
+                    "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (device) DO UPDATE SET agent = excluded.agent, "
+                    "backend = excluded.backend, present = excluded.present, "
+                    "examples = coalesce(excluded.examples, examples), last_seen_s = excluded.last_seen_s",
+                    (d.device, d.agent, d.backend, d.present, d.examples, d.last_seen_s),
+                )
+            for (device, direction, boot), count in traffic.items():
+                sql.execute(
+                    "INSERT INTO traffic VALUES (?, ?, ?, ?) "
+                    "ON CONFLICT DO UPDATE SET bytes = max(bytes, excluded.bytes)",
+                    (device, direction, boot, count),
+                )
+
+    def bytes_total(self) -> tuple[int, int]:
+        """Bytes so far, up and down, as noted."""
+        rows = dict(self._sql.execute("SELECT direction, sum(bytes) FROM traffic GROUP BY direction"))
+        return rows.get("up", 0), rows.get("down", 0)
+
+    # -- space
+
+    def room_for_update(self, blob: BlobRef) -> bool:
+        """Whether an update fits; updates of folded rounds give way, the oldest first."""
+        while not self.updates.room_for(blob):
+            oldest = self._sql.execute(
+                "SELECT min(u.round) FROM updates u JOIN rounds r USING (round) WHERE kept = 1 AND state = 'committed'"
+            ).fetchone()[0]
+            if oldest is None:
+                return False
+            with self._transaction() as sql:
+                sql.execute("UPDATE updates SET kept = 0 WHERE round = ?", (oldest,))
+            self._sweep_updates(keep_parts=True)
+        return True
+
+    def sweep(self) -> None:
+        """Removes every blob no row speaks of; called after a commit, when no transfer is wanted any more."""
+        self._sweep_updates(keep_parts=False)
+        wanted = {row[0].hex() for row in self._sql.execute("SELECT digest FROM models WHERE kept = 1")}
+        current = self.current()
+        if current is not None:
+            wanted.add(current.server_state.hex())
+        _remove_others(self.models.root, wanted)
+
+    def _sweep_updates(self, *, keep_parts: bool) -> None:
+        wanted = {row[0].hex() for row in self._sql.execute("SELECT digest FROM updates WHERE kept = 1")}
+        _remove_others(self.updates.root, wanted, keep_parts=keep_parts)
+
+    def _drop_oldest_model(self) -> bool:
+        rows = self._sql.execute("SELECT version, digest FROM models WHERE kept = 1 ORDER BY version").fetchall()
+        if len(rows) < 2:
+            return False
+        with self._transaction() as sql:
+            sql.execute("UPDATE models SET kept = 0 WHERE version = ?", (rows[0][0],))
+        if rows[0][1] not in [digest for _, digest in rows[1:]]:
+            self.models.remove(rows[0][1])
+        return True
+
+    def _meta(self, key: str) -> str | int:
+        value: str | int = self._sql.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0]
+        return value
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._sql.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._sql
+        except BaseException:
+            self._sql.execute("ROLLBACK")
+            raise
+        self._sql.execute("COMMIT")
+
+
+def _insert_model(sql: sqlite3.Connection, model: ModelVersion) -> None:
+    sql.execute(
+        "INSERT INTO models (version, digest, size, server_state, loss, metrics) VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            model.version,
+            model.blob.digest,
+            model.blob.size,
+            model.server_state,
+            model.loss,
+            json.dumps(dict(model.metrics)),
+        ),
+    )
+
+
+def _insert_task(sql: sqlite3.Connection, number: int, device: str, task: Task) -> None:
+    sql.execute(
+        "INSERT OR REPLACE INTO tasks (round, device, phase, task) VALUES (?, ?, 'invited', ?)",
+        (number, device, encode(Envelope(0, 0, 0, task))),
+    )
+
+
+def _unpack_task(data: bytes) -> Task:
+    stored = decode(data)
+    assert isinstance(stored, Envelope)
+    assert isinstance(stored.body, Task)
+    return stored.body
+
+
+def _set_phase(
+    sql: sqlite3.Connection, number: int, device: str, phase: Phase, reason: str = "", detail: str = ""
+) -> None:
+    sql.execute(
+        "UPDATE tasks SET phase = ?, reason = ?, detail = ? WHERE round = ? AND device = ?",
+        (phase, reason, detail, number, device),
+    )
+
+
+def _insert_receipt(
+    sql: sqlite3.Connection, device: str, offer: Offer, receipt: Receipt, number: int | None = None
+) -> None:
+    sql.execute(
+        "INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            device,
+            offer.update_boot,
+            offer.update_sequence,
+            offer.blob.digest,
+            offer.round if number is None else number,
+            encode(Envelope(0, 0, 0, receipt)),
+        ),
+    )
+
+
+def _count_rejection(sql: sqlite3.Connection, device: str, number: int, reason: str, detail: str) -> None:
+    sql.execute(
+        "INSERT INTO rejections VALUES (?, ?, ?, 1, ?) "
+        "ON CONFLICT DO UPDATE SET count = count + 1, detail = excluded.detail",
+        (number, device, reason, detail),
+    )
+
+
+def _remove_others(root: Path, wanted: set[str], *, keep_parts: bool = False) -> None:
+    for path in root.iterdir():
+        partial = path.suffix in (".part", ".have")
+        if path.name not in wanted and not (keep_parts and partial):
+            path.unlink()
