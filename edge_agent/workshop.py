@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.data import Dataset, DataSettings, load
@@ -32,9 +32,7 @@ class Workshop:
     """Makes local training out of tasks. Nothing heavy is imported or loaded before the first one."""
 
     def __init__(self, data: DataSettings, base: Path, backend: str, threads: int) -> None:
-        # Paths in a configuration are relative to its folder, wherever the agent was started.
-        self._data = data if data.path is None else replace(data, path=str(base / data.path))
-        self._backend, self._threads = backend, threads
+        self._data, self._base, self._backend, self._threads = data, base, backend, threads
         self._bench: Bench | None = None
 
     @property
@@ -45,7 +43,7 @@ class Workshop:
         """Runtime and data for a bundle. Raises ConfigurationError when either cannot serve."""
         if self._bench is None or self._bench.digest != bundle.digest:
             self._bench = None
-            dataset = load(self._data, bundle.manifest)
+            dataset = load(self._data, bundle.manifest, self._base)
             choice = choose(bundle, self._backend, self._threads)
             log.info("backend=%s examples=%d why=%r", choice.engine.name, len(dataset), choice.reason)
             self._bench = Bench(bundle.digest, bundle.manifest, choice, dataset)
