@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=int, required=True)
     train.add_argument("--batch-size", type=int, default=32)
     train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
-    train.add_argument("--learning-rate", type=float, default=0.05)
+    train.add_argument("--learning-rate", type=float, default=0.01)
     train.add_argument("--momentum", type=float, default=0.9, help="for sgd (default: 0.9)")
     train.add_argument("--weight-decay", type=float, default=0.0)
     train.add_argument("--backend", default="auto")
