@@ -1,5 +1,6 @@
 """Runtime, data and model made ready for a task, kept between tasks of one bundle, let go when idle."""
 
+import ctypes
 import gc
 import logging
 from dataclasses import dataclass
@@ -65,3 +66,11 @@ class Workshop:
         """Lets go of runtime and data, so that an idle agent is small again."""
         self._bench = None
         gc.collect()
+        _return_memory()
+
+
+def _return_memory() -> None:
+    # glibc keeps freed memory for itself; an idle agent gives it back to the board. Other C libraries have no such call.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
