@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import cbor2
 
+from protocol.cbor import flaw
 from protocol.errors import Rejection
 from protocol.records import RecordError, read_record, write_record
 from protocol.topics import PROTOCOL_VERSION
@@ -24,6 +25,7 @@ MAX_MESSAGE_BYTES = CHUNK_BYTES + 1024
 # How many chunks a receiver may ask for at once: half a megabyte in the broker per transfer.
 WINDOW = 8
 MAX_BLOB_BYTES = 1 << 32
+MAX_CHUNKS = MAX_BLOB_BYTES // CHUNK_BYTES
 MAX_TEXT = 2000
 
 
@@ -102,8 +104,12 @@ class Task:
     def __post_init__(self) -> None:
         if (self.local_steps > 0) == (self.local_epochs > 0):
             raise ValueError("local_steps: exactly one of local_steps and local_epochs must be positive")
-        if self.batch_size < 1 or self.round < 1 or not 0 < self.learning_rate < float("inf"):
-            raise ValueError("batch_size: batch size, round and learning rate must be positive")
+        if self.round < 1:
+            raise ValueError(f"round: {self.round} must be at least 1")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: {self.batch_size} must be at least 1")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate: {self.learning_rate} must be positive and finite")
 
     @property
     def name(self) -> str:
@@ -155,8 +161,8 @@ class Need:
     indices: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.indices) <= WINDOW or min(self.indices) < 0:
-            raise ValueError(f"indices: 1 to {WINDOW} chunk numbers from 0 are needed")
+        if not 0 < len(self.indices) <= WINDOW or min(self.indices) < 0 or max(self.indices) >= MAX_CHUNKS:
+            raise ValueError(f"indices: 1 to {WINDOW} chunk numbers from 0 to {MAX_CHUNKS - 1} are needed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,8 +277,11 @@ class Envelope:
 
 
 def encode(envelope: Envelope) -> bytes:
-    """The bytes of a message."""
+    """The bytes of a message. Of a `detail`, which is for people, what is over the limit is cut off."""
     body = envelope.body
+    fields = write_record(body)
+    if "detail" in fields:
+        fields["detail"] = fields["detail"][:MAX_TEXT]
     return cbor2.dumps(
         {
             0: PROTOCOL_VERSION,
@@ -280,7 +289,7 @@ def encode(envelope: Envelope) -> bytes:
             2: envelope.boot,
             3: envelope.sequence,
             4: envelope.sent_before,
-            5: write_record(body),
+            5: fields,
         }
     )
 
@@ -289,15 +298,19 @@ def decode(data: bytes) -> Envelope | Rejection:
     """A message from its bytes, or why it is none."""
     if len(data) > MAX_MESSAGE_BYTES:
         return Rejection("frame-too-large", f"{len(data)} bytes are over the limit of {MAX_MESSAGE_BYTES}")
+    wrong = flaw(data)
+    if wrong is not None:
+        return Rejection("malformed", f"not a CBOR message: {wrong}")
     try:
         fields = cbor2.loads(data)
-    # cbor2 wraps most, not all, of what hostile bytes provoke; anything here means "not CBOR of ours".
-    except (cbor2.CBORError, ValueError, TypeError, OverflowError, RecursionError, MemoryError, KeyError) as error:
+    # What is left to be wrong is text that is not UTF-8; the name of cbor2's error for it depends on its version.
+    except (cbor2.CBORDecodeError, ValueError) as error:
         return Rejection("malformed", f"not a CBOR message ({type(error).__name__})")
-    if not isinstance(fields, dict) or fields.get(0) != PROTOCOL_VERSION:
+    version = fields.get(0) if isinstance(fields, dict) else None
+    if type(version) is not int or version != PROTOCOL_VERSION:
         return Rejection("protocol", f"not a version {PROTOCOL_VERSION} message")
     kind = fields.get(1)
-    cls = TYPES.get(kind) if isinstance(kind, int) and not isinstance(kind, bool) else None
+    cls = TYPES.get(kind) if type(kind) is int else None
     if cls is None:
         return Rejection("unknown-type", f"message type {kind!r:.40} is not known to this version")
     boot, sequence, sent_before = _counter(fields.get(2)), _counter(fields.get(3)), _counter(fields.get(4))
@@ -306,7 +319,7 @@ def decode(data: bytes) -> Envelope | Rejection:
     try:
         body = read_record(cls, fields.get(5), ignore_unknown=True)
         _check_bounds(body)
-    except (RecordError, RecursionError) as error:
+    except RecordError as error:
         return Rejection("malformed", f"{cls.__name__}: {error}"[:MAX_TEXT])
     return Envelope(boot, sequence, sent_before, body)
 

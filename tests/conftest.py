@@ -5,8 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from coordinator.broker import Broker, BrokerKind, find_mosquitto, free_port, start_broker
+
+# Machines that run tests are shared and slow at times: how long an example takes proves nothing.
+settings.register_profile("sparsefleet", deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
+settings.load_profile("sparsefleet")
 
 
 def require_broker(kind: BrokerKind) -> None:
