@@ -13,12 +13,12 @@ import onnx
 import torch
 from safetensors.numpy import save
 
-from edge_agent.runtimes.backends import load_evaluator
+from edge_agent.runtimes.evaluator import Evaluator
 from edge_agent.runtimes.ort_training import NAME as ORT_TRAINING
 from edge_agent.runtimes.ort_training import OrtTrainingEngine
 from export import graph_surgery as surgery
 from export import ort_artifacts, parity
-from export.capture import Outputs, WithLoss, program, to_onnx, try_out
+from export.capture import WithLoss, program, to_onnx, try_out
 from export.inference import places_of
 from export.layout import Ports, flat_model, ports_of, tensors_of
 from export.spec import TrainingSpec
@@ -51,6 +51,10 @@ REQUIRES = "onnxruntime-training-cpu==1.19.2"
 Report = Callable[[str], None]
 
 
+def _silent(stage: str) -> None:
+    """Tells nobody."""
+
+
 @dataclass(frozen=True, slots=True)
 class Graphs:
     """The three graphs over one tensor table. `train` still knows which layer each node came from."""
@@ -62,7 +66,9 @@ class Graphs:
     ports: Ports
 
 
-def write_bundle(spec: TrainingSpec, out: Path, *, line: str, force: bool = False, report: Report = str) -> Manifest:
+def write_bundle(
+    spec: TrainingSpec, out: Path, *, line: str, force: bool = False, report: Report = _silent
+) -> Manifest:
     """Writes the bundle folder `out`, whole or not at all. `report` is told of each stage.
 
     The module's mode is left as it was. Raises ConfigurationError if `out` is taken, BundleError if the model cannot
@@ -80,7 +86,7 @@ def write_bundle(spec: TrainingSpec, out: Path, *, line: str, force: bool = Fals
     return manifest
 
 
-def capture(spec: TrainingSpec, report: Report = str) -> Graphs:
+def capture(spec: TrainingSpec, report: Report = _silent) -> Graphs:
     """The three graphs of a spec. Raises BundleError naming the layer that stands in the way."""
     size = 4 * sum(p.numel() for p in spec.module.parameters())
     if size > MAX_MODEL_BYTES:
@@ -101,9 +107,9 @@ def capture(spec: TrainingSpec, report: Report = str) -> Graphs:
     report("capturing the evaluation graph")
     spec.module.eval()
     evaluation = to_onnx(program(WithLoss(spec), arguments), names, given)
-    inference = to_onnx(program(Outputs(spec.module), spec.input_tensors), names[: len(ports.inputs)], given[1:])
-    for model in (train, evaluation, inference):
+    for model in (train, evaluation):
         surgery.use_module_names(model, spec.module)
+    inference = surgery.without_loss(evaluation, names[: len(ports.inputs)], given[1:])
     tensors = _used(every, train)
     _finish(train, evaluation, inference, tensors)
     return Graphs(train, evaluation, inference, tensors, ports)
@@ -117,7 +123,7 @@ def _finish(
     surgery.settle_casts(train)
     surgery.average_pools_to_convolutions(train)
     surgery.train_batch_norms(train, tensors)
-    surgery.complete_layer_norms(train)
+    surgery.complete_outputs(train)
     for model in (train, evaluation, inference):
         surgery.order_initializers(model, tensors)
     surgery.tensors_to_inputs(evaluation, tensors)
@@ -181,8 +187,7 @@ def _with_parity(spec: TrainingSpec, graphs: Graphs, manifest: Manifest, folder:
     except BundleError as error:
         raise BundleError(ort_artifacts.explain(graphs.train, str(error))) from error
     ort_artifacts.check_optimizer(folder / FILES["train"], folder / FILES["optimizer"], folder / FILES["checkpoint"])
-    evaluator = load_evaluator(draft)
-    parity.evaluation(spec, manifest, evaluator)
+    parity.evaluation(spec, manifest, Evaluator(draft, FILES["eval"]))
     return replace(manifest, parity={ORT_TRAINING: parity.prove(spec, manifest, engine)})
 
 

@@ -35,6 +35,8 @@ _FAILURES: tuple[type[Exception], ...] = (
     AssertionError,
 )
 
+_CONVERSION_FAILURES = _FAILURES + (torch.onnx.errors.OnnxExporterError,)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -49,7 +51,7 @@ class WithLoss(nn.Module):
 
     def __init__(self, spec: TrainingSpec) -> None:
         super().__init__()
-        self.module = spec.module
+        self.module: nn.Module = spec.module
         self.inputs = len(spec.input_tensors)
         self.loss: Loss = spec.loss_function
 
@@ -59,20 +61,8 @@ class WithLoss(nn.Module):
         return (loss, *result) if isinstance(result, tuple | list) else (loss, result)
 
 
-class Outputs(nn.Module):
-    """The module alone, its outputs always a tuple."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *arguments: Tensor) -> tuple[Tensor, ...]:
-        result = self.module(*arguments)
-        return tuple(result) if isinstance(result, tuple | list) else (result,)
-
-
 def try_out(spec: TrainingSpec) -> Outcome:
-    """One eager pass and its checks: outputs are batched float tensors, the loss is one number, all parameters count."""
+    """One eager pass, checked: outputs are batched float32, the loss is one number, every parameter counts."""
     wrapped = WithLoss(spec)
     examples = len(spec.input_tensors[0])
     try:
@@ -109,8 +99,8 @@ def program(module: nn.Module, arguments: tuple[Tensor, ...]) -> ExportedProgram
         tags = getattr(node.target, "tags", ())
         if torch.Tag.nondeterministic_seeded in tags and not _is_idle_dropout(node):
             raise BundleError(
-                f"{layer_of_fx(node)}: {_aten(node)} draws random numbers; two steps on the same batch would differ and "
-                "could not be checked against torch. Remove it or set p=0; weight decay regularises as well"
+                f"{layer_of_fx(node)}: {_aten(node)} draws random numbers, so that steps could not be checked against "
+                "torch. Remove it or set p=0; weight decay regularises as well"
             )
     return captured
 
@@ -128,7 +118,7 @@ def to_onnx(captured: ExportedProgram, inputs: list[str], outputs: list[str]) ->
                 input_names=inputs,
                 output_names=outputs,
             )
-        except (*_FAILURES, torch.onnx.errors.OnnxExporterError) as error:
+        except _CONVERSION_FAILURES as error:
             raise BundleError(_conversion_message(captured, error)) from error
     assert exported is not None
     model: onnx.ModelProto = exported.model_proto
@@ -187,11 +177,12 @@ def _layer(scopes: list[tuple[str, str]]) -> str:
 
 
 def _is_idle_dropout(node: torch.fx.Node) -> bool:
-    """dropout(input, p, train) with p = 0 or in evaluation changes nothing."""
-    if "dropout" not in str(node.target):
-        return False
+    """dropout(input, p, train) with p = 0 or in evaluation changes nothing, nor does attention with dropout_p = 0."""
+    name = str(node.target)
     arguments: tuple[Any, ...] = node.args
-    return len(arguments) >= 3 and (arguments[1] == 0 or arguments[2] is False)
+    if "scaled_dot_product_attention" in name:
+        return (arguments[4] if len(arguments) > 4 else node.kwargs.get("dropout_p", 0.0)) == 0.0
+    return "dropout" in name and len(arguments) >= 3 and (arguments[1] == 0 or arguments[2] is False)
 
 
 def _aten(node: torch.fx.Node) -> str:

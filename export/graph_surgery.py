@@ -1,5 +1,9 @@
 """Repairs on exported ONNX graphs: names, tied weights, order, and what ONNX Runtime's gradients need."""
 
+import copy
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -10,6 +14,7 @@ from protocol.errors import BundleError
 from protocol.manifest import Tensor
 
 NEXT = ".next"
+_GRADIENT_READS = {"LayerNormalization": ("mean", "deviation"), "SoftmaxCrossEntropyLoss": ("log_probability",)}
 
 
 def use_module_names(model: onnx.ModelProto, module: nn.Module) -> None:
@@ -28,7 +33,7 @@ def use_module_names(model: onnx.ModelProto, module: nn.Module) -> None:
     for initializer in model.graph.initializer:
         initializer.name = rename.get(initializer.name, initializer.name)
         kept.setdefault(initializer.name, _with_raw_data(initializer))
-    _set_initializers(model, list(kept.values()))
+    _set(model.graph.initializer, list(kept.values()))
 
 
 def order_initializers(model: onnx.ModelProto, tensors: tuple[Tensor, ...]) -> None:
@@ -36,7 +41,7 @@ def order_initializers(model: onnx.ModelProto, tensors: tuple[Tensor, ...]) -> N
     held = {i.name: i for i in model.graph.initializer}
     ours = {t.name for t in tensors}
     first = [held[t.name] for t in tensors if t.name in held]
-    _set_initializers(model, first + [i for n, i in held.items() if n not in ours])
+    _set(model.graph.initializer, first + [i for n, i in held.items() if n not in ours])
 
 
 def tensors_to_inputs(model: onnx.ModelProto, tensors: tuple[Tensor, ...]) -> None:
@@ -50,7 +55,30 @@ def tensors_to_inputs(model: onnx.ModelProto, tensors: tuple[Tensor, ...]) -> No
             )
         else:
             kept.append(initializer)
-    _set_initializers(model, kept)
+    _set(model.graph.initializer, kept)
+
+
+def without_loss(model: onnx.ModelProto, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
+    """The part of an evaluation graph that a deployed model needs: from the inputs to the outputs, no targets."""
+    pruned = onnx.ModelProto()
+    pruned.CopyFrom(model)
+    targets = {v.name for v in model.graph.input} - set(inputs)
+    for node in pruned.graph.node:
+        # The exporter may read the number of examples off a target; every port has the same.
+        if node.op_type == "Shape" and node.input[0] in targets:
+            node.input[0] = inputs[0]
+    needed, nodes = set(outputs), []
+    for node in reversed(pruned.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            nodes.append(node)
+    assert not needed & targets, "outputs are computed from the inputs"
+    _set(pruned.graph.node, nodes[::-1])
+    _set(pruned.graph.input, [v for v in pruned.graph.input if v.name in inputs])
+    _set(pruned.graph.output, [v for v in pruned.graph.output if v.name in outputs])
+    _set(pruned.graph.initializer, [i for i in pruned.graph.initializer if i.name in needed])
+    del pruned.graph.value_info[:]
+    return pruned
 
 
 def train_batch_norms(model: onnx.ModelProto, tensors: tuple[Tensor, ...]) -> None:
@@ -71,8 +99,7 @@ def train_batch_norms(model: onnx.ModelProto, tensors: tuple[Tensor, ...]) -> No
         if node.input[3] in done:
             raise BundleError(f"{layer_of(node)}: used twice in one pass; give each use a BatchNorm of its own")
         nodes += _trained_batch_norm(model, node, done)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    _set(model.graph.node, nodes)
     for tensor in tensors:
         if tensor.kind == "buffer":
             if tensor.name not in done:
@@ -80,11 +107,11 @@ def train_batch_norms(model: onnx.ModelProto, tensors: tuple[Tensor, ...]) -> No
             model.graph.output.append(helper.make_tensor_value_info(done[tensor.name], TensorProto.FLOAT, tensor.shape))
 
 
-def complete_layer_norms(model: onnx.ModelProto) -> None:
-    """Gives LayerNormalization its mean and deviation outputs, which the gradient reads."""
+def complete_outputs(model: onnx.ModelProto) -> None:
+    """Gives nodes the optional outputs that their gradients read."""
     for node in model.graph.node:
-        if node.op_type == "LayerNormalization":
-            node.output.extend([f"{node.output[0]}.{n}" for n in ("output", "mean", "deviation")[len(node.output) :]])
+        needed = _GRADIENT_READS.get(node.op_type, ())
+        node.output.extend([f"{node.output[0]}.{name}" for name in needed[len(node.output) - 1 :]])
 
 
 def settle_casts(model: onnx.ModelProto) -> None:
@@ -222,7 +249,7 @@ def _value_names(model: onnx.ModelProto) -> set[str]:
     return names | {name for node in model.graph.node for name in (*node.input, *node.output)}
 
 
-def _replace(names: "onnx.onnx_ml_pb2.RepeatedScalarFieldContainer[str]", rename: dict[str, str]) -> None:  # type: ignore[name-defined]
+def _replace(names: Any, rename: dict[str, str]) -> None:
     for i, name in enumerate(names):
         names[i] = rename.get(name, name)
 
@@ -233,12 +260,9 @@ def _with_raw_data(initializer: TensorProto) -> TensorProto:
     return numpy_helper.from_array(numpy_helper.to_array(initializer), initializer.name)
 
 
-def _set_initializers(model: onnx.ModelProto, initializers: list[TensorProto]) -> None:
+def _set(field: Any, messages: Sequence[Any]) -> None:
+    """Puts `messages`, which may be the field's own, in place of what a repeated field holds."""
     # Copies first: clearing the field frees the messages it holds.
-    copies = []
-    for initializer in initializers:
-        copy = TensorProto()
-        copy.CopyFrom(initializer)
-        copies.append(copy)
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(copies)
+    copies = [copy.deepcopy(message) for message in messages]
+    del field[:]
+    field.extend(copies)

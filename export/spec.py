@@ -22,7 +22,7 @@ LOSSES: dict[str, Loss] = {
     "l1": functional.l1_loss,
 }
 
-_TYPES = {torch.float32: "float32", torch.int64: "int64"}
+_TYPES = (torch.float32, torch.int64)
 _LINE = re.compile(r"[a-z0-9][a-z0-9-]{1,62}")
 
 
@@ -83,7 +83,7 @@ class TrainingSpec:
                 raise ConfigurationError(f"metrics: {metric!r} is unknown; use {', '.join(get_args(MetricName))}")
         if self.line is not None:
             check_line(self.line)
-        if not isinstance(self.version, int) or self.version < 1:
+        if self.version < 1:
             raise ConfigurationError(f"version: {self.version!r} must be a whole number of at least 1")
 
     @property

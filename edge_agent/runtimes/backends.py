@@ -33,7 +33,7 @@ class Choice:
 BACKENDS: Mapping[str, BackendEntry] = {
     ort_training.NAME: BackendEntry(
         ort_training.why_not,
-        lambda bundle, variant, threads: ort_training.OrtTrainingEngine(bundle, variant, threads),
+        ort_training.OrtTrainingEngine,
     ),
     numpy_reference.NAME: BackendEntry(numpy_reference.why_not, lambda bundle, variant, threads: NumpyEngine(bundle)),
 }
@@ -61,7 +61,7 @@ def choose(bundle: Bundle, wanted: str = AUTO, threads: int = 1, variant: str = 
 
 
 def load_evaluator(bundle: Bundle, threads: int = 1, variant: str = "full") -> Evaluator | NumpyEngine:
-    """Evaluates flat models on the bundle's evaluation graph; stock onnxruntime is enough. Raises ConfigurationError."""
+    """Evaluates flat models; stock onnxruntime is enough. Raises ConfigurationError."""
     for name, files in _held(bundle, variant).items():
         if "eval" in files:
             return Evaluator(bundle, files["eval"], threads)

@@ -78,7 +78,7 @@ def session(path: Path, threads: int) -> Any:
     graph = read_graph(path)
     try:
         return runtime.InferenceSession(graph, session_options(threads), providers=["CPUExecutionProvider"])
-    except (RuntimeError, ValueError, *_failures()) as error:
+    except failures() as error:
         raise BundleError(f"{path}: onnxruntime {runtime.__version__} cannot load it: {first_line(error)}") from None
 
 
@@ -102,9 +102,10 @@ def _array(port: Port, value: Array, examples: int) -> Array:
     return np.ascontiguousarray(value, dtype=port.dtype)
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    """The exceptions of the C++ side, which derive from Exception alone."""
+def failures() -> tuple[type[Exception], ...]:
+    """What the C++ side raises; its own exceptions derive from Exception alone."""
     from onnxruntime.capi import onnxruntime_pybind11_state as native
 
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
-    return tuple(getattr(native, name) for name in names if hasattr(native, name))
+    own = tuple(getattr(native, name) for name in names if hasattr(native, name))
+    return (RuntimeError, ValueError) + own

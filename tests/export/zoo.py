@@ -1,0 +1,152 @@
+"""Small models of many kinds, each with its examples and loss, that must export."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from export import TrainingSpec
+
+EXAMPLES = 6
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.body = nn.Sequential(
+            nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 1)
+        )
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.first(image)
+        x = torch.relu(x + self.body(x))
+        return self.head(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+class Tied(nn.Module):
+    """Two layers share a weight; a name of its own is also a name the exporter likes to give to values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(5, 5)
+        self.b = nn.Linear(5, 5)
+        self.b.weight = self.a.weight
+        self.relu = nn.Parameter(torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)) * self.relu)  # type: ignore[no-any-return]
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(10, 4)
+        self.scores = nn.Linear(7, 3)
+        self.size = nn.Linear(7, 1)
+
+    def forward(self, word: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.cat([self.embedding(word), features], dim=1)
+        return self.scores(x), self.size(x)
+
+
+def two_losses(outputs: tuple[Tensor, Tensor], kind: Tensor, size: Tensor) -> Tensor:
+    scores, sizes = outputs
+    return nn.functional.cross_entropy(scores, kind) + 0.1 * nn.functional.mse_loss(sizes, size)
+
+
+def classes(count: int) -> Tensor:
+    return torch.randint(0, count, (EXAMPLES,))
+
+
+def cnn_with_batch_norm() -> TrainingSpec:
+    module = nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)
+    )
+    return TrainingSpec(module, torch.randn(EXAMPLES, 1, 8, 8), classes(3), "cross_entropy", ("accuracy",))
+
+
+def cnn_without_batch_norm() -> TrainingSpec:
+    module = nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2), nn.SiLU(), nn.AvgPool2d(2, padding=1), nn.Flatten(), nn.Linear(16, 3)
+    )
+    return TrainingSpec(module, torch.randn(EXAMPLES, 1, 8, 8), classes(3), "cross_entropy", ("accuracy",))
+
+
+def cnn_1d() -> TrainingSpec:
+    module = nn.Sequential(
+        nn.Conv1d(3, 8, 5, padding=2), nn.BatchNorm1d(8), nn.ReLU(), nn.AvgPool1d(2), nn.Flatten(), nn.Linear(64, 4)
+    )
+    return TrainingSpec(module, torch.randn(EXAMPLES, 3, 16), classes(4), "cross_entropy", ("accuracy",))
+
+
+def mlp_regression() -> TrainingSpec:
+    module = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    return TrainingSpec(module, torch.randn(EXAMPLES, 4), torch.randn(EXAMPLES, 2), "mse", ("mse", "mae"))
+
+
+def mlp_classification() -> TrainingSpec:
+    module = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
+    return TrainingSpec(module, torch.randn(EXAMPLES, 5), classes(3), "cross_entropy", ("accuracy",))
+
+
+def mlp_with_batch_norm() -> TrainingSpec:
+    module = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7, momentum=0.3), nn.GELU(), nn.Linear(7, 1))
+    targets = torch.randint(0, 2, (EXAMPLES, 1)).float()
+    loss = "binary_cross_entropy_with_logits"
+    return TrainingSpec(module, torch.randn(EXAMPLES, 5), targets, loss, ("binary_accuracy",))
+
+
+def layer_norm() -> TrainingSpec:
+    module = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.LeakyReLU(), nn.Linear(8, 2))
+    return TrainingSpec(module, torch.randn(EXAMPLES, 5), torch.randn(EXAMPLES, 2), "l1", ("mae",))
+
+
+def residual() -> TrainingSpec:
+    return TrainingSpec(Residual(), torch.randn(EXAMPLES, 3, 6, 6), classes(4), "cross_entropy", ("accuracy",))
+
+
+def tied_weights() -> TrainingSpec:
+    return TrainingSpec(Tied(), torch.randn(EXAMPLES, 5), torch.randn(EXAMPLES, 5), "mse")
+
+
+def frozen_first_layer() -> TrainingSpec:
+    module = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Dropout(0.0), nn.Linear(7, 3))
+    module[0].weight.requires_grad_(False)
+    return TrainingSpec(module, torch.randn(EXAMPLES, 5), classes(3), "cross_entropy", ("accuracy",))
+
+
+def two_inputs_two_outputs() -> TrainingSpec:
+    inputs = (torch.randint(0, 10, (EXAMPLES,)), torch.randn(EXAMPLES, 3))
+    return TrainingSpec(TwoHeads(), inputs, (classes(3), torch.randn(EXAMPLES, 1)), two_losses, ("accuracy",))
+
+
+def transformer() -> TrainingSpec:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, activation="gelu")
+    module = nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 3))
+    return TrainingSpec(module, torch.randn(EXAMPLES, 5, 8), classes(3), "cross_entropy", ("accuracy",))
+
+
+ZOO: dict[str, Callable[[], TrainingSpec]] = {
+    make.__name__: make
+    for make in (
+        cnn_with_batch_norm,
+        cnn_without_batch_norm,
+        cnn_1d,
+        mlp_regression,
+        mlp_classification,
+        mlp_with_batch_norm,
+        layer_norm,
+        residual,
+        tied_weights,
+        frozen_first_layer,
+        two_inputs_two_outputs,
+        transformer,
+    )
+}
+
+
+def spec_of(name: str) -> TrainingSpec:
+    torch.manual_seed(1)
+    return ZOO[name]()
