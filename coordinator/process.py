@@ -73,8 +73,8 @@ def open_examination(settings: Settings, bundle: Bundle) -> Examine | None:
     metrics = bundle.manifest.metrics
     if settings.rounds.target_accuracy is not None and not {"accuracy", "binary_accuracy"} & set(metrics):
         raise ConfigurationError(
-            f"rounds.target_accuracy: this bundle's metrics are {', '.join(metrics) or 'none'}; leave it out, or export "
-            "the model with an accuracy"
+            f"rounds.target_accuracy: this bundle's metrics are {', '.join(metrics) or 'none'}; leave it out, or "
+            "export the model with an accuracy"
         )
     data = load_data(Path(settings.evaluation.data), bundle.manifest)
     return examiner(load_evaluator(bundle, EVALUATION_THREADS), data, settings.evaluation.batch_size)

@@ -1,7 +1,6 @@
 """What the store says of a run, read beside a running coordinator or without one."""
 
 import json
-import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -136,7 +135,7 @@ class Reports:
 
     def status(self) -> Status:
         meta = dict(self._sql.execute("SELECT key, value FROM meta"))
-        model = self._newest()
+        version, loss, metrics = self._newest()
         running = locked(self._state)
         open_round = self._sql.execute("SELECT round FROM rounds WHERE state = 'open'").fetchone()
         number = open_round[0] if open_round else None
@@ -144,9 +143,9 @@ class Reports:
             run=str(meta["run"]),
             fleet=str(meta.get("fleet", "")),
             running=running,
-            version=model["version"],
-            accuracy=accuracy_of(json.loads(model["metrics"])),
-            loss=model["loss"],
+            version=version,
+            accuracy=accuracy_of(json.loads(metrics)),
+            loss=loss,
             rounds=self._number("SELECT count(*) FROM rounds WHERE state = 'committed'"),
             open_round=number,
             delivered=self._number("SELECT count(*) FROM updates WHERE round = ?", number),
@@ -218,17 +217,17 @@ class Reports:
             raise NothingToDoError(f"version {version}: not kept; there are versions {kept[0]} to {kept[1]}")
         return ModelFile(row[0], self._state / "models" / row[1].hex())
 
-    def _newest(self) -> dict[str, int | float | str | None]:
+    def _newest(self) -> tuple[int, float | None, str]:
         row = self._sql.execute("SELECT version, loss, metrics FROM models ORDER BY version DESC LIMIT 1").fetchone()
         if row is None:
             raise NothingToDoError(f"{self._state}: the coordinator has no model yet; it is still starting")
-        return {"version": row[0], "loss": row[1], "metrics": row[2]}
+        return row[0], row[1], row[2]
 
     def _bytes(self, direction: str) -> int:
         return self._number(
             "SELECT coalesce(sum(sent_bytes + earlier_bytes), 0) FROM traffic WHERE direction = ?", direction
         )
 
-    def _number(self, query: str, *values: object) -> int:
-        found: int = self._sql.execute(query, values).fetchone()[0]  # type: ignore[arg-type]
+    def _number(self, query: str, *values: int | str | None) -> int:
+        found: int = self._sql.execute(query, values).fetchone()[0]
         return found

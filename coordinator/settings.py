@@ -159,10 +159,10 @@ class Settings:
     training: TrainingSettings
     state: str = "coordinator-state"
     seed: int = 0
-    broker: BrokerSettings = BrokerSettings()
-    server: ServerSettings = ServerSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
-    limits: LimitSettings = LimitSettings()
+    broker: BrokerSettings = field(default_factory=BrokerSettings)
+    server: ServerSettings = field(default_factory=ServerSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
 
     def __post_init__(self) -> None:
         check_name("fleet", self.fleet)
