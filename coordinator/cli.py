@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +28,10 @@ examples:
 
 exit codes: 0 ok, 1 failure, 2 nothing to do, 3 configuration, 4 unreachable, 5 not enrolled
 """
+
+
+# Of a table in a file or a pipe.
+WIDTH = 200
 
 
 class _Parser(argparse.ArgumentParser):
@@ -198,26 +203,37 @@ def _rows(options: argparse.Namespace, name: str, rows: tuple[Any, ...]) -> int:
         print(f"no {name} yet")
         return 0
     names = [f.name for f in fields(rows[0])]
-    _table(name, names, [[_text(getattr(row, n)) for n in names] for row in rows])
+    _table(name, names, [[_cell(n, getattr(row, n)) for n in names] for row in rows])
     return 0
 
 
 def _table(title: str, names: list[str], rows: list[list[str]]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
-        table.add_column(name, justify="left" if name in ("device", "backend", "reason", "detail", "") else "right")
+        words = name in ("device", "backend", "phase", "reason", "detail", "metric", "")
+        table.add_column(name, justify="left" if words else "right", no_wrap=name != "detail")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    # A file or a pipe has no width to fit into.
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+
+
+def _cell(name: str, value: object) -> str:
+    if name == "last_seen_s" and isinstance(value, float):
+        return datetime.fromtimestamp(value).isoformat(" ", "seconds")
+    return _text(value)
 
 
 def _text(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _print_event(event: Event) -> None:
