@@ -6,6 +6,8 @@ from typing import Literal
 
 from protocol.records import write_record
 
+FinishReason = Literal["target-accuracy", "rounds"]
+
 
 @dataclass(frozen=True, slots=True)
 class Listening:
@@ -65,7 +67,7 @@ class UpdateRejected:
 class Finished:
     """No more rounds will be opened."""
 
-    reason: Literal["target-accuracy", "rounds"]
+    reason: FinishReason
     version: int
 
 

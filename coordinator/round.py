@@ -112,9 +112,19 @@ Decision = Invite | SendAgain | Extend | Close
 Outcome = tuple[Round, tuple[Decision, ...]]
 
 
-def open_round(number: int, goal: int, minimum: int, over_select: float, deadline_s: float, now: float) -> Round:
-    """A round before anybody was asked."""
-    return Round(number, goal, minimum, math.ceil(goal * over_select - 1e-9), deadline_s, now + deadline_s)
+def open_round(
+    number: int,
+    goal: int,
+    minimum: int,
+    over_select: float,
+    deadline_s: float,
+    now: float,
+    seats: Mapping[str, Phase] | None = None,
+    extensions: int = 0,
+) -> Round:
+    """A round before anybody was asked, or with the seats it had when it was last on disk and a new deadline."""
+    wanted = math.ceil(goal * over_select - 1e-9)
+    return Round(number, goal, minimum, wanted, deadline_s, now + deadline_s, dict(seats or {}), extensions)
 
 
 def decide(state: Round, event: Event, now: float, spare: Iterable[str]) -> Outcome:

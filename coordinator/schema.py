@@ -18,10 +18,9 @@ CREATE TABLE devices (
   device TEXT PRIMARY KEY, agent TEXT NOT NULL, backend TEXT NOT NULL, present INTEGER NOT NULL DEFAULT 0,
   examples INTEGER, last_loss REAL, step_ms REAL, last_seen_s REAL NOT NULL
 ) WITHOUT ROWID;
--- bytes as the sender counted them in one of its boots; the larger of two claims holds
 CREATE TABLE traffic (
-  device TEXT NOT NULL, direction TEXT NOT NULL, boot INTEGER NOT NULL, bytes INTEGER NOT NULL,
-  PRIMARY KEY (device, direction, boot)
+  device TEXT NOT NULL, direction TEXT NOT NULL, boot INTEGER NOT NULL, sent_bytes INTEGER NOT NULL,
+  earlier_bytes INTEGER NOT NULL, PRIMARY KEY (device, direction)
 ) WITHOUT ROWID;
 CREATE TABLE models (
   version INTEGER PRIMARY KEY, digest BLOB NOT NULL, size INTEGER NOT NULL, kept INTEGER NOT NULL DEFAULT 1,

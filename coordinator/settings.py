@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from edge_agent.runtimes.optimizers import OptimizerSettings
 from protocol.errors import ConfigurationError
 from protocol.messages import OptimizerSpec
+from protocol.mqtt import parse_url
 from protocol.records import write_record
 from protocol.settings import load_settings
 from protocol.topics import check_name
@@ -23,15 +23,18 @@ MAX_DEVICES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
-    """Where the messages go: a URL, or `auto` for a private broker on this machine at host and port."""
+    """Where the messages go: a URL, or a private broker on this machine at host and port (see broker.py)."""
 
     url: str = "auto"
     host: str = "127.0.0.1"
     port: int = 1883
 
     def __post_init__(self) -> None:
-        if self.url != "auto" and (urlsplit(self.url).scheme not in ("mqtt", "mqtts") or not urlsplit(self.url).netloc):
-            raise ValueError(f"url: {self.url!r} must be 'auto' or like mqtt://host:1883")
+        if self.url not in ("auto", "mosquitto", "embedded"):
+            try:
+                parse_url(self.url)
+            except ValueError as error:
+                raise ValueError(f"url: {error}; or auto, mosquitto or embedded for a private broker") from None
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port: {self.port} must be from 1 to 65535, or 0 for any free port")
 
@@ -156,10 +159,10 @@ class Settings:
     training: TrainingSettings
     state: str = "coordinator-state"
     seed: int = 0
-    broker: BrokerSettings = BrokerSettings()
-    server: ServerSettings = ServerSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
-    limits: LimitSettings = LimitSettings()
+    broker: BrokerSettings = field(default_factory=BrokerSettings)
+    server: ServerSettings = field(default_factory=ServerSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
 
     def __post_init__(self) -> None:
         check_name("fleet", self.fleet)

@@ -18,6 +18,7 @@ from pathlib import Path
 from coordinator.round import OPEN, Phase
 from coordinator.schema import lock_folder, open_writer
 from coordinator.settings import LimitSettings
+from coordinator.traffic import Sender, Traffic
 from protocol.blobs import BlobStore
 from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.messages import BlobRef, Envelope, Offer, Receipt, Task, decode, encode
@@ -54,8 +55,7 @@ class OpenedRound:
 
     number: int
     extensions: int
-    bytes_up_before: int
-    bytes_down_before: int
+    bytes_before: tuple[int, int]
     tasks: tuple[StoredTask, ...]
 
 
@@ -67,6 +67,7 @@ class AcceptedUpdate:
     digest: bytes
     weight: int
     train_s: float
+    codec: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +144,10 @@ class Store:
             pass
         return self.models.put(data)
 
-    def add_initial(
-        self, model: BlobRef, server_state: BlobRef, loss: float | None, metrics: Mapping[str, float]
-    ) -> None:
+    def add_initial(self, model: ModelVersion) -> None:
+        """Commits version 0."""
         with self._transaction() as sql:
-            _insert_model(sql, ModelVersion(0, model, server_state.digest, loss, metrics))
+            _insert_model(sql, model)
 
     def current(self) -> ModelVersion | None:
         """The newest version, None before the first start."""
@@ -158,16 +158,17 @@ class Store:
             return None
         return ModelVersion(row[0], BlobRef(row[1], row[2]), row[3], row[4], json.loads(row[5]))
 
-    def open_round(self, number: int, base_version: int, tasks: Iterable[tuple[str, Task]]) -> None:
-        """Begins a round with its first invitations, in one transaction."""
-        up, down = self.bytes_total()
+    def open_round(
+        self, number: int, base_version: int, tasks: Mapping[str, Task], bytes_before: tuple[int, int]
+    ) -> None:
+        """Begins a round with its first invitations, in one transaction. bytes_before: of the run, up and down."""
         with self._transaction() as sql:
             sql.execute(
                 "INSERT INTO rounds (round, state, base_version, opened_s, up_before, down_before) "
                 "VALUES (?, 'open', ?, ?, ?, ?)",
-                (number, base_version, time.time(), up, down),
+                (number, base_version, time.time(), *bytes_before),
             )
-            for device, task in tasks:
+            for device, task in tasks.items():
                 _insert_task(sql, number, device, task)
 
     def opened_round(self) -> OpenedRound | None:
@@ -180,8 +181,7 @@ class Store:
         return OpenedRound(
             number=row[0],
             extensions=row[1],
-            bytes_up_before=row[2],
-            bytes_down_before=row[3],
+            bytes_before=(row[2], row[3]),
             tasks=tuple(StoredTask(device, phase, _unpack_task(task)) for device, phase, task in tasks),
         )
 
@@ -277,11 +277,6 @@ class Store:
                 (offer.examples, offer.loss, step_ms, device),
             )
 
-    def reject(self, device: str, number: int, reason: str, detail: str) -> None:
-        """Counts something refused. `number` is 0 where there is no such round."""
-        with self._transaction() as sql:
-            _count_rejection(sql, device, number, reason, detail)
-
     def refuse(self, device: str, offer: Offer, number: int, receipt: Receipt, *, ends_task: bool) -> None:
         """Counts a refused update and keeps its receipt; `ends_task` also takes the device out of the round."""
         with self._transaction() as sql:
@@ -308,9 +303,9 @@ class Store:
     def accepted(self, number: int) -> tuple[AcceptedUpdate, ...]:
         """The set of a round, in device order."""
         rows = self._sql.execute(
-            "SELECT device, digest, weight, train_s FROM updates WHERE round = ? ORDER BY device", (number,)
+            "SELECT device, digest, weight, train_s, codec FROM updates WHERE round = ? ORDER BY device", (number,)
         )
-        return tuple(AcceptedUpdate(device, bytes(digest), weight, s) for device, digest, weight, s in rows)
+        return tuple(AcceptedUpdate(device, bytes(digest), *rest) for device, digest, *rest in rows)
 
     # -- devices
 
@@ -324,8 +319,18 @@ class Store:
         """How many rounds each device was asked to join."""
         return dict(self._sql.execute("SELECT device, count(*) FROM tasks GROUP BY device"))
 
-    def note(self, devices: Iterable[DeviceActivity], traffic: Mapping[tuple[str, str, int], int]) -> None:
-        """Writes presence and byte counts, (device, direction, boot) -> bytes."""
+    def traffic(self) -> dict[Sender, Traffic]:
+        """The byte counts as last noted."""
+        rows = self._sql.execute("SELECT device, direction, boot, sent_bytes, earlier_bytes FROM traffic")
+        return {(device, direction): Traffic(boot, sent, earlier) for device, direction, boot, sent, earlier in rows}
+
+    def note(
+        self,
+        devices: Iterable[DeviceActivity],
+        traffic: Mapping[Sender, Traffic],
+        rejections: Mapping[tuple[str, str], tuple[int, str]],
+    ) -> None:
+        """Writes presence, byte counts, and rejections that are of no round: (device, reason) -> count and detail."""
         with self._transaction() as sql:
             for d in devices:
                 sql.execute(
@@ -335,17 +340,13 @@ class Store:
                     "examples = coalesce(excluded.examples, examples), last_seen_s = excluded.last_seen_s",
                     (d.device, d.agent, d.backend, d.present, d.examples, d.last_seen_s),
                 )
-            for (device, direction, boot), count in traffic.items():
+            for (device, direction), t in traffic.items():
                 sql.execute(
-                    "INSERT INTO traffic VALUES (?, ?, ?, ?) "
-                    "ON CONFLICT DO UPDATE SET bytes = max(bytes, excluded.bytes)",
-                    (device, direction, boot, count),
+                    "INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?, ?)",
+                    (device, direction, t.boot, t.sent_bytes, t.earlier_bytes),
                 )
-
-    def bytes_total(self) -> tuple[int, int]:
-        """Bytes so far, up and down, as noted."""
-        rows = dict(self._sql.execute("SELECT direction, sum(bytes) FROM traffic GROUP BY direction"))
-        return rows.get("up", 0), rows.get("down", 0)
+            for (device, reason), (count, detail) in rejections.items():
+                _count_rejection(sql, device, 0, reason, detail, count)
 
     # -- space
 
@@ -357,23 +358,22 @@ class Store:
             ).fetchone()[0]
             if oldest is None:
                 return False
+            digests = [row[0] for row in self._sql.execute("SELECT digest FROM updates WHERE round = ?", (oldest,))]
             with self._transaction() as sql:
                 sql.execute("UPDATE updates SET kept = 0 WHERE round = ?", (oldest,))
-            self._sweep_updates(keep_parts=True)
+            for digest in digests:
+                if not self.uses(digest):
+                    self.updates.remove(digest)
         return True
 
     def sweep(self) -> None:
         """Removes every blob no row speaks of; called after a commit, when no transfer is wanted any more."""
-        self._sweep_updates(keep_parts=False)
-        wanted = {row[0].hex() for row in self._sql.execute("SELECT digest FROM models WHERE kept = 1")}
+        self.updates.keep_only({row[0] for row in self._sql.execute("SELECT digest FROM updates WHERE kept = 1")})
+        wanted = {row[0] for row in self._sql.execute("SELECT digest FROM models WHERE kept = 1")}
         current = self.current()
         if current is not None:
-            wanted.add(current.server_state.hex())
-        _remove_others(self.models.root, wanted)
-
-    def _sweep_updates(self, *, keep_parts: bool) -> None:
-        wanted = {row[0].hex() for row in self._sql.execute("SELECT digest FROM updates WHERE kept = 1")}
-        _remove_others(self.updates.root, wanted, keep_parts=keep_parts)
+            wanted.add(current.server_state)
+        self.models.keep_only(wanted)
 
     def _drop_oldest_model(self) -> bool:
         rows = self._sql.execute("SELECT version, digest FROM models WHERE kept = 1 ORDER BY version").fetchall()
@@ -453,16 +453,11 @@ def _insert_receipt(
     )
 
 
-def _count_rejection(sql: sqlite3.Connection, device: str, number: int, reason: str, detail: str) -> None:
+def _count_rejection(
+    sql: sqlite3.Connection, device: str, number: int, reason: str, detail: str, count: int = 1
+) -> None:
     sql.execute(
-        "INSERT INTO rejections VALUES (?, ?, ?, 1, ?) "
-        "ON CONFLICT DO UPDATE SET count = count + 1, detail = excluded.detail",
-        (number, device, reason, detail),
+        "INSERT INTO rejections VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET count = count + excluded.count, detail = excluded.detail",
+        (number, device, reason, count, detail),
     )
-
-
-def _remove_others(root: Path, wanted: set[str], *, keep_parts: bool = False) -> None:
-    for path in root.iterdir():
-        partial = path.suffix in (".part", ".have")
-        if path.name not in wanted and not (keep_parts and partial):
-            path.unlink()

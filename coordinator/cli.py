@@ -1,0 +1,259 @@
+"""The fleet-coordinator command: run the daemon, ask its store, take a trained model out."""
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from coordinator import settings as coordinator_settings
+from coordinator.events import Event, as_json
+from coordinator.reports import Reports
+from coordinator.sample import SAMPLE
+from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.records import write_record
+
+EPILOG = """\
+examples:
+  fleet-coordinator config sample > coordinator.toml      # every key, with its default
+  fleet-coordinator run --config coordinator.toml         # train until the target or the last round
+  fleet-coordinator status --config coordinator.toml      # while it runs or not
+  fleet-coordinator export-model --config coordinator.toml --out inference.onnx
+
+exit codes: 0 ok, 1 failure, 2 nothing to do, 3 configuration, 4 unreachable, 5 not enrolled
+"""
+
+
+# Of a table in a file or a pipe.
+WIDTH = 200
+
+
+class _Parser(argparse.ArgumentParser):
+    """Usage mistakes are configuration mistakes here: exit code 3, as documented."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(ConfigurationError.exit_code, f"{self.prog}: {message}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except SparsefleetError as error:
+        print(f"fleet-coordinator: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("fleet-coordinator: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; nothing more may be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="fleet-coordinator",
+        description="Plans rounds, checks and folds updates, keeps every model version.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        example = f"example: fleet-coordinator {name} --config coordinator.toml"
+        added = commands.add_parser(name, help=text, epilog=example)
+        added.add_argument("--config", type=Path, required=True, help="coordinator.toml; see: config sample")
+        added.add_argument("--json", action="store_true", help="JSON instead of text")
+        added.set_defaults(command=command)
+        return added
+
+    run = add("run", _run, "run the daemon; stops on Ctrl-C or SIGTERM")
+    run.add_argument("--exit-when-finished", action="store_true", help="end after the last round")
+    add("status", _status, "the run at a glance")
+    add("devices", _devices, "every device, with bytes and counts")
+    add("rounds", _rounds, "every committed round")
+    add("round", _round, "one round: its devices, rejections and decisions").add_argument("number", type=int)
+    export = add("export-model", _export_model, "write a trained model as an inference ONNX file")
+    export.add_argument("--out", type=Path, required=True, help="file to write")
+    export.add_argument("--version", type=int, help="model version (default: the newest)")
+    evaluate = add("evaluate-model", _evaluate_model, "run an inference ONNX file on the held-out data")
+    evaluate.add_argument("--model", type=Path, required=True, help="file written by export-model")
+
+    config = commands.add_parser("config", help="about the configuration file")
+    actions = config.add_subparsers(required=True, metavar="ACTION")
+    sample = actions.add_parser("sample", help="print a configuration with every key")
+    sample.set_defaults(command=_sample)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    # The daemon's modules are loaded for the daemon alone, so that the questions below are answered quickly.
+    from coordinator.process import run
+
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    settings = coordinator_settings.load(options.config)
+    emit = _print_json_event if options.json else _print_event
+    return run(settings, emit, exit_when_finished=options.exit_when_finished)
+
+
+def _status(options: argparse.Namespace) -> int:
+    with _reports(options) as reports:
+        status = reports.status()
+    if options.json:
+        _print_json(write_record(status))
+        return 0
+    _table("status", ["", "value"], [[f.name, _text(getattr(status, f.name))] for f in fields(status)])
+    return 0
+
+
+def _devices(options: argparse.Namespace) -> int:
+    with _reports(options) as reports:
+        return _rows(options, "devices", reports.devices())
+
+
+def _rounds(options: argparse.Namespace) -> int:
+    with _reports(options) as reports:
+        return _rows(options, "rounds", reports.rounds())
+
+
+def _round(options: argparse.Namespace) -> int:
+    with _reports(options) as reports:
+        detail = reports.round(options.number)
+    if options.json:
+        _print_json(write_record(detail))
+        return 0
+    print(f"round {detail.round}: {detail.state}, from version {detail.base_version}")
+    if detail.figures is not None:
+        _rows(options, "figures", (detail.figures,))
+    _rows(options, "devices", detail.devices)
+    if detail.rejections:
+        _rows(options, "rejections", detail.rejections)
+    for decision in detail.decisions:
+        print(decision)
+    return 0
+
+
+def _export_model(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from protocol.blobs import write_durably
+    from protocol.bundle import deploy, open_bundle
+
+    settings = coordinator_settings.load(options.config)
+    with Reports(Path(settings.state)) as reports:
+        model = reports.model(options.version)
+    bundle = open_bundle(Path(settings.bundle))
+    graph = bundle.path(bundle.manifest.inference.path).read_bytes()
+    vector = np.frombuffer(model.path.read_bytes(), dtype="<f4").astype(np.float32)
+    data = deploy(graph, bundle.manifest, vector)
+    try:
+        write_durably(options.out, data)
+    except OSError as error:
+        raise ConfigurationError(f"--out: {options.out} cannot be written ({error.strerror})") from None
+    if options.json:
+        _print_json({"version": model.version, "path": str(options.out), "bytes": len(data)})
+    else:
+        print(f"wrote {options.out}: version {model.version}, {len(data)} bytes")
+    return 0
+
+
+def _evaluate_model(options: argparse.Namespace) -> int:
+    from coordinator.evaluate import load_data
+    from edge_agent.runtimes.inference import evaluate_inference
+    from protocol.bundle import open_bundle
+
+    settings = coordinator_settings.load(options.config)
+    if settings.evaluation.data is None:
+        raise ConfigurationError(f"{options.config}: evaluation.data: is not set; name the held-out data")
+    bundle = open_bundle(Path(settings.bundle))
+    data = load_data(Path(settings.evaluation.data), bundle.manifest)
+    metrics = evaluate_inference(options.model, bundle.manifest, data, settings.evaluation.batch_size)
+    if options.json:
+        _print_json({"model": str(options.model), "examples": len(data), "metrics": dict(metrics)})
+    else:
+        _table(
+            f"{options.model}, {len(data)} examples", ["metric", "value"], [[k, _text(v)] for k, v in metrics.items()]
+        )
+    return 0
+
+
+def _sample(_: argparse.Namespace) -> int:
+    print(SAMPLE, end="")
+    return 0
+
+
+def _reports(options: argparse.Namespace) -> Reports:
+    return Reports(Path(coordinator_settings.load(options.config).state))
+
+
+def _rows(options: argparse.Namespace, name: str, rows: tuple[Any, ...]) -> int:
+    if options.json:
+        _print_json({name: [write_record(row) for row in rows]})
+        return 0
+    if not rows:
+        print(f"no {name} yet")
+        return 0
+    names = [f.name for f in fields(rows[0])]
+    _table(name, names, [[_cell(n, getattr(row, n)) for n in names] for row in rows])
+    return 0
+
+
+def _table(title: str, names: list[str], rows: list[list[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        words = name in ("device", "backend", "phase", "reason", "detail", "metric", "")
+        table.add_column(name, justify="left" if words else "right", no_wrap=name != "detail")
+    for row in rows:
+        table.add_row(*row)
+    # A file or a pipe has no width to fit into.
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+
+
+def _cell(name: str, value: object) -> str:
+    if name == "last_seen_s" and isinstance(value, float):
+        return datetime.fromtimestamp(value).isoformat(" ", "seconds")
+    return _text(value)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _print_event(event: Event) -> None:
+    said = as_json(event)
+    name = said.pop("event")
+    print(f"{name} " + " ".join(f"{key}={_text(value)}" for key, value in said.items()), flush=True)
+
+
+def _print_json_event(event: Event) -> None:
+    _print_json(as_json(event))
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(_finite(value), allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN: what is not finite is null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,483 @@
+"""The coordinator: carries out what the round and transfer tables decide. Events and time come in, messages go out.
+
+Whatever it holds in memory can be had again from the store: `recover` does so, at the start and after any fault.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from coordinator import round as rounds
+from coordinator.evaluate import Examine, accuracy_of
+from coordinator.events import DeviceSeen, Emit, Finished, FinishReason, RoundCommitted, RoundOpened, UpdateRejected
+from coordinator.fleet import Fleet
+from coordinator.intake import NOT_THE_TASKS_END, Seat, check_offer, check_payload, weigh
+from coordinator.library import Library
+from coordinator.link import Link
+from coordinator.next_model import first_model, load_model, next_model
+from coordinator.planner import make_task, order_devices
+from coordinator.settings import Settings
+from coordinator.store import RoundFigures, Store
+from coordinator.uploads import Uploads
+from protocol.bundle import Bundle
+from protocol.errors import Rejection
+from protocol.messages import (
+    Announcement,
+    Body,
+    Chunk,
+    CoordinatorState,
+    DeviceState,
+    Hello,
+    Need,
+    Offer,
+    Receipt,
+    Task,
+    TaskReport,
+    Unavailable,
+    Welcome,
+    Withdraw,
+)
+from protocol.topics import Topics
+from protocol.transport import Connected, Disconnected, Event, Incoming, Transport
+
+log = logging.getLogger("coordinator")
+
+# A task is said again until the device answers, ever more rarely; it answers when it has fetched all the task needs.
+FIRST_RETRY_S = 5.0
+LONGEST_RETRY_S = 60.0
+# Presence and byte counts are written so often; losing this much of them harms nothing.
+NOTE_EVERY_S = 5.0
+NEVER = float("inf")
+
+
+class Coordinator:
+    """One run of one fleet. `handle` takes what arrived, `advance` does what is due; both from one thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        bundle: Bundle,
+        store: Store,
+        transport: Transport,
+        clock: Callable[[], float],
+        emit: Emit,
+        examine: Examine | None = None,
+    ) -> None:
+        self._settings, self._bundle, self._store = settings, bundle, store
+        self._clock, self._emit, self._examine = clock, emit, examine
+        self._topics = Topics(settings.fleet)
+        self._library = Library(bundle, store.models)
+        self._link = Link(transport, self._topics, store.epoch, store.traffic())
+        self._fleet = Fleet(store.devices())
+        self._uploads = Uploads(store.updates, self._link)
+        self._greeted: set[str] = set()
+        self._noted = dict(self._link.traffic)
+        self._uncounted: dict[tuple[str, str], tuple[int, str]] = {}
+        self._connected = False
+        self._finished = False
+        self._note_at = 0.0
+        self.recover(clock())
+
+    def recover(self, now: float) -> None:
+        """Takes model, round and tasks from the store; makes version 0 if there is none yet."""
+        store = self._store
+        self._current = store.current() or first_model(store, self._bundle, self._examine)
+        self._base = load_model(store, self._current, self._bundle.manifest)
+        self._invitations = store.invitations()
+        self._round: rounds.Round | None = None
+        self._tasks: dict[str, Task] = {}
+        self._retry: dict[str, tuple[float, float]] = {}
+        self._opened_at = now
+        self._uploads.clear()
+        opened = store.opened_round()
+        if opened is None:
+            return
+        self._bytes_before = opened.bytes_before
+        self._tasks = {t.device: t.task for t in opened.tasks}
+        seats = {t.device: t.phase for t in opened.tasks}
+        self._round = self._empty_round(opened.number, now, seats, opened.extensions)
+        self._retry = dict.fromkeys(self._round.devices("invited", "late"), (now, FIRST_RETRY_S))
+        log.info("resumed round=%d delivered=%d", opened.number, len(self._round.devices("done")))
+
+    @property
+    def finished(self) -> bool:
+        return self._finished
+
+    # What arrives
+
+    def handle(self, event: Event, now: float) -> None:
+        """Takes one event of the transport in."""
+        match event:
+            case Connected():
+                log.info("connected epoch=%d", self._store.epoch)
+                self._connected = True
+                self._link.tell_everyone(
+                    "coordinator", CoordinatorState(self._store.epoch, accepting=True), retain=True
+                )
+            case Disconnected(reason):
+                if self._connected:
+                    log.warning("disconnected reason=%r", reason)
+                self._connected = False
+            case Incoming():
+                self._read(event, now)
+
+    def _read(self, message: Incoming, now: float) -> None:
+        read = self._link.read(message)
+        if read is None:
+            return
+        topic, said = read
+        device = topic.device
+        if isinstance(said, Rejection):
+            self._count(device, said)
+            return
+        if isinstance(said.body, Hello) and not self._fleet.knows(device):
+            if self._fleet.full:
+                self._count(device, Rejection("fleet-full", "no more devices are taken in"))
+                return
+            self._fleet.hello(device, said.body, time.time())
+            # At once: an update of a device that a restart forgot would be refused for good.
+            self._note()
+        if self._fleet.knows(device):
+            self._link.count_up(device, message, said)
+            if not isinstance(said.body, DeviceState) or said.body.state == "ready":
+                self._fleet.heard(device, said.boot, time.time())
+            else:
+                self._fleet.left(device, said.boot)
+        self._obey(device, said.body, now)
+
+    def _obey(self, device: str, body: Body, now: float) -> None:
+        match body:
+            case Offer():
+                self._offered(device, body, now)
+            case _ if not self._fleet.knows(device):
+                if not isinstance(body, DeviceState):
+                    self._count(device, Rejection("unknown-device", f"{type(body).__name__} before any hello"))
+            case Hello():
+                self._greet(device, body, now)
+            case TaskReport():
+                self._reported(device, body, now)
+            case Need():
+                for answer in self._library.answer(body):
+                    self._link.send(device, answer)
+            case Chunk():
+                self._take(device, body, now)
+            case Unavailable(digest, reason):
+                log.warning("unavailable device=%s blob=%s reason=%r", device, digest.hex()[:12], reason)
+                self._uploads.end(device)
+            case DeviceState():
+                log.info("device=%s state=%s", device, body.state)
+            case _:
+                self._count(device, Rejection("misplaced", f"{type(body).__name__} is not a device's to say"))
+
+    def _greet(self, device: str, hello: Hello, now: float) -> None:
+        self._fleet.hello(device, hello, time.time())
+        self._link.send(device, Welcome(self._store.run, time.time()))
+        if device not in self._greeted:
+            self._greeted.add(device)
+            self._show(device)
+        if hello.task is not None and not self._holds(device, hello.task):
+            self._link.send(device, Withdraw(hello.task, "round-closed"))
+        self._uploads.reconnected(device, now)
+        self._decide(rounds.Returned(device), now)
+
+    def _reported(self, device: str, report: TaskReport, now: float) -> None:
+        if self._fleet.reported(device, report):
+            self._show(device)
+        if not self._holds(device, report.task):
+            if report.state == "accepted":
+                self._link.send(device, Withdraw(report.task, "round-closed"))
+            return
+        assert self._round is not None
+        number = self._round.number
+        self._retry.pop(device, None)
+        if report.state == "accepted":
+            self._decide(rounds.Accepted(device), now)
+            return
+        log.warning("task %s device=%s round=%d %s: %s", report.state, device, number, report.reason, report.detail)
+        if self._round.seats[device] in rounds.OPEN:
+            self._store.set_phase(number, device, "out", f"{report.state}: {report.reason}", report.detail)
+            self._uploads.end(device)
+        self._decide(rounds.Stopped(device), now)
+
+    def _holds(self, device: str, task: str) -> bool:
+        """Whether this is the device's task in the round that is open, and not over."""
+        state = self._round
+        own = self._tasks.get(device)
+        return state is not None and own is not None and own.name == task and state.seats[device] in rounds.OPEN
+
+    # Updates
+
+    def _offered(self, device: str, offer: Offer, now: float) -> None:
+        earlier = self._store.receipt(device, offer)
+        if earlier is not None and earlier[0] == offer.blob.digest:
+            self._link.send(device, earlier[1])
+            return
+        rejection = (
+            Rejection("name-reused", "another update has this name; this one was not looked at")
+            if earlier is not None
+            else check_offer(offer, self._store.run, self._seat(device, offer), self._bundle.manifest)
+        )
+        if rejection is not None:
+            self._refuse(device, offer, rejection, now)
+        elif not self._store.room_for_update(offer.blob):
+            log.error("no disk left under limits.disk_mib device=%s bytes=%d", device, offer.blob.size)
+        else:
+            self._retry.pop(device, None)
+            self._arrived(device, self._uploads.begin(device, offer, now), now)
+
+    def _seat(self, device: str, offer: Offer) -> Seat:
+        state = self._round
+        if state is None or state.number != offer.round:
+            known = self._store.has_round(offer.round)
+            return Seat(self._fleet.knows(device), known, open_round=False, phase=None, task=None)
+        phase = state.seats.get(device)
+        return Seat(self._fleet.knows(device), True, True, phase, self._tasks.get(device))
+
+    def _take(self, device: str, chunk: Chunk, now: float) -> None:
+        taken = self._uploads.take(device, chunk, now)
+        if isinstance(taken, Rejection):
+            self._count(device, taken)
+        else:
+            self._arrived(device, taken, now)
+
+    def _arrived(self, device: str, offer: Offer | None, now: float) -> None:
+        """Checks a blob that is complete, and accepts it: from the receipt on it is ours."""
+        if offer is None:
+            return
+        self._uploads.end(device)
+        blobs = self._store.updates
+        if not blobs.has(offer.blob.digest) and not blobs.finish(offer.blob):
+            self._refuse(device, offer, Rejection("digest", "the bytes are not those of the offer"), now)
+            return
+        payload = blobs.read(offer.blob.digest)
+        checked = (
+            check_payload(payload, self._tasks[device], self._bundle.manifest, self._base)
+            if len(payload) == offer.blob.size
+            else Rejection("size", f"{len(payload)} bytes where {offer.blob.size} were offered")
+        )
+        if isinstance(checked, Rejection):
+            if not self._store.uses(offer.blob.digest):
+                blobs.remove(offer.blob.digest)
+            self._refuse(device, offer, checked, now)
+            return
+        receipt = Receipt(offer.blob.digest, offer.task, "accepted")
+        self._store.accept(device, offer, weigh(offer.examples, self._settings.limits.examples), receipt)
+        self._link.send(device, receipt)
+        log.info("accepted device=%s round=%d bytes=%d", device, offer.round, offer.blob.size)
+        self._decide(rounds.Delivered(device), now)
+
+    def _refuse(self, device: str, offer: Offer, why: Rejection, now: float) -> None:
+        """Counts a refused update and says so; the device's task ends with it unless it was just out of place."""
+        receipt = Receipt(offer.blob.digest, offer.task, "rejected", why.reason, why.detail[:500])
+        if not self._fleet.knows(device) or why.reason == "name-reused":
+            self._count(device, why)
+            self._link.send(device, receipt)
+            return
+        ends_task = why.reason not in NOT_THE_TASKS_END
+        number = offer.round if self._store.has_round(offer.round) and offer.run == self._store.run else 0
+        self._store.refuse(device, offer, number, receipt, ends_task=ends_task)
+        self._link.send(device, receipt)
+        self._tell_rejected(device, number, why)
+        if ends_task:
+            self._uploads.end(device)
+            self._decide(rounds.Stopped(device), now)
+
+    def _count(self, device: str, why: Rejection) -> None:
+        """Counts something refused that is of no round. Strangers share one line, there may be any number of them."""
+        key = (device if self._fleet.knows(device) else "-", why.reason)
+        self._uncounted[key] = (self._uncounted.get(key, (0, ""))[0] + 1, why.detail)
+        self._tell_rejected(device, 0, why)
+
+    def _tell_rejected(self, device: str, number: int, why: Rejection) -> None:
+        log.warning("rejected device=%s round=%d %s", device, number, why)
+        self._emit(UpdateRejected(device, number, why.reason, why.detail))
+
+    # What is due
+
+    def advance(self, now: float) -> float:
+        """Does what is due and says in how many seconds something will be."""
+        due = [self._note_at]
+        if now >= self._note_at:
+            self._note()
+            self._note_at = due[0] = now + NOTE_EVERY_S
+        if self._round is not None:
+            # Any event lets the table see that the round is complete; after a resume there may be no other.
+            self._decide(rounds.Tick(), now)
+        if self._connected:
+            self._open_next(now)
+            self._send_again(now)
+            due.append(self._uploads.ask_again(now))
+            due.extend(at for device, (at, _) in self._retry.items() if self._fleet.has(device))
+        if self._round is not None:
+            due.append(self._round.deadline)
+        return max(0.0, min(due) - now)
+
+    def stop(self) -> None:
+        """Says goodbye and writes the last counts."""
+        self._link.tell_everyone("coordinator", CoordinatorState(self._store.epoch, accepting=False), retain=True)
+        self._note()
+
+    def _note(self) -> None:
+        changed, traffic = self._fleet.take_changed(), dict(self._link.traffic)
+        if changed or self._uncounted or traffic != self._noted:
+            self._store.note(changed, traffic, self._uncounted)
+            self._uncounted.clear()
+            self._noted = traffic
+
+    def _send_again(self, now: float) -> None:
+        for device, (at, retry_s) in tuple(self._retry.items()):
+            if now >= at and self._fleet.has(device):
+                self._send_task(device, now)
+                self._retry[device] = (now + retry_s, min(retry_s * 2, LONGEST_RETRY_S))
+
+    def _send_task(self, device: str, now: float) -> None:
+        assert self._round is not None
+        task = self._tasks[device]
+        left = max(0.0, self._round.deadline - now)
+        self._link.send(device, replace(task, time_left_s=left))
+
+    def _open_next(self, now: float) -> None:
+        if self._round is not None or self._finished:
+            return
+        reason = self._end()
+        if reason is not None:
+            self._finished = True
+            self._emit(Finished(reason, self._current.version))
+            return
+        if len(self._fleet.present()) < self._settings.rounds.least:
+            return
+        state, decisions = rounds.decide(
+            self._empty_round(self._current.version + 1, now, {}, 0), rounds.Tick(), now, self._spare()
+        )
+        self._round = state
+        self._tasks = {d.device: self._make_task(d.device) for d in decisions if isinstance(d, rounds.Invite)}
+        self._note()
+        self._bytes_before = (self._link.total_bytes("up"), self._link.total_bytes("down"))
+        self._store.open_round(state.number, self._current.version, self._tasks, self._bytes_before)
+        self._opened_at = self._clock()
+        log.info("opened round=%d devices=%d", state.number, len(self._tasks))
+        self._emit(RoundOpened(state.number, len(self._tasks)))
+        for device in self._tasks:
+            self._invite(device, now)
+
+    def _end(self) -> FinishReason | None:
+        target = self._settings.rounds.target_accuracy
+        accuracy = accuracy_of(self._current.metrics)
+        if target is not None and accuracy is not None and accuracy >= target:
+            return "target-accuracy"
+        return "rounds" if self._current.version >= self._settings.rounds.count else None
+
+    # What the round table decides
+
+    def _decide(self, event: rounds.Event, now: float) -> None:
+        if self._round is None:
+            if self._connected:
+                self._open_next(now)
+            return
+        self._round, decisions = rounds.decide(self._round, event, now, self._spare())
+        for decision in decisions:
+            self._carry_out(decision, now)
+
+    def _carry_out(self, decision: rounds.Decision, now: float) -> None:
+        assert self._round is not None
+        match decision:
+            case rounds.Invite(device):
+                self._tasks[device] = self._make_task(device)
+                self._store.invite(self._round.number, device, self._tasks[device])
+                self._invite(device, now)
+            case rounds.SendAgain(device):
+                self._send_task(device, now)
+                self._retry[device] = (now + FIRST_RETRY_S, 2 * FIRST_RETRY_S)
+            case rounds.Extend(delivered, late):
+                said = (
+                    f"deadline passed with {delivered} of {self._round.minimum} updates, late: {', '.join(late) or '-'}"
+                )
+                log.warning("extended round=%d %s", self._round.number, said)
+                self._store.extend_round(self._round.number, late, said)
+            case rounds.Close(delivered, withdrawn):
+                for device in withdrawn:
+                    self._link.send(device, Withdraw(self._tasks[device].name, "round-closed"))
+                self._commit(self._round.number, len(delivered))
+                self._open_next(now)
+
+    def _invite(self, device: str, now: float) -> None:
+        self._invitations[device] = self._invitations.get(device, 0) + 1
+        self._retry[device] = (now + FIRST_RETRY_S, 2 * FIRST_RETRY_S)
+        self._send_task(device, now)
+
+    def _commit(self, number: int, devices: int) -> None:
+        """Folds the round into the next version and commits both."""
+        accepted = self._store.accepted(number)
+        wanted = number % self._settings.evaluation.every == 0 or number >= self._settings.rounds.count
+        made = next_model(
+            self._store,
+            self._bundle.manifest,
+            self._settings,
+            self._current,
+            self._base,
+            accepted,
+            self._examine if wanted else None,
+            self._clock,
+        )
+        seconds = self._clock() - self._opened_at
+        longest = max(update.train_s for update in accepted)
+        figures = RoundFigures(
+            devices=devices,
+            accuracy=accuracy_of(made.version.metrics),
+            seconds=seconds,
+            overhead_s=max(0.0, seconds - longest - made.evaluation_s),
+            evaluation_s=made.evaluation_s,
+            fold_s=made.fold_s,
+            bytes_up=self._link.total_bytes("up") - self._bytes_before[0],
+            bytes_down=self._link.total_bytes("down") - self._bytes_before[1],
+        )
+        self._store.commit_round(number, made.version, figures)
+        self._current, self._base = made.version, made.model
+        self._round, self._tasks = None, {}
+        self._retry.clear()
+        self._uploads.clear()
+        self._store.sweep()
+        self._link.tell_everyone("notice", Announcement(made.version.version, made.version.blob))
+        log.info("committed round=%d version=%d devices=%d", number, made.version.version, devices)
+        self._emit(
+            RoundCommitted(
+                number,
+                made.version.version,
+                devices,
+                figures.accuracy,
+                made.version.loss,
+                round(seconds, 3),
+                round(figures.overhead_s, 3),
+                figures.bytes_up,
+                figures.bytes_down,
+            )
+        )
+
+    def _empty_round(self, number: int, now: float, seats: dict[str, rounds.Phase], extensions: int) -> rounds.Round:
+        wanted = self._settings.rounds
+        return rounds.open_round(
+            number, wanted.devices, wanted.least, wanted.over_select, wanted.deadline_s, now, seats, extensions
+        )
+
+    def _make_task(self, device: str) -> Task:
+        number = self._current.version + 1
+        return make_task(
+            self._settings,
+            self._store.run,
+            number,
+            device,
+            self._library.manifest,
+            self._current.blob,
+            self._current.version,
+        )
+
+    def _spare(self) -> tuple[str, ...]:
+        number = self._current.version + 1
+        asked = {device: self._invitations.get(device, 0) for device in self._fleet.present()}
+        return order_devices(asked, self._settings.seed, number)
+
+    def _show(self, device: str) -> None:
+        seen = self._fleet[device]
+        log.info("device=%s backend=%s examples=%s", device, seen.backend, seen.examples)
+        self._emit(DeviceSeen(device, seen.examples, seen.backend))

@@ -1,0 +1,72 @@
+"""The fleet in memory: who is known, who is there, and what was last heard of each device."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from coordinator.store import DeviceActivity
+from protocol.messages import Hello, TaskReport
+
+# Memory and disk of a coordinator are made for so many; strangers beyond are refused by name.
+MAX_KNOWN = 10_000
+
+
+class Fleet:
+    """Every device that ever said hello. What changes here is written to the store from time to time."""
+
+    def __init__(self, known: Iterable[DeviceActivity]) -> None:
+        self._devices = {d.device: replace(d, present=False) for d in known}
+        self._boots: dict[str, int] = {}
+        self._changed: set[str] = set()
+
+    def knows(self, device: str) -> bool:
+        return device in self._devices
+
+    def has(self, device: str) -> bool:
+        """Whether the device is there now."""
+        return device in self._devices and self._devices[device].present
+
+    @property
+    def full(self) -> bool:
+        return len(self._devices) >= MAX_KNOWN
+
+    def __getitem__(self, device: str) -> DeviceActivity:
+        return self._devices[device]
+
+    def present(self) -> tuple[str, ...]:
+        return tuple(sorted(d.device for d in self._devices.values() if d.present))
+
+    def hello(self, device: str, said: Hello, wall_s: float) -> None:
+        """Takes a device in, or notes what it says of itself now."""
+        before = self._devices.get(device)
+        # A hello names the backend wished for; a report on a task, the one found.
+        backend = before.backend if before is not None and said.backend == "auto" else said.backend
+        examples = None if before is None else before.examples
+        self._put(DeviceActivity(device, said.agent, backend, True, examples, wall_s))
+
+    def reported(self, device: str, report: TaskReport) -> bool:
+        """Notes what a report says of the device's data and backend; True when that is news."""
+        before = self._devices[device]
+        if report.state != "accepted" or report.examples <= 0:
+            return False
+        self._put(replace(before, examples=report.examples, backend=report.backend or before.backend))
+        return (before.examples, before.backend) != (self[device].examples, self[device].backend)
+
+    def heard(self, device: str, boot: int, wall_s: float) -> None:
+        """A message came: the device is there."""
+        self._boots[device] = max(boot, self._boots.get(device, 0))
+        self._put(replace(self._devices[device], present=True, last_seen_s=wall_s))
+
+    def left(self, device: str, boot: int) -> None:
+        """The device, or the broker in its name, says it is gone. A will of an earlier boot says nothing of now."""
+        if boot >= self._boots.get(device, 0):
+            self._put(replace(self._devices[device], present=False))
+
+    def take_changed(self) -> tuple[DeviceActivity, ...]:
+        """The devices that changed since the last call."""
+        changed = tuple(self._devices[d] for d in sorted(self._changed))
+        self._changed.clear()
+        return changed
+
+    def _put(self, device: DeviceActivity) -> None:
+        self._devices[device.device] = device
+        self._changed.add(device.device)

@@ -1,0 +1,100 @@
+"""The checks every update passes, in one order, each with its own reason: see `check_offer` and `check_payload`.
+
+identity, freshness (run, round, task), declared codec and size, base model, examples, figures; then, once its blob is
+whole and its digest right: bounded decode, layout and shape, finite. A rejection is a value and changes nothing.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from coordinator.fold import Decoded
+from coordinator.round import OPEN, Phase
+from edge_agent.runtimes.engine import Vector
+from protocol.errors import Rejection
+from protocol.manifest import Manifest
+from protocol.messages import Offer, Task
+from sparse.codecs import PayloadError, decode_update, max_update_bytes, parse_codec
+
+# What these say is of the moment, not of the device's work on its task, which goes on.
+NOT_THE_TASKS_END = frozenset(
+    {"unknown-device", "other-run", "unknown-round", "round-closed", "no-task", "task-over", "duplicate", "name-reused"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """What the coordinator knows of a device's place in the offered round. `task` is None where it has none."""
+
+    known_device: bool
+    known_round: bool
+    open_round: bool
+    phase: Phase | None
+    task: Task | None
+
+
+def check_offer(offer: Offer, run: str, seat: Seat, manifest: Manifest) -> Rejection | None:
+    """Whether an offered update may be asked for. Nothing of it was received yet."""
+    stale = _check_freshness(offer, run, seat)
+    if stale is not None:
+        return stale
+    task = seat.task
+    assert task is not None
+    if offer.codec != task.codec:
+        return Rejection("codec", f"{offer.codec[:60]!r} where the task says {task.codec!r}")
+    limit = max_update_bytes(manifest.parameters, manifest.buffers, parse_codec(task.codec))
+    if offer.blob.size > limit:
+        return Rejection("too-large", f"{offer.blob.size} bytes are over the limit of {limit} for {task.codec}")
+    if offer.base != task.model.digest:
+        said = offer.base.hex()[:12]
+        return Rejection("base-model", f"trained from model {said}, the task gave {task.model.digest.hex()[:12]}")
+    if offer.examples <= 0:
+        return Rejection("examples", f"{offer.examples} examples; an update is of at least one")
+    if not (math.isfinite(offer.loss) and 0.0 <= offer.train_s < 1e9 and offer.steps > 0):
+        return Rejection("figures", f"loss {offer.loss}, {offer.steps} steps and {offer.train_s} s cannot all be true")
+    return None
+
+
+def _check_freshness(offer: Offer, run: str, seat: Seat) -> Rejection | None:
+    if not seat.known_device:
+        return Rejection("unknown-device", "this device never said hello")
+    if offer.run != run:
+        return Rejection("other-run", f"for run {offer.run[:40]!r}, this is {run}")
+    if not seat.known_round:
+        return Rejection("unknown-round", f"there is no round {offer.round}")
+    if not seat.open_round:
+        return Rejection("round-closed", f"round {offer.round} is closed")
+    if seat.task is None:
+        return Rejection("no-task", f"this device was not asked in round {offer.round}")
+    if seat.phase == "done":
+        return Rejection("duplicate", f"round {offer.round} already has an update of this device")
+    if seat.phase not in OPEN:
+        return Rejection("task-over", f"this device's task of round {offer.round} is over")
+    return None
+
+
+def check_payload(payload: bytes, task: Task, manifest: Manifest, base: Vector) -> Decoded | Rejection:
+    """The decoded deltas of a payload whose digest was right. base: float32[total], what they are added to."""
+    try:
+        decoded = decode_payload(payload, task.codec, manifest)
+    except PayloadError as error:
+        return Rejection(error.reason, error.detail)
+    parameters, buffers = decoded
+    n = manifest.parameters
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = (base[:n] + parameters, base[n : n + manifest.buffers] + buffers)
+    if not all(np.isfinite(values).all() for values in sums):
+        return Rejection("nonfinite", "the update has values that are not finite, or make the model so")
+    return decoded
+
+
+def decode_payload(payload: bytes, codec: str, manifest: Manifest) -> Decoded:
+    """The deltas of a payload, float32[parameters] and float32[buffers]. Raises PayloadError."""
+    layout = manifest.layout_digest()
+    return decode_update(payload, manifest.parameters, manifest.buffers, layout, parse_codec(codec))
+
+
+def weigh(examples: int, most: int) -> int:
+    """What an update counts for: its examples, which nobody can verify, up to the limit of one device."""
+    return min(examples, most)

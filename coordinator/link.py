@@ -1,0 +1,67 @@
+"""The coordinator's end of the wire: envelopes out and messages in, both counted, for the whole fleet."""
+
+from collections.abc import Mapping
+
+from coordinator.traffic import MAX_CLAIM_BYTES, Direction, Sender, Traffic
+from protocol.errors import Rejection
+from protocol.messages import Body, Chunk, CoordinatorState, DeviceState, Envelope, decode, encode
+from protocol.topics import Channel, DeviceTopic, FleetChannel, Topics
+from protocol.transport import Incoming, Transport, Will
+
+# The bytes said to everyone are counted under this name, which no device may have.
+EVERYONE = "all"
+
+
+def last_will(topics: Topics, epoch: int) -> Will:
+    """What the broker says when the coordinator is lost."""
+    return Will(topics.everyone("coordinator"), encode(Envelope(epoch, 0, 0, CoordinatorState(epoch, accepting=False))))
+
+
+class Link:
+    """Sends bodies under this epoch's counters. `traffic` counts by (device, "up" or "down")."""
+
+    def __init__(self, transport: Transport, topics: Topics, epoch: int, traffic: Mapping[Sender, Traffic]) -> None:
+        self._transport, self._topics, self._epoch = transport, topics, epoch
+        self._sequence = 0
+        self.traffic = dict(traffic)
+
+    def send(self, device: str, body: Body) -> bool:
+        """False when there is no connection; nothing is kept, the tables say it again."""
+        channel: Channel = "down/blob" if isinstance(body, Chunk) else "down"
+        return self._publish(device, self._topics.device(device, channel), body, retain=False)
+
+    def tell_everyone(self, channel: FleetChannel, body: Body, *, retain: bool = False) -> bool:
+        return self._publish(EVERYONE, self._topics.everyone(channel), body, retain=retain)
+
+    def read(self, message: Incoming) -> tuple[DeviceTopic, Envelope | Rejection] | None:
+        """Who says what; None for topics that are not a device's to speak on."""
+        topic = self._topics.parse(message.topic)
+        if topic is None or topic.channel not in ("state", "up", "up/blob"):
+            return None
+        said = decode(message.payload)
+        if isinstance(said, Envelope):
+            misplaced = (topic.channel == "state") != isinstance(said.body, DeviceState)
+            if misplaced or (topic.channel == "up/blob") != isinstance(said.body, Chunk):
+                return topic, Rejection("misplaced", f"{type(said.body).__name__} on channel {topic.channel}")
+        return topic, said
+
+    def count_up(self, device: str, message: Incoming, envelope: Envelope) -> None:
+        """Takes the sender's own count, which includes what never arrived."""
+        claim = min(envelope.sent_before + len(message.topic) + len(message.payload), MAX_CLAIM_BYTES)
+        key: Sender = (device, "up")
+        self.traffic[key] = self.traffic.get(key, Traffic()).counted(envelope.boot, claim)
+
+    def total_bytes(self, direction: Direction) -> int:
+        """Bytes of everyone together in one direction since the run began."""
+        return sum(t.total_bytes for (_, way), t in self.traffic.items() if way == direction)
+
+    def _publish(self, receiver: str, topic: str, body: Body, *, retain: bool) -> bool:
+        self._sequence += 1
+        key: Sender = (receiver, "down")
+        traffic = self.traffic.get(key, Traffic()).counted(self._epoch, 0)
+        payload = encode(Envelope(self._epoch, self._sequence, traffic.sent_bytes, body))
+        sent = self._transport.publish(topic, payload, retain=retain)
+        if sent:
+            traffic = traffic.counted(self._epoch, traffic.sent_bytes + len(topic) + len(payload))
+        self.traffic[key] = traffic
+        return sent

@@ -1,0 +1,128 @@
+"""The coordinator as a process: the one place that reads the clock, signals, files of settings and the network."""
+
+import logging
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+
+from coordinator.broker import Broker, free_port, start_broker
+from coordinator.daemon import Coordinator
+from coordinator.evaluate import Examine, examiner, load_data
+from coordinator.events import Emit, Listening
+from coordinator.link import last_will
+from coordinator.settings import Settings
+from coordinator.store import Store
+from edge_agent.runtimes.backends import load_evaluator
+from protocol.bundle import Bundle, open_bundle
+from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.mqtt import MqttSettings, MqttTransport, parse_url
+from protocol.topics import Topics
+from protocol.transport import Transport
+
+log = logging.getLogger("coordinator")
+
+# No wait is longer, so that a signal is heeded and a broker that died is noticed within half a second.
+LONGEST_WAIT_S = 0.5
+# A fault of our own is logged and everything taken from the store again; this many in a row are no accident.
+MAX_FAULTS = 5
+PAUSE_AFTER_FAULT_S = 0.5
+EVALUATION_THREADS = 1
+
+
+class Signals:
+    """Notes SIGINT and SIGTERM; the loop ends after the work in hand."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._take)
+
+    def _take(self, number: int, _: FrameType | None) -> None:
+        self.received = number
+
+
+def run(settings: Settings, emit: Emit, *, exit_when_finished: bool) -> int:
+    """Runs the coordinator until it is told to stop. Raises ConfigurationError when it cannot start."""
+    signals = Signals()
+    bundle = open_bundle(Path(settings.bundle))
+    examine = open_examination(settings, bundle)
+    state = Path(settings.state)
+    store = Store(state, settings.limits)
+    try:
+        store.belongs_to(bundle.digest, settings.bundle, settings.fleet)
+        port = settings.broker.port or free_port(settings.broker.host)
+        broker = start_broker(settings.broker.url, port, state / "broker", settings.broker.host)
+        try:
+            emit(Listening(broker.description, broker.url, store.run))
+            _serve(settings, bundle, store, broker, examine, emit, signals, exit_when_finished)
+        finally:
+            broker.close()
+    finally:
+        store.close()
+    log.info("stop")
+    return 130 if signals.received == signal.SIGINT else 0
+
+
+def open_examination(settings: Settings, bundle: Bundle) -> Examine | None:
+    """How models are tried on held-out data, if there is any. Raises DataError or ConfigurationError."""
+    if settings.evaluation.data is None:
+        return None
+    metrics = bundle.manifest.metrics
+    if settings.rounds.target_accuracy is not None and not {"accuracy", "binary_accuracy"} & set(metrics):
+        raise ConfigurationError(
+            f"rounds.target_accuracy: this bundle's metrics are {', '.join(metrics) or 'none'}; leave it out, or "
+            "export the model with an accuracy"
+        )
+    data = load_data(Path(settings.evaluation.data), bundle.manifest)
+    return examiner(load_evaluator(bundle, EVALUATION_THREADS), data, settings.evaluation.batch_size)
+
+
+def _serve(
+    settings: Settings,
+    bundle: Bundle,
+    store: Store,
+    broker: Broker,
+    examine: Examine | None,
+    emit: Emit,
+    signals: Signals,
+    exit_when_finished: bool,
+) -> None:
+    topics = Topics(settings.fleet)
+    transport = MqttTransport(
+        MqttSettings(parse_url(broker.url), client_id=f"{settings.fleet}-coordinator", longest_retry_s=5.0),
+        topics.of_coordinator(),
+        last_will(topics, store.epoch),
+        rng=np.random.default_rng(),
+    )
+    try:
+        coordinator = Coordinator(settings, bundle, store, transport, time.monotonic, emit, examine)
+        _loop(coordinator, transport, broker, signals, exit_when_finished)
+        coordinator.stop()
+    finally:
+        transport.close()
+
+
+def _loop(
+    coordinator: Coordinator, transport: Transport, broker: Broker, signals: Signals, exit_when_finished: bool
+) -> None:
+    faults = 0
+    while signals.received is None and not (coordinator.finished and exit_when_finished):
+        try:
+            broker.check(time.monotonic())
+            wait_s = coordinator.advance(time.monotonic())
+            event = transport.poll(min(wait_s, LONGEST_WAIT_S))
+            if event is not None:
+                coordinator.handle(event, time.monotonic())
+            faults = 0
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            faults += 1
+            log.exception("internal fault %d; going on from the store", faults)
+            if faults >= MAX_FAULTS:
+                raise SparsefleetError(f"{faults} faults in a row, the last: {error}") from error
+            time.sleep(PAUSE_AFTER_FAULT_S)
+            coordinator.recover(time.monotonic())

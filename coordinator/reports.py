@@ -1,0 +1,233 @@
+"""What the store says of a run, read beside a running coordinator or without one."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from coordinator.evaluate import accuracy_of
+from coordinator.schema import locked, open_reader
+from protocol.errors import NothingToDoError
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The run at a glance. `open_round` is None between rounds and after the last."""
+
+    run: str
+    fleet: str
+    running: bool
+    version: int
+    accuracy: float | None
+    loss: float | None
+    rounds: int
+    open_round: int | None
+    delivered: int
+    devices: int
+    present: int
+    bytes_up: int
+    bytes_down: int
+    rejected: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRow:
+    """One device over the whole run. rounds: how many it was asked to join."""
+
+    device: str
+    present: bool
+    examples: int | None
+    backend: str
+    rounds: int
+    accepted: int
+    rejected: int
+    bytes_up: int
+    bytes_down: int
+    last_loss: float | None
+    step_ms: float | None
+    last_seen_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRow:
+    """One committed round, as its event said; round 0 is the exported model."""
+
+    round: int
+    version: int
+    devices: int
+    accuracy: float | None
+    loss: float | None
+    seconds: float
+    overhead_s: float
+    evaluation_s: float
+    fold_s: float
+    extensions: int
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """One device in one round; the figures are those of its update, if there is one."""
+
+    device: str
+    phase: str
+    reason: str
+    detail: str
+    examples: int | None
+    weight: int | None
+    steps: int | None
+    loss: float | None
+    train_s: float | None
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RejectionRow:
+    """How often something was refused, and what was said last."""
+
+    device: str
+    reason: str
+    count: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDetail:
+    """Everything kept of one round; `figures` is None while it is open."""
+
+    round: int
+    state: str
+    base_version: int
+    figures: RoundRow | None
+    devices: tuple[TaskRow, ...]
+    rejections: tuple[RejectionRow, ...]
+    decisions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """Where the model of a version lies: raw little-endian float32[total]."""
+
+    version: int
+    path: Path
+
+
+_ROUND = (
+    "SELECT round, version, devices, accuracy, loss, seconds, overhead_s, evaluation_s, fold_s, extensions, "
+    "bytes_up, bytes_down FROM rounds WHERE state = 'committed'"
+)
+
+
+class Reports:
+    """Reads one state folder; changes nothing. Raises NothingToDoError where nothing was kept yet."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._sql = open_reader(state)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._sql.close()
+
+    def status(self) -> Status:
+        meta = dict(self._sql.execute("SELECT key, value FROM meta"))
+        version, loss, metrics = self._newest()
+        running = locked(self._state)
+        open_round = self._sql.execute("SELECT round FROM rounds WHERE state = 'open'").fetchone()
+        number = open_round[0] if open_round else None
+        return Status(
+            run=str(meta["run"]),
+            fleet=str(meta.get("fleet", "")),
+            running=running,
+            version=version,
+            accuracy=accuracy_of(json.loads(metrics)),
+            loss=loss,
+            rounds=self._number("SELECT count(*) FROM rounds WHERE state = 'committed'"),
+            open_round=number,
+            delivered=self._number("SELECT count(*) FROM updates WHERE round = ?", number),
+            devices=self._number("SELECT count(*) FROM devices"),
+            present=self._number("SELECT count(*) FROM devices WHERE present = 1") if running else 0,
+            bytes_up=self._bytes("up"),
+            bytes_down=self._bytes("down"),
+            rejected=self._number("SELECT coalesce(sum(count), 0) FROM rejections"),
+        )
+
+    def devices(self) -> tuple[DeviceRow, ...]:
+        running = locked(self._state)
+        rows = self._sql.execute(
+            "SELECT device, present, examples, backend, "
+            "(SELECT count(*) FROM tasks t WHERE t.device = d.device), "
+            "(SELECT count(*) FROM updates u WHERE u.device = d.device), "
+            "(SELECT coalesce(sum(count), 0) FROM rejections r WHERE r.device = d.device), "
+            "(SELECT coalesce(sum(sent_bytes + earlier_bytes), 0) FROM traffic f "
+            "WHERE f.device = d.device AND direction = 'up'), "
+            "(SELECT coalesce(sum(sent_bytes + earlier_bytes), 0) FROM traffic f "
+            "WHERE f.device = d.device AND direction = 'down'), "
+            "last_loss, step_ms, last_seen_s FROM devices d ORDER BY device"
+        )
+        return tuple(DeviceRow(device, bool(present) and running, *rest) for device, present, *rest in rows)
+
+    def rounds(self) -> tuple[RoundRow, ...]:
+        """Every committed round, and round 0 with how the exported model did."""
+        first = self._sql.execute("SELECT loss, metrics FROM models WHERE version = 0").fetchone()
+        rows = [RoundRow(*row) for row in self._sql.execute(f"{_ROUND} ORDER BY round")]
+        if first is not None:
+            accuracy = accuracy_of(json.loads(first[1]))
+            rows.insert(0, RoundRow(0, 0, 0, accuracy, first[0], 0.0, 0.0, 0.0, 0.0, 0, 0, 0))
+        return tuple(rows)
+
+    def round(self, number: int) -> RoundDetail:
+        """One round in full. Raises NothingToDoError when there was none of that number."""
+        found = self._sql.execute("SELECT state, base_version FROM rounds WHERE round = ?", (number,)).fetchone()
+        if found is None:
+            raise NothingToDoError(f"round {number}: there is none (yet); fleet-coordinator rounds lists them")
+        figures = self._sql.execute(f"{_ROUND} AND round = ?", (number,)).fetchone()
+        tasks = self._sql.execute(
+            "SELECT t.device, phase, reason, detail, examples, weight, steps, loss, train_s, size "
+            "FROM tasks t LEFT JOIN updates u USING (round, device) WHERE t.round = ? ORDER BY t.device",
+            (number,),
+        )
+        rejections = self._sql.execute(
+            "SELECT device, reason, count, detail FROM rejections WHERE round = ? ORDER BY device, reason", (number,)
+        )
+        decisions = self._sql.execute("SELECT what FROM decisions WHERE round = ? ORDER BY at_s", (number,))
+        return RoundDetail(
+            round=number,
+            state=found[0],
+            base_version=found[1],
+            figures=None if figures is None else RoundRow(*figures),
+            devices=tuple(TaskRow(*row) for row in tasks),
+            rejections=tuple(RejectionRow(*row) for row in rejections),
+            decisions=tuple(what for (what,) in decisions),
+        )
+
+    def model(self, version: int | None = None) -> ModelFile:
+        """The model of a version, the newest without one. Raises NothingToDoError when it is not kept."""
+        row = self._sql.execute(
+            "SELECT version, digest FROM models WHERE kept = 1 AND (version = ? OR ? IS NULL) "
+            "ORDER BY version DESC LIMIT 1",
+            (version, version),
+        ).fetchone()
+        if row is None:
+            kept = self._sql.execute("SELECT min(version), max(version) FROM models WHERE kept = 1").fetchone()
+            raise NothingToDoError(f"version {version}: not kept; there are versions {kept[0]} to {kept[1]}")
+        return ModelFile(row[0], self._state / "models" / row[1].hex())
+
+    def _newest(self) -> tuple[int, float | None, str]:
+        row = self._sql.execute("SELECT version, loss, metrics FROM models ORDER BY version DESC LIMIT 1").fetchone()
+        if row is None:
+            raise NothingToDoError(f"{self._state}: the coordinator has no model yet; it is still starting")
+        return row[0], row[1], row[2]
+
+    def _bytes(self, direction: str) -> int:
+        return self._number(
+            "SELECT coalesce(sum(sent_bytes + earlier_bytes), 0) FROM traffic WHERE direction = ?", direction
+        )
+
+    def _number(self, query: str, *values: int | str | None) -> int:
+        found: int = self._sql.execute(query, values).fetchone()[0]
+        return found

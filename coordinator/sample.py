@@ -1,0 +1,56 @@
+"""A coordinator.toml with every key, printed by `fleet-coordinator config sample`."""
+
+SAMPLE = """\
+# Settings of fleet-coordinator. Paths are relative to this file's folder.
+fleet = "demo"                  # 2 to 63 characters of a-z, 0-9 and '-'; agents name the same
+bundle = "bundle"               # folder made by fleet-export
+state = "coordinator-state"     # everything the coordinator keeps
+seed = 0                        # of device choice and of the devices' shuffling
+
+[broker]
+url = "auto"                    # a private broker on this machine; or "mosquitto", "embedded", "mqtt://host:1883"
+host = "127.0.0.1"              # where a private broker listens; 0.0.0.0 lets other machines in
+port = 1883                     # 0: any free port
+
+[rounds]
+count = 30                      # no more rounds than this
+# target_accuracy = 0.95        # stop as soon as held-out accuracy reaches this
+devices = 5                     # updates that close a round
+# minimum = 3                   # updates that are enough at the deadline; default: all
+over_select = 1.0               # 1.3 asks 30 % more devices than needed and withdraws the slowest
+deadline_s = 120.0
+
+[training]
+local_epochs = 1                # or local_steps
+batch_size = 32
+learning_rate = 0.05
+schedule = "constant"           # or "cosine" over all rounds, or "step": times decay_factor every decay_every rounds
+decay_every = 10
+decay_factor = 0.5
+codec = "all/float32"           # or all/float16, topk:0.05/float16, ...
+
+[training.optimizer]
+name = "sgd"                    # or "adamw"
+momentum = 0.9
+nesterov = false
+weight_decay = 0.0
+proximal = 0.0                  # FedProx's mu
+
+[server]
+step = "add"                    # or "momentum", "adam"
+learning_rate = 1.0
+momentum = 0.9
+beta1 = 0.9
+beta2 = 0.99
+epsilon = 1e-3
+
+[evaluation]
+# data = "test.npz"             # held-out examples; without them no accuracy is known
+every = 1                       # rounds between evaluations
+batch_size = 256
+
+[limits]
+disk_mib = 4096                 # half for updates, half for models; the oldest give way
+keep_rounds = 10                # updates of so many folded rounds are kept
+examples = 1000000              # no device counts for more examples than this
+"""

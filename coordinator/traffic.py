@@ -1,0 +1,30 @@
+"""Bytes, counted where they are sent: each sender's count of its present boot, and the sum of those before."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Direction = Literal["up", "down"]
+# The device, and which way: up is the device's own count, down the coordinator's of what it sent there.
+Sender = tuple[str, Direction]
+
+# No board sends this much in one boot; a device that claims more is lying and counts as this.
+MAX_CLAIM_BYTES = 1 << 48
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes one sender has sent: in its present boot by its own count, and in all boots before."""
+
+    boot: int = 0
+    sent_bytes: int = 0
+    earlier_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        return self.sent_bytes + self.earlier_bytes
+
+    def counted(self, boot: int, sent_bytes: int) -> "Traffic":
+        """After a message that says `sent_bytes` in `boot`. What is late or comes twice changes nothing."""
+        if boot > self.boot:
+            return Traffic(boot, sent_bytes, self.total_bytes)
+        return replace(self, sent_bytes=max(self.sent_bytes, sent_bytes)) if boot == self.boot else self

@@ -1,0 +1,84 @@
+"""Updates on their way in: one transfer a device, its chunks on disk, its state in memory."""
+
+from dataclasses import dataclass
+
+from coordinator.link import Link
+from protocol.blobs import BlobStore
+from protocol.errors import Rejection
+from protocol.messages import WINDOW, Chunk, Offer
+from protocol.transfer import Receiving, ask, forget, receive
+
+NEVER = float("inf")
+
+
+@dataclass(slots=True)
+class Upload:
+    """The offer that is being fetched, and how far."""
+
+    offer: Offer
+    state: Receiving
+    unsynced: int = 0
+
+
+class Uploads:
+    """Asks for chunks and writes them; says when a blob is complete. Its digest is checked by whoever takes it."""
+
+    def __init__(self, blobs: BlobStore, link: Link) -> None:
+        self._blobs, self._link = blobs, link
+        self._of: dict[str, Upload] = {}
+
+    def begin(self, device: str, offer: Offer, now: float) -> Offer | None:
+        """Starts or goes on with a transfer; the offer itself when nothing is missing."""
+        upload = self._of.get(device)
+        if upload is None or upload.offer != offer:
+            upload = self._of[device] = Upload(offer, self._blobs.resume(offer.blob))
+        return self._go_on(device, upload, now)
+
+    def take(self, device: str, chunk: Chunk, now: float) -> Offer | Rejection | None:
+        """Takes a chunk in; the offer when it was the last one missing. One that nobody asked for is refused."""
+        upload = self._of.get(device)
+        if upload is None or chunk.digest != upload.offer.blob.digest:
+            # Chunks asked for twice, or for a round that closed meanwhile: no harm, no news.
+            return None
+        outcome = receive(upload.state, chunk, now)
+        if isinstance(outcome, Rejection):
+            return outcome
+        upload.state, new = outcome
+        if new and not self._blobs.has(upload.offer.blob.digest):
+            self._blobs.write_chunk(upload.offer.blob, chunk.index, chunk.data)
+            upload.unsynced += 1
+        if upload.unsynced >= WINDOW and not upload.state.complete:
+            # So that a kill or a power cut costs at most one window.
+            self._blobs.checkpoint(upload.state)
+            upload.unsynced = 0
+        return self._go_on(device, upload, now)
+
+    def ask_again(self, now: float) -> float:
+        """Asks for what did not come in time; says when to look again."""
+        due = NEVER
+        for device, upload in tuple(self._of.items()):
+            if not upload.state.complete:
+                self._go_on(device, upload, now)
+                due = min(due, upload.state.ask_again_at)
+        return due
+
+    def reconnected(self, device: str, now: float) -> None:
+        """What was asked of this device is lost; everything received stays."""
+        upload = self._of.get(device)
+        if upload is not None and not upload.state.complete:
+            upload.state = forget(upload.state)
+            self._go_on(device, upload, now)
+
+    def end(self, device: str) -> None:
+        self._of.pop(device, None)
+
+    def clear(self) -> None:
+        self._of.clear()
+
+    def _go_on(self, device: str, upload: Upload, now: float) -> Offer | None:
+        if upload.state.complete or self._blobs.has(upload.offer.blob.digest):
+            return upload.offer
+        upload.state, need = ask(upload.state, now)
+        if need is not None:
+            self._link.send(device, need)
+        return None
