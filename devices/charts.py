@@ -7,7 +7,7 @@ from html import escape
 from typing import Literal
 
 # The page shows a chart at 320 to 520 pixels: with this view box its text stays readable on a phone.
-WIDTH, HEIGHT = 440, 250
+WIDTH, HEIGHT = 380, 235
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 12, 36
 
 Style = Literal["first", "second", "reference"]
@@ -115,12 +115,16 @@ def _axes(frame: _Frame) -> str:
         value = chart.low + i * step
         y = frame.y(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{escape(chart.tick(value))}</text>')
+        parts.append(
+            f'<text class="tick" x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{escape(chart.tick(value))}</text>'
+        )
     every = max(1, round(nice_step(frame.count, 8)))
     for i, number in enumerate(chart.rounds):
         if number % every == 0 or frame.count == 1:
             x = frame.x(i)
-            parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - _BOTTOM + 17}" text-anchor="middle">{number}</text>')
+            parts.append(
+                f'<text class="tick" x="{x:.1f}" y="{HEIGHT - _BOTTOM + 17}" text-anchor="middle">{number}</text>'
+            )
     parts.append(f'<text class="tick" x="{WIDTH - _RIGHT}" y="{HEIGHT - 3}" text-anchor="end">round</text>')
     return "".join(parts)
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -124,7 +125,7 @@ DATASETS: Mapping[str, Callable[[], Dataset]] = {
 }
 
 
-def _read(file: str, names: tuple[str, ...]) -> dict[str, npt.NDArray[np.generic]]:
+def _read(file: str, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
     path = data_folder() / file
     remedy = f"set {DATA_VARIABLE} to the folder that holds {file}, or use the built-in data: digits"
     try:

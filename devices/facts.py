@@ -53,6 +53,15 @@ class RoundCommitted:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateRejected:
+    """Something a device sent was refused and counted."""
+
+    device: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The run is over, because the target was reached or the rounds are used up."""
 
@@ -85,13 +94,14 @@ class Evaluation:
     examples: int
 
 
-Event = Listening | DeviceJoined | RoundOpened | RoundCommitted | Finished
+Event = Listening | DeviceJoined | RoundOpened | RoundCommitted | UpdateRejected | Finished
 
 _EVENTS: Mapping[str, type[Event]] = {
     "listening": Listening,
     "device": DeviceJoined,
     "round-opened": RoundOpened,
     "round-committed": RoundCommitted,
+    "rejected": UpdateRejected,
     "finished": Finished,
 }
 
@@ -116,11 +126,6 @@ def parse_devices(text: bytes) -> tuple[DeviceFacts, ...]:
     return _table(DeviceFacts, text, "devices")
 
 
-def parse_rounds(text: bytes) -> tuple[RoundCommitted, ...]:
-    """The committed rounds of `fleet-coordinator rounds --json`."""
-    return _table(RoundCommitted, text, "rounds")
-
-
 def parse_evaluation(text: bytes) -> Evaluation:
     """The result of `fleet-coordinator evaluate-model --json`."""
     return _read(Evaluation, _object(text, "evaluation"), "evaluation")
@@ -129,7 +134,9 @@ def parse_evaluation(text: bytes) -> Evaluation:
 def _table(cls: type[T], text: bytes, key: str) -> tuple[T, ...]:
     rows = _object(text, key).get(key)
     if not isinstance(rows, list):
-        raise SparsefleetError(f"coordinator: {_short(text)} has no list {key!r}; coordinator and demo differ in version")
+        raise SparsefleetError(
+            f"coordinator: {_short(text)} has no list {key!r}; coordinator and demo differ in version"
+        )
     return tuple(_read(cls, row, f"{key}[{i}]") for i, row in enumerate(rows))
 
 

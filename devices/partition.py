@@ -29,9 +29,9 @@ def by_label_skew(
 
     For every label, shares ~ Dirichlet(alpha, ..., alpha) over the devices, and the label's shuffled examples are cut
     at the cumulated shares (Yurochkin et al. 2019, as in Lin et al. 2020; not Hsu et al. 2019, who draw
-    label shares per device and keep devices of equal size). So labels and amounts both differ over devices: nearly
-    even at alpha = 100, about one device a label at alpha = 0.01. We depart from the paper in how the smallest device gets
-    its `minimum`: not by drawing again until luck has it, but by moving random examples from whichever device has most.
+    label shares per device and keep devices of equal size). So labels and amounts both differ: nearly even
+    at alpha = 100, about one device a label at alpha = 0.01. We depart from the paper in how the smallest device gets
+    its `minimum`: not by drawing again until luck has it, but by moving random examples from whoever has most.
 
     Returns sorted index arrays into `y`, disjoint and complete. Raises ConfigurationError when there are too few.
     """
@@ -54,11 +54,13 @@ def by_label_skew(
 def by_group(group: Ints, parts: int) -> tuple[Ints, ...]:
     """Deals whole natural clients to devices, the largest first, each to the device with fewest examples so far.
 
-    Returns sorted index arrays, disjoint and complete. Raises ConfigurationError when there are fewer clients than devices.
+    Returns sorted index arrays, disjoint and complete. Raises ConfigurationError for more devices than clients.
     """
     names, counts = np.unique(group, return_counts=True)
     if not 1 <= parts <= len(names):
-        raise ConfigurationError(f"partition: {len(names)} natural clients can be dealt to 1..{len(names)} devices, not {parts}")
+        raise ConfigurationError(
+            f"partition: {len(names)} natural clients can be dealt to 1..{len(names)} devices, not {parts}"
+        )
     held = np.zeros(parts, dtype=np.int64)
     owner = np.empty(len(names), dtype=np.int64)
     for i in np.argsort(-counts, kind="stable"):
@@ -90,9 +92,9 @@ def _lift_smallest(shares: list[Ints], minimum: int) -> list[Ints]:
     while True:
         sizes = [len(share) for share in shares]
         poor, rich = int(np.argmin(sizes)), int(np.argmax(sizes))
-        # Half the gap at most, so that giving never makes the giver the poorest.
-        moved = min(minimum - sizes[poor], max(1, (sizes[rich] - sizes[poor]) // 2))
         if sizes[poor] >= minimum:
             return shares
+        # Half the gap at most, so that giving never makes the giver the poorest.
+        moved = min(minimum - sizes[poor], (sizes[rich] - sizes[poor]) // 2)
         shares[poor] = np.concatenate([shares[poor], shares[rich][:moved]])
         shares[rich] = shares[rich][moved:]

@@ -1,13 +1,15 @@
 """The report of a run as one HTML file that needs nothing else: figures, charts, and tables of devices and rounds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from devices.charts import Chart, Series, bar_chart, line_chart, nice_step, nice_top
 from devices.facts import DeviceFacts, Evaluation, RoundCommitted
-from devices.text import bytes_text, duration_text, number_text, percent_text
+from devices.text import MISSING, bytes_text, decimal_text, duration_text, number_text, percent_text
 
+_ENDS = {"target-accuracy": "until the target", "rounds": "the most allowed"}
 _STYLE = Path(__file__).with_name("report.css")
 
 
@@ -62,7 +64,12 @@ def render_report(report: Report) -> str:
         '<section class="charts">',
         _card("Accuracy", "on examples no device has seen", _accuracy_chart(report), _accuracy_legend(report)),
         _card("Traffic", "all devices together, added up over rounds", _bytes_chart(report), _bytes_legend(report)),
-        _card("Time", "seconds a round", _seconds_chart(report), _legend(("first", "work"), ("second", "overhead"))),
+        _card(
+            "Time",
+            "seconds a round",
+            _seconds_chart(report),
+            _legend(("first block", "work"), ("second block", "overhead")),
+        ),
         "</section>",
         _devices_table(report),
         _rounds_table(report),
@@ -89,10 +96,18 @@ def _figures(report: Report) -> str:
     examples = f"on {number_text(report.evaluation.examples)} held-out examples" if report.evaluation else "last round"
     figures = [
         ("Accuracy", percent_text(report.accuracy), examples),
-        ("Rounds", str(len(report.rounds)), f"in {duration_text(report.seconds)}, ended by {report.reason}"),
+        (
+            "Rounds",
+            str(len(report.rounds)),
+            f"in {duration_text(report.seconds)}, {_ENDS.get(report.reason, report.reason)}",
+        ),
         ("Devices", str(len(report.devices)), f"{number_text(sum(d.examples or 0 for d in report.devices))} examples"),
         ("Sent up", bytes_text(report.bytes_up), _saving(report, updates)),
-        ("Sent down", bytes_text(report.bytes_down), f"{bytes_text(report.bytes_down / max(1, updates))} a device and round"),
+        (
+            "Sent down",
+            bytes_text(report.bytes_down),
+            f"{bytes_text(report.bytes_down / max(1, updates))} a device and round",
+        ),
     ]
     items = "".join(
         f"<div><dt>{name}</dt><dd><strong>{escape(value)}</strong><span>{escape(note)}</span></dd></div>"
@@ -104,7 +119,7 @@ def _figures(report: Report) -> str:
 def _saving(report: Report, updates: int) -> str:
     text = f"{bytes_text(report.bytes_up / max(1, updates))} a device and round"
     if report.dense_update_bytes and report.bytes_up:
-        text += f", {report.dense_update_bytes * updates / report.bytes_up:.1f}× less than float32"
+        text += f", {report.dense_update_bytes * updates / report.bytes_up:.1f}x less than float32"
     return text
 
 
@@ -167,7 +182,8 @@ def _seconds_chart(report: Report) -> str:
             rounds=_numbers(report),
             series=(Series("work", work, "first"), Series("overhead", overhead, "second")),
             hover=tuple(
-                f"Round {r.round}: {r.seconds:.2f} s" + ("" if r.overhead_s is None else f", overhead {r.overhead_s:.2f} s")
+                f"Round {r.round}: {r.seconds:.2f} s"
+                + ("" if r.overhead_s is None else f", overhead {r.overhead_s:.2f} s")
                 for r in report.rounds
             ),
             tick=lambda v: f"{v:.{digits}f} s",
@@ -193,13 +209,22 @@ def _legend(*entries: tuple[str, str]) -> str:
 
 
 def _card(title: str, note: str, chart: str, legend: str) -> str:
-    return (
-        f'<figure><figcaption><h2>{title}</h2><span>{note}</span></figcaption>{chart}<ul class="legend">{legend}</ul></figure>'
-    )
+    caption = f"<figcaption><h2>{title}</h2><span>{note}</span></figcaption>"
+    return f'<figure>{caption}{chart}<ul class="legend">{legend}</ul></figure>'
 
 
 def _devices_table(report: Report) -> str:
-    head = ("Device", "Examples", "Updates accepted", "Rejected", "Sent up", "Sent down", "Last loss", "Step", "Backend")
+    head = (
+        "Device",
+        "Examples",
+        "Updates accepted",
+        "Rejected",
+        "Sent up",
+        "Sent down",
+        "Last loss",
+        "Step",
+        "Backend",
+    )
     rows = [
         (
             d.device,
@@ -208,9 +233,9 @@ def _devices_table(report: Report) -> str:
             number_text(d.rejected),
             bytes_text(d.bytes_up),
             bytes_text(d.bytes_down),
-            "–" if d.last_loss is None else f"{d.last_loss:.3f}",
-            "–" if d.step_ms is None else f"{d.step_ms:.2f} ms",
-            d.backend or "–",
+            decimal_text(d.last_loss, 3),
+            decimal_text(d.step_ms, 2, " ms"),
+            d.backend or MISSING,
         )
         for d in report.devices
     ]
@@ -223,19 +248,19 @@ def _rounds_table(report: Report) -> str:
         (
             str(r.round),
             percent_text(r.accuracy),
-            "–" if r.loss is None else f"{r.loss:.3f}",
+            decimal_text(r.loss, 3),
             str(r.devices),
             bytes_text(r.bytes_up),
             bytes_text(r.bytes_down),
             f"{r.seconds:.2f} s",
-            "–" if r.overhead_s is None else f"{r.overhead_s:.2f} s",
+            decimal_text(r.overhead_s, 2, " s"),
         )
         for r in report.rounds
     ]
     return f"<details><summary><h2>Rounds</h2></summary>{_table('Rounds', head, rows)}</details>"
 
 
-def _table(name: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(name: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'

@@ -18,14 +18,14 @@ _FFT = 512
 _FLOOR = 1e-6
 
 
-def log_mel(samples: npt.NDArray[np.generic]) -> Floats:
+def log_mel(samples: npt.NDArray[np.int16]) -> Floats:
     """int16[any] to float32[BANDS, FRAMES]: log-mel energies of zero mean and unit deviation.
 
     FRAMES windows are spread evenly from the first sample to the last, whatever the length: slow and quick speakers
     fill the same picture, and no clip is cut or padded with more than one window.
     """
     signal = np.zeros(max(len(samples), _WINDOW + FRAMES), dtype=np.float32)
-    signal[: len(samples)] = samples / np.float32(32768)
+    signal[: len(samples)] = samples.astype(np.float32) / 32768
     starts = np.linspace(0, len(signal) - _WINDOW, FRAMES).astype(np.int64)
     frames = signal[starts[:, None] + np.arange(_WINDOW)] * np.hanning(_WINDOW)
     power = np.abs(np.fft.rfft(frames, _FFT)) ** 2
@@ -41,4 +41,5 @@ def _filters() -> Floats:
     edges = 700 * (10 ** (np.linspace(0, top, BANDS + 2) / 2595) - 1)
     bins = np.fft.rfftfreq(_FFT, 1 / SAMPLE_RATE)
     low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    return np.maximum(0, np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre))).astype(np.float32)
+    weights = np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre))
+    return np.maximum(weights, 0).astype(np.float32)

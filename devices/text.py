@@ -1,10 +1,12 @@
-"""Quantities as people read them."""
+"""Quantities as people read them; None is a dash."""
+
+MISSING = "-"
 
 
 def bytes_text(size: float | None) -> str:
     """Three digits and a decimal unit: 0 B, 950 B, 1.23 MB."""
     if size is None:
-        return "–"
+        return MISSING
     value, unit = float(size), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 999.5 or unit == "TB":
@@ -26,10 +28,15 @@ def duration_text(seconds: float) -> str:
 def percent_text(share: float | None) -> str:
     """A share of 1 in percent, with one digit; never rounded up to 100 % or to a target it has missed."""
     if share is None:
-        return "–"
+        return MISSING
     return f"{int(share * 1000 + 1e-6) / 10:.1f} %"
 
 
 def number_text(value: int | None) -> str:
     """Thousands set apart."""
-    return "–" if value is None else f"{value:,}".replace(",", "\u202f")
+    return MISSING if value is None else f"{value:,}".replace(",", "\u202f")
+
+
+def decimal_text(value: float | None, digits: int, unit: str = "") -> str:
+    """A number with so many digits after the point, and its unit."""
+    return MISSING if value is None else f"{value:.{digits}f}{unit}"
