@@ -31,7 +31,8 @@ def log_mel(samples: npt.NDArray[np.int16]) -> Floats:
     power = np.abs(np.fft.rfft(frames, _FFT)) ** 2
     energies = np.log(power @ _filters().T + _FLOOR).T
     spread = energies.std()
-    return ((energies - energies.mean()) / (spread if spread > 0 else 1)).astype(np.float32)
+    picture: Floats = ((energies - energies.mean()) / (spread if spread > 0 else 1)).astype(np.float32)
+    return picture
 
 
 @cache
@@ -41,5 +42,5 @@ def _filters() -> Floats:
     edges = 700 * (10 ** (np.linspace(0, top, BANDS + 2) / 2595) - 1)
     bins = np.fft.rfftfreq(_FFT, 1 / SAMPLE_RATE)
     low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    weights = np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre))
+    weights: npt.NDArray[np.float64] = np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre))
     return np.maximum(weights, 0).astype(np.float32)
