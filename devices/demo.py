@@ -1,0 +1,255 @@
+"""One command, a whole fleet: data and bundle, a broker, a coordinator and agents as processes, a report."""
+
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from signal import SIGKILL, SIGTERM, Signals
+
+import numpy as np
+from rich.console import Console
+
+from devices.datasets import PROJECT_ROOT, Dataset, Ints, load_dataset
+from devices.facts import (
+    DeviceFacts,
+    Evaluation,
+    Finished,
+    Listening,
+    RoundCommitted,
+    parse_devices,
+    parse_evaluation,
+    parse_event,
+)
+from devices.live import Screen
+from devices.partition import by_group, by_label_skew, write_shards
+from devices.presets import PRESETS
+from devices.processes import Child, PartFailedError, output_lines, start, stop, wait
+from devices.report import Report, render_report
+from devices.workspace import (
+    BUNDLE,
+    MODEL,
+    REPORT,
+    Plan,
+    bundle_key,
+    forget_bundle,
+    has_bundle,
+    own_folder,
+    remember_bundle,
+    write_settings,
+)
+from protocol.bundle import open_bundle
+from protocol.errors import ConfigurationError
+
+FLEET = "demo"
+# The same split every time, so that two runs differ in nothing but the options.
+_SPLIT_SEED = 5
+# A round is given up after a minute; a fleet that is silent for longer than a few is stuck.
+_STALL_S = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The commands the demo starts."""
+
+    export: tuple[str, ...] = (sys.executable, "-m", "export")
+    coordinator: tuple[str, ...] = (sys.executable, "-m", "coordinator")
+    agent: tuple[str, ...] = (sys.executable, "-m", "edge_agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the operator chose; None is the data set's preset."""
+
+    data: str = "digits"
+    agents: int = 5
+    rounds: int | None = None
+    target_accuracy: float | None = None
+    codec: str = "all/float16"
+    out: Path = Path("demo")
+
+    def __post_init__(self) -> None:
+        if self.data not in PRESETS:
+            raise ConfigurationError(f"data: {self.data!r} is unknown; known: {', '.join(PRESETS)}")
+        if not 1 <= self.agents <= 64:
+            raise ConfigurationError(f"agents: {self.agents} is outside 1..64 processes on one machine")
+        if self.rounds is not None and not 1 <= self.rounds <= 10_000:
+            raise ConfigurationError(f"rounds: {self.rounds} is outside 1..10000")
+        if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:
+            raise ConfigurationError(f"target-accuracy: {self.target_accuracy} is outside 0..1; 0.95 means 95 %")
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run: what was chosen, and the list of processes started so far."""
+
+    folder: Path
+    plan: Plan
+    parts: Parts
+    screen: Screen
+    children: list[Child] = field(default_factory=list)
+
+    @property
+    def config(self) -> str:
+        return str(self.folder / "coordinator.toml")
+
+    def start(self, name: str, *command: str, pipe: bool = False, orphaned: Signals = SIGKILL) -> Child:
+        log = self.folder / "logs" / f"{name}.log"
+        child = start(name, command, log, folder=PROJECT_ROOT, pipe=pipe, orphaned=orphaned)
+        self.children.append(child)
+        return child
+
+    def ask(self, *question: str) -> bytes:
+        """What one command of the coordinator prints."""
+        child = self.start(
+            question[0], *self.parts.coordinator, *question, "--config", self.config, "--json", pipe=True
+        )
+        return b"\n".join(output_lines(child, (), self.screen.tick, _STALL_S))
+
+
+def run_demo(options: Options, console: Console, parts: Parts | None = None) -> Report:
+    """Runs the whole demo in its folder and returns its report, which is also saved there.
+
+    However it ends, no process is left. Raises ConfigurationError, and PartFailedError when a process ends early.
+    """
+    began, started = time.monotonic(), datetime.now().astimezone()
+    plan = _plan(options)
+    folder = options.out.resolve()
+    with own_folder(folder):
+        run = _Run(folder, plan, parts or Parts(), Screen(console, plan.rounds))
+        try:
+            _prepare_data(run)
+            _prepare_bundle(run)
+            broker, rounds, reason = _train(run)
+            devices, evaluation = _conclude(run)
+        finally:
+            stop(run.children)
+        manifest = open_bundle(folder / BUNDLE, only=frozenset()).manifest
+        report = Report(
+            fleet=plan.fleet,
+            data=plan.data,
+            model=f"{manifest.line} {manifest.version}",
+            parameters=manifest.parameters,
+            codec=plan.codec,
+            broker=broker,
+            started=started.strftime("%Y-%m-%d %H:%M"),
+            seconds=time.monotonic() - began,
+            reason=reason,
+            target_accuracy=plan.target_accuracy,
+            rounds=rounds,
+            devices=devices,
+            evaluation=evaluation,
+            dense_update_bytes=4 * (manifest.parameters + manifest.buffers),
+        )
+        (folder / REPORT).write_text(render_report(report))
+    run.screen.conclude(report, str(options.out / REPORT), str(options.out / MODEL))
+    return report
+
+
+def _plan(options: Options) -> Plan:
+    preset = PRESETS[options.data]
+    return Plan(
+        fleet=FLEET,
+        data=options.data,
+        devices=tuple(f"device-{i:02d}" for i in range(1, options.agents + 1)),
+        rounds=options.rounds or preset.rounds,
+        target_accuracy=options.target_accuracy or preset.target_accuracy,
+        codec=options.codec,
+        port=_free_port(),
+        preset=preset,
+    )
+
+
+def _prepare_data(run: _Run) -> None:
+    plan = run.plan
+    with run.screen.stage("data", f"loading {plan.data}") as said:
+        dataset = load_dataset(plan.data)
+        shares = _split(dataset, plan)
+        shards = write_shards(dataset, shares, run.folder)
+        write_settings(run.folder, plan)
+        sizes = [shard.examples for shard in shards]
+        kind = "whole people" if plan.preset.alpha is None else f"label skew, alpha {plan.preset.alpha}"
+        said.append(
+            f"{plan.data}: {sum(sizes)} examples on {len(shards)} devices ({kind}; {min(sizes)} to {max(sizes)} each),"
+            f" {len(dataset.test_indices)} held out"
+        )
+
+
+def _split(dataset: Dataset, plan: Plan) -> dict[str, Ints]:
+    train, parts, alpha = dataset.train_indices, len(plan.devices), plan.preset.alpha
+    if alpha is None and dataset.group is not None:
+        shares = by_group(dataset.group[train], parts)
+    else:
+        shares = by_label_skew(dataset.y[train], parts, alpha or 1.0, np.random.default_rng(_SPLIT_SEED))
+    return {device: train[share] for device, share in zip(plan.devices, shares, strict=True)}
+
+
+def _prepare_bundle(run: _Run) -> None:
+    model = run.plan.preset.model
+    with run.screen.stage("bundle", f"exporting {model} and proving it against torch") as said:
+        if not (PROJECT_ROOT / model.partition(":")[0]).is_file():
+            raise ConfigurationError(f"demo: {model} is not here; run the demo from a checkout of the project")
+        key = bundle_key(model)
+        kept = has_bundle(run.folder, key)
+        if not kept:
+            forget_bundle(run.folder)
+            out = str(run.folder / BUNDLE)
+            source = str(PROJECT_ROOT / model)
+            wait(run.start("export", *run.parts.export, source, "--out", out, "--force"), run.screen.tick)
+            remember_bundle(run.folder, key)
+        said.append(f"{model}, {'kept from the last run' if kept else 'exported, parity with torch proven'}")
+
+
+def _train(run: _Run) -> tuple[str, tuple[RoundCommitted, ...], str]:
+    """Starts coordinator and agents and follows them to the end: the broker, the rounds, why it ended."""
+    broker, reason = "", ""
+    rounds: list[RoundCommitted] = []
+    agents: list[Child] = []
+    command = (*run.parts.coordinator, "run", "--config", run.config, "--json", "--exit-when-finished")
+    with run.screen.stage("fleet", "starting the coordinator"):
+        # It may have a broker to end before it ends itself.
+        coordinator = run.start("coordinator", *command, pipe=True, orphaned=SIGTERM)
+        # `agents` fills up while the lines are read.
+        for line in output_lines(coordinator, agents, run.screen.tick, _STALL_S):
+            event = parse_event(line)
+            if isinstance(event, Listening):
+                broker = event.broker
+                agents += _start_agents(run)
+            elif isinstance(event, RoundCommitted):
+                rounds.append(event)
+            elif isinstance(event, Finished):
+                reason = event.reason
+                # From here on they may go: their broker does.
+                agents.clear()
+            if event is not None:
+                run.screen.show(event)
+    if not reason:
+        raise PartFailedError(coordinator, "ended before the run was finished")
+    stop(run.children)
+    return broker, tuple(rounds), reason
+
+
+def _start_agents(run: _Run) -> list[Child]:
+    agents = run.folder / "agents"
+    return [
+        run.start(device, *run.parts.agent, "run", "--config", str(agents / device / "agent.toml"))
+        for device in run.plan.devices
+    ]
+
+
+def _conclude(run: _Run) -> tuple[tuple[DeviceFacts, ...], Evaluation]:
+    """Writes the trained model, tries it on the held-out examples, and asks how each device did."""
+    model = str(run.folder / MODEL)
+    with run.screen.stage("model", "writing and evaluating the trained model"):
+        devices = parse_devices(run.ask("devices"))
+        command = (*run.parts.coordinator, "export-model", "--config", run.config, "--out", model)
+        wait(run.start("export-model", *command), run.screen.tick)
+        evaluation = parse_evaluation(run.ask("evaluate-model", "--model", model))
+    return devices, evaluation
+
+
+def _free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

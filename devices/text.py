@@ -1,0 +1,42 @@
+"""Quantities as people read them; None is a dash."""
+
+MISSING = "-"
+
+
+def bytes_text(size: float | None) -> str:
+    """Three digits and a decimal unit: 0 B, 950 B, 1.23 MB."""
+    if size is None:
+        return MISSING
+    value, unit = float(size), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 999.5 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
+
+
+def duration_text(seconds: float) -> str:
+    """9.4 s, 1 min 05 s, 2 h 03 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def percent_text(share: float | None) -> str:
+    """A share of 1 in percent, with one digit; never rounded up to 100 % or to a target it has missed."""
+    if share is None:
+        return MISSING
+    return f"{int(share * 1000 + 1e-6) / 10:.1f} %"
+
+
+def number_text(value: int | None) -> str:
+    """Thousands set apart."""
+    return MISSING if value is None else f"{value:,}".replace(",", "\u202f")
+
+
+def decimal_text(value: float | None, digits: int, unit: str = "") -> str:
+    """A number with so many digits after the point, and its unit."""
+    return MISSING if value is None else f"{value:.{digits}f}{unit}"

@@ -1,0 +1,32 @@
+"""Clothes in 28x28 grey pixels, ten kinds; 107 thousand parameters."""
+
+import torch
+from torch import nn
+
+from export import TrainingSpec
+
+
+def fashion() -> TrainingSpec:
+    torch.manual_seed(1)
+    module = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * 7 * 7, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+    return TrainingSpec(
+        module=module,
+        inputs=torch.rand(32, 1, 28, 28),
+        targets=torch.randint(0, 10, (32,)),
+        loss="cross_entropy",
+        metrics=("accuracy",),
+        line="fashion-cnn",
+    )
