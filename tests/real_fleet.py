@@ -1,0 +1,164 @@
+"""A fleet of real processes for tests: one coordinator and agents by their command lines, on the tiny bundle."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coordinator.broker import free_port
+from devices.processes import Child, start, stop
+from tests.tiny import write_bundle, write_shard
+
+ROOT = Path(__file__).parent.parent
+PATIENCE_S = 60.0
+
+Event = Mapping[str, Any]
+
+
+@dataclass
+class RealFleet:
+    """Processes of one fleet in one folder. `events` are what the coordinator printed, over all its lives."""
+
+    folder: Path
+    broker: str
+    rounds: int
+    devices: int = 3
+    training: str = 'local_steps = 5\ncodec = "topk:0.5/float32/bitmap"'
+    port: int = field(default_factory=free_port)
+    agents: dict[str, Child] = field(default_factory=dict)
+    children: list[Child] = field(default_factory=list)
+    coordinator: Child | None = None
+
+    def __post_init__(self) -> None:
+        write_bundle(self.folder / "bundle")
+        write_shard(self.folder / "test.npz", seed=99)
+        (self.folder / "coordinator.toml").write_text(
+            f"""
+fleet = "test"
+state = "coordinator"
+bundle = "bundle"
+[broker]
+url = "{self.broker}"
+port = {self.port}
+[rounds]
+count = {self.rounds}
+devices = {self.devices}
+deadline_s = 20.0
+[training]
+batch_size = 8
+learning_rate = 0.1
+{self.training}
+[evaluation]
+data = "test.npz"
+"""
+        )
+        for index in range(self.devices):
+            folder = self.folder / f"device-{index:02d}"
+            folder.mkdir()
+            write_shard(folder / "shard.npz", seed=index, examples=30 + index)
+            (folder / "agent.toml").write_text(
+                f"""
+device = "device-{index:02d}"
+fleet = "test"
+state = "state"
+[broker]
+url = "mqtt://127.0.0.1:{self.port}"
+[data]
+path = "shard.npz"
+"""
+            )
+
+    def start(self) -> None:
+        self.start_coordinator()
+        for index in range(self.devices):
+            self.start_agent(f"device-{index:02d}")
+
+    def start_coordinator(self) -> None:
+        config = str(self.folder / "coordinator.toml")
+        command = ("run", "--config", config, "--json", "--exit-when-finished")
+        # Its private broker is its child: told to end, it ends that too.
+        self.coordinator = self._start("coordinator", "coordinator", *command, orphaned=signal.SIGTERM)
+
+    def start_agent(self, device: str) -> None:
+        config = str(self.folder / device / "agent.toml")
+        self.agents[device] = self._start(device, "edge_agent", "run", "--config", config)
+
+    def kill(self, child: Child) -> None:
+        """SIGKILL, as a power cut of one process."""
+        child.process.kill()
+        child.process.wait()
+
+    def stop(self) -> None:
+        stop(self.children)
+
+    @property
+    def events(self) -> list[Event]:
+        log = self.folder / "logs" / "coordinator.log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        return [json.loads(line) for line in lines if line.startswith('{"event"')]
+
+    def committed(self) -> list[int]:
+        return [event["round"] for event in self.events if event["event"] == "round-committed"]
+
+    def until(self, reached: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
+        """Waits for a condition; fails with the logs when it does not come."""
+        end = time.monotonic() + patience_s
+        while not reached():
+            if time.monotonic() > end:
+                logs = [f"--- {p.name}\n{p.read_text()[-3000:]}" for p in sorted((self.folder / "logs").iterdir())]
+                raise AssertionError("not reached in time\n" + "\n".join(logs))
+            time.sleep(0.02)
+
+    def finish(self) -> None:
+        """Waits for the coordinator to say that all rounds are done, and to end well."""
+        self.until(lambda: any(event["event"] == "finished" for event in self.events))
+        assert self.coordinator is not None
+        assert self.coordinator.process.wait(10) == 0
+
+    def ask(self, *question: str) -> Any:
+        """What one fleet-coordinator command prints as JSON."""
+        child = self._start(
+            "ask", "coordinator", *question, "--config", str(self.folder / "coordinator.toml"), "--json"
+        )
+        child.process.wait(30)
+        text = child.log.read_text()
+        child.log.unlink()
+        assert child.exit_code == 0, text
+        return json.loads(text)
+
+    def _start(self, name: str, module: str, *arguments: str, orphaned: signal.Signals = signal.SIGKILL) -> Child:
+        command = (sys.executable, "-m", module, *arguments)
+        child = start(name, command, self.folder / "logs" / f"{name}.log", folder=ROOT, orphaned=orphaned)
+        self.children.append(child)
+        return child
+
+
+def broker_pid(fleet: RealFleet) -> int | None:
+    """The private broker: the coordinator's one child process."""
+    assert fleet.coordinator is not None
+    pid = fleet.coordinator.process.pid
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    found = path.read_text().split() if path.exists() else []
+    return int(found[0]) if found else None
+
+
+def wait_gone(pid: int) -> None:
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"process {pid} is still there")
+
+
+def accuracy(rows: list[Event]) -> float:
+    return float(np.max([row["accuracy"] for row in rows]))
