@@ -329,7 +329,7 @@ class Agent:
                 self._assets.keep_only_for(task, {offer.blob.digest for offer in self._store.outbox()})
             case jobs.Forget():
                 self._store.forget_task()
-                self._receiving = self._training = None
+                self._receiving = self._training = self._bench = None
             case jobs.Report(task_name, state, reason, detail):
                 bench = self._bench if state == "accepted" else None
                 examples = len(bench.dataset) if bench else 0

@@ -1,5 +1,6 @@
 """The agent over an in-memory broker: tasks done, interruptions survived, bad input answered."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge_agent.agent import Agent
-from edge_agent.data import DataSettings
+from edge_agent.data import Dataset, DataSettings
 from edge_agent.link import last_will
 from edge_agent.settings import AgentSettings, BrokerSettings, TrainingSettings
 from edge_agent.store import AgentStore
@@ -205,7 +206,9 @@ def test_runtime_and_data_are_let_go_after_idling(fleet: Fleet, caplog: pytest.L
     fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
     fleet.until(lambda: bool(fleet.coordinator.payloads) and not fleet.store.outbox())
     caplog.set_level("INFO")
+    assert any(isinstance(thing, Dataset) for thing in gc.get_objects())
     fleet.until(lambda: "unloaded" in caplog.text)
+    assert not any(isinstance(thing, Dataset) for thing in gc.get_objects())
 
 
 @pytest.mark.parametrize(
