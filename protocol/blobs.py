@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from protocol.errors import SparsefleetError
-from protocol.messages import CHUNK_BYTES, BlobRef
+from protocol.messages import CHUNK_BYTES, MAX_CHUNKS, BlobRef
 from protocol.transfer import Receiving, chunk_length
 
 
@@ -34,7 +34,10 @@ class BlobStore:
         return sum(p.stat().st_size for p in self.root.iterdir())
 
     def room_for(self, blob: BlobRef) -> bool:
-        return self.used_bytes() + blob.size <= self.limit_bytes
+        """Whether the blob fits into the limit. What is here of it already, whole or in part, takes no more room."""
+        here = {self.path(blob.digest), self._part(blob.digest)}
+        others = sum(p.stat().st_size for p in self.root.iterdir() if p not in here)
+        return others + blob.size <= self.limit_bytes
 
     def put(self, data: bytes) -> BlobRef:
         """Stores bytes durably and says what they are called. Raises SparsefleetError over the limit."""
@@ -54,11 +57,13 @@ class BlobStore:
 
     def read_chunk(self, digest: bytes, index: int) -> bytes | None:
         """One chunk of a whole blob, or None when there is no such blob or chunk."""
+        if not 0 <= index < MAX_CHUNKS:
+            return None
         try:
             with self.path(digest).open("rb") as file:
                 file.seek(index * CHUNK_BYTES)
                 return file.read(CHUNK_BYTES) or None
-        except (OSError, OverflowError):
+        except OSError:
             return None
 
     def remove(self, digest: bytes) -> None:

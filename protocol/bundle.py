@@ -44,13 +44,16 @@ def check_file(root: Path, entry: FileEntry) -> None:
     """Raises BundleError unless the file is there with the size and digest the manifest says."""
     path = root / entry.path
     try:
+        # Only a plain file: opening a pipe would wait for ever.
+        if not path.is_file():
+            raise BundleError(f"{path}: missing from the bundle; export it again or copy the whole folder")
         size = path.stat().st_size
-    except OSError:
-        raise BundleError(f"{path}: missing from the bundle; export it again or copy the whole folder") from None
-    if size != entry.size:
-        raise BundleError(f"{path}: {size} bytes where the manifest says {entry.size}; truncated or altered")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if size != entry.size:
+            raise BundleError(f"{path}: {size} bytes where the manifest says {entry.size}; truncated or altered")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
     if digest != entry.sha256:
         raise BundleError(f"{path}: SHA-256 differs from the manifest; the file was altered")
 

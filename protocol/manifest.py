@@ -17,6 +17,7 @@ MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_TENSORS = 10_000
 MAX_ELEMENTS = 1 << 30
+MAX_DIMENSIONS = 16
 
 Kind = Literal["parameter", "buffer", "frozen"]
 DataType = Literal["float32", "int64"]
@@ -63,6 +64,8 @@ class FileEntry:
         parts = self.path.split("/")
         if self.path.startswith("/") or "\\" in self.path or any(p in ("", ".", "..") for p in parts):
             raise ValueError(f"path: {self.path!r} must stay inside the bundle")
+        if not self.path.isprintable():
+            raise ValueError(f"path: {self.path!r} has characters no file of ours has")
         if self.size < 0 or len(self.sha256) != 64:
             raise ValueError(f"sha256: {self.path!r} has no valid size and digest")
 
@@ -132,7 +135,9 @@ class Manifest:
         order = {"parameter": 0, "buffer": 1, "frozen": 2}
         offset, stage, names = 0, 0, set()
         for t in self.tensors:
-            if any(d < 0 for d in t.shape) or t.size > MAX_ELEMENTS:
+            # Each dimension first: a product of thousands of huge ones would take minutes.
+            too_many = len(t.shape) > MAX_DIMENSIONS or any(not 0 <= d <= MAX_ELEMENTS for d in t.shape)
+            if too_many or t.size > MAX_ELEMENTS:
                 raise ValueError(f"tensors: {t.name} has an impossible shape {t.shape}")
             if t.offset != offset or order[t.kind] < stage or t.name in names:
                 raise ValueError(f"tensors: {t.name} is out of place or named twice")

@@ -105,7 +105,7 @@ class MqttTransport:
         self._closed = False
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
-        """See `Transport.publish`. False, too, when MAX_OUTSTANDING messages wait for the broker's acknowledgement."""
+        """See `Transport.publish`. Too much is MAX_OUTSTANDING messages."""
         assert len(payload) <= MAX_MESSAGE_BYTES, f"{len(payload)} bytes are too many for one message"
         if self._session is None or self._connected_at is None:
             return False

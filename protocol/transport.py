@@ -44,7 +44,8 @@ class Transport(Protocol):
     """One client's connection. All calls come from one thread."""
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
-        """Sends at least once while connected. False, and nothing is sent or kept, when there is no connection."""
+        """Sends at least once while connected. False, and nothing is sent or kept, when there is no connection, or when
+        too much waits for its acknowledgement."""
 
     def poll(self, timeout_s: float) -> Event | None:
         """The next event, or None after `timeout_s`."""
