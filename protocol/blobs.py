@@ -58,7 +58,8 @@ class BlobStore:
             with self.path(digest).open("rb") as file:
                 file.seek(index * CHUNK_BYTES)
                 return file.read(CHUNK_BYTES) or None
-        except (OSError, OverflowError):
+        # ValueError: a chunk number so large that its place is no file offset.
+        except (OSError, ValueError, OverflowError):
             return None
 
     def remove(self, digest: bytes) -> None:
