@@ -51,10 +51,10 @@ def load_data(path: Path, manifest: Manifest) -> Batch:
 
     A bundle of one input and one target may also have them as x and y. Raises DataError.
     """
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise DataError(f"evaluation.data: {path} is not an .npz file; save it with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError(f"evaluation.data: {path} is not an .npz file; save it with numpy.savez")
             names = _names(path, manifest, tuple(file.files))
             arrays = {port: file[name] for port, name in names.items()}
     except OSError as error:

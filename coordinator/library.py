@@ -38,5 +38,6 @@ class Library:
             with path.open("rb") as file:
                 file.seek(index * CHUNK_BYTES)
                 return file.read(CHUNK_BYTES) or None
-        except (OSError, OverflowError):
+        # ValueError: a chunk number so large that its place is no file offset.
+        except (OSError, ValueError, OverflowError):
             return None

@@ -139,7 +139,8 @@ def decide(state: Round, event: Event, now: float, spare: Iterable[str]) -> Outc
     phase = None if isinstance(event, Tick) else state.seats.get(event.device)
     if isinstance(event, Returned) and phase in OPEN:
         decisions.append(SendAgain(event.device))
-    spare = tuple(spare)
+    # Whoever stopped just now is not asked again in the same breath.
+    spare = tuple(d for d in spare if not (isinstance(event, Stopped) and d == event.device))
     if now >= state.deadline and len(state.devices("done")) < state.minimum:
         state, extended = _extend(state, now)
         decisions.extend(extended)

@@ -97,10 +97,10 @@ def _take(descriptor: int) -> bool:
 def open_writer(state: Path) -> sqlite3.Connection:
     """The store's file for its one writer, made if there is none."""
     connection = sqlite3.connect(state / DATABASE, isolation_level=None)
+    version = _version(connection, state)
     connection.execute("PRAGMA journal_mode=WAL")
     # NORMAL may lose committed transactions at a power cut, and receipts were sent for them.
     connection.execute("PRAGMA synchronous=FULL")
-    version = _version(connection, state)
     if version == 0:
         connection.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={VERSION};COMMIT;")
     return connection

@@ -1,0 +1,144 @@
+"""Fold, server step and plan: pure functions, held against formulas and against themselves."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.fold import Decoded, Weighted, fold
+from coordinator.planner import learning_rate, order_devices, task_seed
+from coordinator.server_step import initial_state, pack_state, server_step, unpack_state
+from coordinator.settings import ServerSettings, TrainingSettings
+from edge_agent.runtimes.engine import Vector
+
+N, B = 7, 2
+
+
+def deltas(seed: int, devices: int) -> dict[str, Decoded]:
+    rng = np.random.default_rng(seed)
+
+    def draw(n: int) -> Vector:
+        values: Vector = (rng.normal(size=n) * 10.0 ** float(rng.integers(-6, 6))).astype(np.float32)
+        return values
+
+    return {f"d{i}": (draw(N), draw(B)) for i in range(devices)}
+
+
+@given(st.integers(0, 2**32), st.lists(st.integers(1, 10**6), min_size=1, max_size=8), st.randoms())
+def test_the_fold_gives_the_same_bits_in_whatever_order_updates_came(
+    seed: int, weights: list[int], chance: object
+) -> None:
+    found = deltas(seed, len(weights))
+    updates = [Weighted(device, weight) for device, weight in zip(found, weights, strict=True)]
+    mean = fold(updates, found.__getitem__, N, B)
+    chance.shuffle(updates)  # type: ignore[attr-defined]
+    again = fold(updates, found.__getitem__, N, B)
+    assert [v.tobytes() for v in mean] == [v.tobytes() for v in again]
+
+
+def test_the_fold_is_the_example_weighted_mean() -> None:
+    found = deltas(1, 3)
+    weights = [1, 10, 100]
+    parameters, buffers = fold([Weighted(d, w) for d, w in zip(found, weights, strict=True)], found.__getitem__, N, B)
+    expected = np.average([p for p, _ in found.values()], axis=0, weights=weights)
+    np.testing.assert_allclose(parameters, expected, rtol=1e-12)
+    np.testing.assert_allclose(buffers, np.average([b for _, b in found.values()], axis=0, weights=weights), rtol=1e-12)
+
+
+def test_the_fold_decodes_each_payload_once() -> None:
+    found, asked = deltas(2, 3), []
+
+    def decode(device: str) -> Decoded:
+        asked.append(device)
+        return found[device]
+
+    fold([Weighted(d, 1) for d in reversed(found)], decode, N, B)
+    assert asked == sorted(found)
+
+
+MODEL = np.arange(N + B + 2, dtype=np.float32)
+DELTA, BUFFER_DELTA = np.linspace(-1, 1, N), np.full(B, 0.5)
+
+
+def test_add_is_the_model_plus_the_mean() -> None:
+    state, after = server_step(ServerSettings(learning_rate=0.5), initial_state(), MODEL, DELTA, BUFFER_DELTA)
+    np.testing.assert_array_equal(after[:N], (MODEL[:N] + 0.5 * DELTA).astype(np.float32))
+    assert (state.steps, len(state.first), len(state.second)) == (1, 0, 0)
+
+
+def test_momentum_follows_its_formula_over_two_rounds() -> None:
+    settings = ServerSettings(step="momentum", momentum=0.9)
+    state, first = server_step(settings, initial_state(), MODEL, DELTA, BUFFER_DELTA)
+    _, second = server_step(settings, state, first, DELTA, BUFFER_DELTA)
+    np.testing.assert_allclose(second[:N] - first[:N], 1.9 * DELTA, rtol=1e-5, atol=1e-6)
+
+
+def test_adam_follows_its_formula() -> None:
+    settings = ServerSettings(step="adam", learning_rate=0.1, beta1=0.9, beta2=0.99, epsilon=1e-3)
+    state, after = server_step(settings, initial_state(), MODEL, DELTA, BUFFER_DELTA)
+    step = 0.1 * (0.1 * DELTA) / (np.sqrt(0.01 * DELTA**2) + 1e-3)
+    np.testing.assert_allclose(after[:N], MODEL[:N] + step, rtol=1e-6)
+    assert (len(state.first), len(state.second)) == (N, N)
+
+
+@pytest.mark.parametrize("step", ["add", "momentum", "adam"])
+def test_no_server_step_touches_frozen_tensors_or_its_input_and_buffers_are_added_plainly(step: str) -> None:
+    settings = ServerSettings(step=step, learning_rate=0.3)  # type: ignore[arg-type]
+    before = MODEL.copy()
+    _, after = server_step(settings, initial_state(), MODEL, DELTA, BUFFER_DELTA)
+    np.testing.assert_array_equal(MODEL, before)
+    np.testing.assert_array_equal(after[N : N + B], MODEL[N : N + B] + 0.5)
+    np.testing.assert_array_equal(after[N + B :], MODEL[N + B :])
+
+
+@pytest.mark.parametrize("step", ["add", "momentum", "adam"])
+def test_a_server_state_read_from_its_bytes_steps_to_the_same_bits(step: str) -> None:
+    settings = ServerSettings(step=step)  # type: ignore[arg-type]
+    state, model = server_step(settings, initial_state(), MODEL, DELTA, BUFFER_DELTA)
+    again = unpack_state(pack_state(state))
+    one, two = (server_step(settings, s, model, DELTA, BUFFER_DELTA)[1] for s in (state, again))
+    assert one.tobytes() == two.tobytes()
+
+
+def test_devices_with_the_fewest_rounds_are_asked_first() -> None:
+    order = order_devices({"a": 3, "b": 0, "c": 1, "d": 0}, seed=1, round_number=5)
+    assert set(order[:2]) == {"b", "d"}
+    assert order[2:] == ("c", "a")
+
+
+def test_ties_fall_by_seed_and_round_not_by_name_or_arrival() -> None:
+    names = [f"d{i}" for i in range(20)]
+    one = order_devices(dict.fromkeys(names, 0), 1, 1)
+    assert one == order_devices(dict.fromkeys(reversed(names), 0), 1, 1)
+    assert len({one, order_devices(dict.fromkeys(names, 0), 1, 2), order_devices(dict.fromkeys(names, 0), 2, 1)}) == 3
+
+
+def test_over_many_rounds_every_device_is_asked_equally_often() -> None:
+    asked = dict.fromkeys("abcdefg", 0)
+    for number in range(1, 71):
+        for device in order_devices(asked, 0, number)[:3]:
+            asked[device] += 1
+    assert set(asked.values()) == {30}
+
+
+def test_the_schedules_follow_their_formulas() -> None:
+    def rates(schedule: str, **more: object) -> list[float]:
+        training = TrainingSettings(8, 0.4, local_steps=1, schedule=schedule, **more)  # type: ignore[arg-type]
+        return [learning_rate(training, r, 4) for r in (1, 2, 3, 4)]
+
+    assert rates("constant") == [0.4] * 4
+    assert rates("step", decay_every=2, decay_factor=0.1) == pytest.approx([0.4, 0.4, 0.04, 0.04])
+    assert rates("cosine") == pytest.approx([0.4, 0.2 * (1 + 0.5**0.5), 0.2, 0.2 * (1 - 0.5**0.5)])
+
+
+@given(st.sampled_from(["constant", "cosine", "step"]), st.integers(1, 10**6), st.integers(1, 1000))
+def test_no_schedule_ever_reaches_zero(schedule: str, number: int, count: int) -> None:
+    training = TrainingSettings(8, 0.4, local_steps=1, schedule=schedule, decay_every=1)  # type: ignore[arg-type]
+    assert 0 < learning_rate(training, number, count) <= 0.4
+
+
+def test_seeds_differ_by_run_round_and_device_and_fit_the_wire() -> None:
+    seeds = {task_seed(s, r, d) for s in range(3) for r in range(1, 4) for d in ("a", "b")}
+    assert len(seeds) == 18
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert task_seed(1, 2, "a") == task_seed(1, 2, "a")

@@ -1,0 +1,100 @@
+"""coordinator.toml: the sample is valid, and every mistake is named by its key with a remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from coordinator.sample import SAMPLE
+from coordinator.settings import Settings, load
+from protocol.errors import ConfigurationError
+
+MINIMAL = """\
+fleet = "demo"
+bundle = "bundle"
+[rounds]
+count = 3
+devices = 5
+deadline_s = 60
+[training]
+batch_size = 8
+learning_rate = 0.1
+local_steps = 5
+"""
+
+
+def read(folder: Path, text: str) -> Settings:
+    path = folder / "coordinator.toml"
+    path.write_text(text)
+    return load(path)
+
+
+def test_the_sample_is_valid_and_the_defaults_are_those_it_shows(tmp_path: Path) -> None:
+    sample = read(tmp_path, SAMPLE)
+    minimal = read(tmp_path, MINIMAL)
+    assert (sample.broker, sample.server, sample.evaluation, sample.limits) == (
+        minimal.broker,
+        minimal.server,
+        minimal.evaluation,
+        minimal.limits,
+    )
+
+
+def test_paths_are_relative_to_the_files_folder(tmp_path: Path) -> None:
+    settings = read(tmp_path, MINIMAL + '[evaluation]\ndata = "test.npz"\n')
+    assert settings.bundle == str(tmp_path / "bundle")
+    assert settings.state == str(tmp_path / "coordinator-state")
+    assert settings.evaluation.data == str(tmp_path / "test.npz")
+    assert read(tmp_path, MINIMAL.replace('"bundle"', '"/srv/bundle"')).bundle == "/srv/bundle"
+
+
+def test_the_minimum_is_all_devices_unless_said(tmp_path: Path) -> None:
+    assert read(tmp_path, MINIMAL).rounds.least == 5
+    assert read(tmp_path, MINIMAL.replace("devices = 5", "devices = 5\nminimum = 2")).rounds.least == 2
+
+
+MISTAKES = {
+    "fleet: 'No Good' must be": MINIMAL.replace('"demo"', '"No Good"'),
+    "colour: unknown key; known here": 'colour = "red"\n' + MINIMAL,
+    "rounds.count: missing": MINIMAL.replace("count = 3\n", ""),
+    "rounds.count: 0 must be at least 1": MINIMAL.replace("count = 3", "count = 0"),
+    "rounds.count: expected int": MINIMAL.replace("count = 3", 'count = "3"'),
+    "rounds.minimum: 9 must be from 1 to devices": MINIMAL.replace("count = 3", "count = 3\nminimum = 9"),
+    "rounds.over_select: 0.5 must be from 1.0": MINIMAL.replace("count = 3", "count = 3\nover_select = 0.5"),
+    "rounds.deadline_s: -1.0 must be": MINIMAL.replace("deadline_s = 60", "deadline_s = -1"),
+    "rounds.deadline_s: inf must be": MINIMAL.replace("deadline_s = 60", "deadline_s = inf"),
+    "rounds.target_accuracy: 95.0 must be above 0 and at most 1; 0.95": MINIMAL.replace(
+        "count = 3", "count = 3\ntarget_accuracy = 95"
+    ),
+    "rounds.target_accuracy: needs held-out data": MINIMAL.replace("count = 3", "count = 3\ntarget_accuracy = 0.9"),
+    "training.local_steps: set exactly one": MINIMAL + "local_epochs = 1\n",
+    "training.batch_size: 0 must be": MINIMAL.replace("batch_size = 8", "batch_size = 0"),
+    "training.learning_rate: nan must be": MINIMAL.replace("0.1", "nan"),
+    "training.schedule: 'linear' is not one of 'constant', 'cosine', 'step'": MINIMAL + 'schedule = "linear"\n',
+    "training.decay_factor: 2.0 must be": MINIMAL + "decay_factor = 2.0\n",
+    "training.codec: 'zip' is not a codec; known are": MINIMAL + 'codec = "zip"\n',
+    "training.optimizer.momentum: 1.5 must be at least 0 and below 1": MINIMAL + "optimizer = {momentum = 1.5}\n",
+    "training.optimizer.nesterov: true must come with momentum": MINIMAL + "optimizer = {nesterov = true}\n",
+    "training.optimizer.name: 'lion' is not one of": MINIMAL + 'optimizer = {name = "lion"}\n',
+    "server.step: 'yogi' is not one of 'add', 'momentum', 'adam'": MINIMAL + '[server]\nstep = "yogi"\n',
+    "server.beta2: 1.0 must be": MINIMAL + "[server]\nbeta2 = 1.0\n",
+    "server.epsilon: 0.0 must be": MINIMAL + "[server]\nepsilon = 0\n",
+    "evaluation.every: 0 must be at least 1": MINIMAL + "[evaluation]\nevery = 0\n",
+    "limits.disk_mib: 1 must be at least 16": MINIMAL + "[limits]\ndisk_mib = 1\n",
+    "limits.examples: 0 must be": MINIMAL + "[limits]\nexamples = 0\n",
+    "broker.port: 70000 must be from": MINIMAL + "[broker]\nport = 70000\n",
+    "broker.url: 'mqtts://x' must be mqtt://host": MINIMAL + '[broker]\nurl = "mqtts://x"\n',
+    "not valid TOML": MINIMAL + "[[[",
+}
+
+
+@pytest.mark.parametrize("said", MISTAKES)
+def test_a_mistake_is_named_by_file_and_key(said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        read(tmp_path, MISTAKES[said])
+    assert str(raised.value).startswith(f"{tmp_path / 'coordinator.toml'}: ")
+    assert said in str(raised.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"nowhere.toml: cannot be read .* --config"):
+        load(tmp_path / "nowhere.toml")
