@@ -76,6 +76,7 @@ class DeviceFacts:
     device: str
     examples: int | None = None
     backend: str | None = None
+    rounds: int = 0
     accepted: int = 0
     rejected: int = 0
     bytes_up: int = 0
@@ -89,9 +90,14 @@ class DeviceFacts:
 class Evaluation:
     """How a model file does on held-out examples."""
 
-    accuracy: float
-    loss: float
     examples: int
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluated:
+    examples: int
+    metrics: Mapping[str, float]
 
 
 Event = Listening | DeviceJoined | RoundOpened | RoundCommitted | UpdateRejected | Finished
@@ -128,7 +134,12 @@ def parse_devices(text: bytes) -> tuple[DeviceFacts, ...]:
 
 def parse_evaluation(text: bytes) -> Evaluation:
     """The result of `fleet-coordinator evaluate-model --json`."""
-    return _read(Evaluation, _object(text, "evaluation"), "evaluation")
+    said = _read(_Evaluated, _object(text, "evaluation"), "evaluation")
+    if "accuracy" not in said.metrics:
+        raise SparsefleetError(
+            "coordinator: the evaluation has no accuracy; name the metric in the example's TrainingSpec"
+        )
+    return Evaluation(said.examples, said.metrics["accuracy"])
 
 
 def _table(cls: type[T], text: bytes, key: str) -> tuple[T, ...]:

@@ -26,7 +26,7 @@ class Screen:
         self._live: Live | None = None
         self._spinner = Spinner("dots")
         self._headed = False
-        self._joined = 0
+        self._joined: set[str] = set()
 
     def tick(self) -> None:
         """To be called often: turns the spinner."""
@@ -59,8 +59,8 @@ class Screen:
                 self.say(f"[green]✓[/] {'broker':<8} {escape(event.broker)} [dim]{escape(event.url)}[/]")
                 self._doing("waiting for devices")
             case DeviceJoined():
-                self._joined += 1
-                self._doing(f"{self._joined} devices have joined")
+                self._joined.add(event.device)
+                self._doing(f"{len(self._joined)} devices have joined")
             case RoundOpened():
                 self._doing(f"round {event.round}: {event.devices} devices are training")
             case RoundCommitted():
@@ -113,15 +113,15 @@ class Screen:
 def _devices_table(report: Report) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("device", no_wrap=True)
-    for name in ("examples", "accepted", "refused", "up", "down", "last loss", "ms a step"):
+    # Together with their padding these must fit into 80 columns.
+    for name in ("examples", "accepted", "up", "down", "loss", "ms/step"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("backend", no_wrap=True)
     for d in report.devices:
         table.add_row(
             d.device,
             number_text(d.examples),
-            str(d.accepted),
-            str(d.rejected),
+            f"{d.accepted} of {d.accepted + d.rejected}",
             bytes_text(d.bytes_up),
             bytes_text(d.bytes_down),
             decimal_text(d.last_loss, 3),

@@ -126,6 +126,8 @@ def output_lines(child: Child, watched: Sequence[Child], tick: Callable[[], None
         selector.register(child.stdout, selectors.EVENT_READ)
         while True:
             tick()
+            # Asked before we look for output: what it printed last must not be missed.
+            ended = child.exit_code is not None
             ready = selector.select(TICK_S)
             data = os.read(child.stdout.fileno(), 1 << 16) if ready else b""
             if ready and not data:
@@ -136,12 +138,17 @@ def output_lines(child: Child, watched: Sequence[Child], tick: Callable[[], None
                 yield from lines
                 # Lines still in the pipe come before the end of anyone else.
                 continue
+            # A child of its own may still hold the pipe open.
+            if ended:
+                break
             for other in watched:
                 if other.exit_code is not None:
                     raise PartFailedError(other)
             if time.monotonic() - heard > stall_s:
                 raise PartFailedError(child, f"has said nothing for {stall_s:.0f} s")
     wait(child, tick)
+    if rest:
+        yield rest
 
 
 def last_lines(log: Path, count: int = 12) -> str:

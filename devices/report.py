@@ -7,7 +7,7 @@ from pathlib import Path
 
 from devices.charts import Chart, Series, bar_chart, line_chart, nice_step, nice_top
 from devices.facts import DeviceFacts, Evaluation, RoundCommitted
-from devices.text import MISSING, bytes_text, decimal_text, duration_text, number_text, percent_text
+from devices.text import MISSING, bytes_text, bytes_tick, decimal_text, duration_text, number_text, percent_text
 
 _ENDS = {"target-accuracy": "until the target", "rounds": "the most allowed"}
 _STYLE = Path(__file__).with_name("report.css")
@@ -163,7 +163,7 @@ def _bytes_chart(report: Report) -> str:
                 f"After round {r.round}: " + ", ".join(f"{bytes_text(s.values[i])} {s.label}" for s in reversed(series))
                 for i, r in enumerate(report.rounds)
             ),
-            tick=bytes_text,
+            tick=bytes_tick,
             low=0.0,
             high=top,
         )
@@ -229,6 +229,7 @@ def _devices_table(report: Report) -> str:
         (
             d.device,
             number_text(d.examples),
+            number_text(d.rounds),
             number_text(d.accepted),
             number_text(d.rejected),
             bytes_text(d.bytes_up),
@@ -261,6 +262,7 @@ def _rounds_table(report: Report) -> str:
 
 
 def _table(name: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    assert all(len(row) == len(head) for row in rows)
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'

@@ -4,15 +4,17 @@ MISSING = "-"
 
 
 def bytes_text(size: float | None) -> str:
-    """Three digits and a decimal unit: 0 B, 950 B, 1.23 MB."""
+    """Three digits and a decimal unit: 0 B, 950 B, 1.40 MB."""
     if size is None:
         return MISSING
-    value, unit = float(size), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 999.5 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
+    value, unit = _scaled(size)
+    return f"{value:.{0 if unit == 'B' or value >= 99.95 else 1 if value >= 9.995 else 2}f} {unit}"
+
+
+def bytes_tick(size: float) -> str:
+    """The same beside an axis, where steps are round: 0 B, 1.4 MB."""
+    value, unit = _scaled(size)
+    return f"{value:g} {unit}"
 
 
 def duration_text(seconds: float) -> str:
@@ -40,3 +42,12 @@ def number_text(value: int | None) -> str:
 def decimal_text(value: float | None, digits: int, unit: str = "") -> str:
     """A number with so many digits after the point, and its unit."""
     return MISSING if value is None else f"{value:.{digits}f}{unit}"
+
+
+def _scaled(size: float) -> tuple[float, str]:
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return value, unit
+        value /= 1000
+    return value, "TB"

@@ -9,12 +9,12 @@ import pytest
 from devices.charts import Chart, Series, bar_chart, line_chart, nice_step, nice_top
 from devices.facts import DeviceFacts, Evaluation, RoundCommitted
 from devices.report import Report, render_report
-from devices.text import bytes_text, duration_text, percent_text
+from devices.text import bytes_text, bytes_tick, duration_text, percent_text
 
 ROUNDS = tuple(
     RoundCommitted(i, 3, 1.5, 60_000, 120_000, i, 1 - 0.5**i, 2.0 * 0.5**i, overhead_s=0.1) for i in range(1, 8)
 )
-DEVICES = tuple(DeviceFacts(f"device-{i:02d}", 100 + i, "ort-training", 7, 0, 140_000, 280_000) for i in range(1, 4))
+DEVICES = tuple(DeviceFacts(f"device-{i:02d}", 100 + i, "ort-training", 7, 7, 0, 140_000, 280_000) for i in range(1, 4))
 REPORT = Report(
     fleet="demo",
     data="digits",
@@ -28,7 +28,7 @@ REPORT = Report(
     target_accuracy=0.95,
     rounds=ROUNDS,
     devices=DEVICES,
-    evaluation=Evaluation(0.957, 0.11, 359),
+    evaluation=Evaluation(359, 0.957),
     dense_update_bytes=40_104,
 )
 
@@ -81,7 +81,7 @@ def test_a_run_with_little_to_show_still_has_a_report(report: Report) -> None:
 
 def test_the_verdict_follows_the_accuracy_of_the_exported_model() -> None:
     assert "Target of 95.0 % reached" in render_report(REPORT)
-    missed = dataclasses.replace(REPORT, evaluation=Evaluation(0.9499, 0.1, 359))
+    missed = dataclasses.replace(REPORT, evaluation=Evaluation(359, 0.9499))
     assert "Target of 95.0 % not reached" in render_report(missed)
     assert "94.9 %" in render_report(missed)
 
@@ -116,8 +116,10 @@ def test_axis_steps_are_round_and_few(span: float) -> None:
     [
         (bytes_text(0), "0 B"),
         (bytes_text(999), "999 B"),
-        (bytes_text(999.7), "1 kB"),
-        (bytes_text(1_234_567), "1.23 MB"),
+        (bytes_text(999.7), "1.00 kB"),
+        (bytes_text(1_400_000), "1.40 MB"),
+        (bytes_text(54_321), "54.3 kB"),
+        (bytes_tick(1_400_000), "1.4 MB"),
         (bytes_text(5e15), "5000 TB"),
         (duration_text(59.99), "1 min 00 s"),
         (duration_text(3720), "1 h 02 min"),
