@@ -93,11 +93,14 @@ def train_batch_norms(model: onnx.ModelProto, tensors: tuple[Tensor, ...]) -> No
     nodes: list[onnx.NodeProto] = []
     done: dict[str, str] = {}
     for node in model.graph.node:
-        if node.op_type != "BatchNormalization" or node.input[3] not in running:
+        if node.op_type != "BatchNormalization":
             nodes.append(node)
             continue
-        if node.input[3] in done:
-            raise BundleError(f"{layer_of(node)}: used twice in one pass; give each use a BatchNorm of its own")
+        if node.input[3] not in running:
+            raise BundleError(
+                f"{layer_of(node)}: stays in evaluation mode while the model trains, which has a wrong gradient in "
+                "onnxruntime-training; let it train, or fold it into the layer before it"
+            )
         nodes += _trained_batch_norm(model, node, done)
     _set(model.graph.node, nodes)
     for tensor in tensors:
