@@ -94,7 +94,8 @@ def capture(spec: TrainingSpec, report: Report = _silent) -> Graphs:
     every = tensors_of(spec)
     with _buffers_kept(spec, {t.name for t in every if t.kind == "buffer"}):
         outputs = try_out(spec).outputs
-    arguments = (*spec.input_tensors, *spec.target_tensors)
+    # Clones, because torch takes one tensor given twice, as an autoencoder's input and target, for one argument.
+    arguments = tuple(t.detach().clone() for t in (*spec.input_tensors, *spec.target_tensors))
     taken = {name for name, _ in (*spec.module.named_parameters(), *spec.module.named_buffers())} | {"loss"}
     ports = ports_of(spec, outputs, taken)
     names = [p.name for p in (*ports.inputs, *ports.targets)]

@@ -90,10 +90,11 @@ def train_batch_norms(model: onnx.ModelProto, tensors: tuple[Tensor, ...]) -> No
     next = (1 - m) * running + m * batch, the variance times n / (n - 1), with n values a channel.
     """
     running = {t.name for t in tensors if t.kind == "buffer"}
+    constants = {i.name for i in model.graph.initializer}
     nodes: list[onnx.NodeProto] = []
     done: dict[str, str] = {}
     for node in model.graph.node:
-        if node.op_type != "BatchNormalization":
+        if node.op_type != "BatchNormalization" or node.input[3] not in constants:
             nodes.append(node)
             continue
         if node.input[3] not in running:
