@@ -88,17 +88,14 @@ def write_bundle(
 
 def capture(spec: TrainingSpec, report: Report = _silent) -> Graphs:
     """The three graphs of a spec. Raises BundleError naming the layer that stands in the way."""
-    size = 4 * sum(p.numel() for p in spec.module.parameters())
-    if size > MAX_MODEL_BYTES:
-        raise BundleError(
-            f"module: {size} bytes of parameters are over the limit of {MAX_MODEL_BYTES}; use a smaller model"
-        )
+    _check_size(spec)
     report("capturing the training graph")
     spec.module.train()
     every = tensors_of(spec)
-    with _buffers_kept(spec):
+    with _buffers_kept(spec, {t.name for t in every if t.kind == "buffer"}):
         outputs = try_out(spec).outputs
-    arguments = (*spec.input_tensors, *spec.target_tensors)
+    # Clones, because torch takes one tensor given twice, as an autoencoder's input and target, for one argument.
+    arguments = tuple(t.detach().clone() for t in (*spec.input_tensors, *spec.target_tensors))
     taken = {name for name, _ in (*spec.module.named_parameters(), *spec.module.named_buffers())} | {"loss"}
     ports = ports_of(spec, outputs, taken)
     names = [p.name for p in (*ports.inputs, *ports.targets)]
@@ -113,6 +110,16 @@ def capture(spec: TrainingSpec, report: Report = _silent) -> Graphs:
     tensors = _used(every, train)
     _finish(train, evaluation, inference, tensors)
     return Graphs(train, evaluation, inference, tensors, ports)
+
+
+def _check_size(spec: TrainingSpec) -> None:
+    sizes = {name: 4 * p.numel() for name, p in spec.module.named_parameters()}
+    if sum(sizes.values()) > MAX_MODEL_BYTES:
+        name = max(sizes, key=sizes.__getitem__)
+        raise BundleError(
+            f"module: {sum(sizes.values())} bytes of parameters are over the limit of {MAX_MODEL_BYTES}, "
+            f"{sizes[name]} of them in {name}; use a smaller model"
+        )
 
 
 def _finish(
@@ -247,12 +254,21 @@ def _restored(spec: TrainingSpec) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _buffers_kept(spec: TrainingSpec) -> Iterator[None]:
-    """A pass in training mode moves running statistics; the bundle holds the user's."""
+def _buffers_kept(spec: TrainingSpec, running: set[str]) -> Iterator[None]:
+    """A pass in training mode moves running statistics; the bundle holds the user's. Refuses what else it moves."""
     before = {name: buffer.clone() for name, buffer in spec.module.named_buffers()}
+    moved = []
     try:
         yield
     finally:
         with torch.no_grad():
             for name, buffer in spec.module.named_buffers():
-                buffer.copy_(before[name])
+                if not torch.equal(buffer, before[name]):
+                    moved.append(name)
+                    buffer.copy_(before[name])
+    for name in moved:
+        if name not in running and not name.endswith("num_batches_tracked"):
+            raise BundleError(
+                f"{name}: a buffer that training writes; of such only BatchNorm's running statistics can travel: keep "
+                "this state out of forward"
+            )

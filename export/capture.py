@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import io
 import logging
 import re
 import warnings
@@ -64,6 +65,11 @@ class WithLoss(nn.Module):
 def try_out(spec: TrainingSpec) -> Outcome:
     """One eager pass, checked: outputs are batched float32, the loss is one number, every parameter counts."""
     wrapped = WithLoss(spec)
+    own = [n for n, _ in wrapped.named_parameters() if not n.startswith(MODULE)]
+    if own:
+        raise BundleError(
+            f"{own[0]}: a parameter of the loss; move it into the module and give it out with the outputs"
+        )
     examples = len(spec.input_tensors[0])
     try:
         loss, *outputs = wrapped(*spec.input_tensors, *spec.target_tensors)
@@ -95,13 +101,7 @@ def program(module: nn.Module, arguments: tuple[Tensor, ...]) -> ExportedProgram
             )
         except _FAILURES as error:
             raise BundleError(_capture_message(error)) from error
-    for node in captured.graph.nodes:
-        tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags and not _is_idle_dropout(node):
-            raise BundleError(
-                f"{layer_of_fx(node)}: {_aten(node)} draws random numbers, so that steps could not be checked against "
-                "torch. Remove it or set p=0; weight decay regularises as well"
-            )
+    _check_operators(captured)
     return captured
 
 
@@ -145,17 +145,36 @@ def layer_of_fx(node: torch.fx.Node) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Torch's exporter warns of its own deprecations and of packages that it does not need."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        # Some of what torch says of a failure it prints rather than logs.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
+
+
+def _check_operators(captured: ExportedProgram) -> None:
+    """Raises BundleError for what torch's exporter would get wrong or a device could not repeat."""
+    normalised: set[object] = set()
+    for node in captured.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags and not _is_idle_dropout(node):
+            raise BundleError(
+                f"{layer_of_fx(node)}: {_aten(node)} draws random numbers, so that steps could not be checked against "
+                "torch. Remove it or set p=0; weight decay regularises as well"
+            )
+        if _aten(node) == "aten.cross_entropy_loss" and len(node.args) > 5 and node.args[5]:
+            raise BundleError(
+                f"{layer_of_fx(node)}: torch's exporter drops label_smoothing; with s for it, write the loss as "
+                "(1 - s) * cross_entropy(x, y) - s * x.log_softmax(1).mean()"
+            )
+        if _aten(node) == "aten.batch_norm" and node.args[3] is not None:
+            if node.args[3] in normalised:
+                raise BundleError(f"{layer_of_fx(node)}: used twice in one pass; give each use a BatchNorm of its own")
+            normalised.add(node.args[3])
 
 
 def _check_gradients(spec: TrainingSpec, loss: Tensor) -> None:
@@ -181,7 +200,7 @@ def _is_idle_dropout(node: torch.fx.Node) -> bool:
     name = str(node.target)
     arguments: tuple[Any, ...] = node.args
     if "scaled_dot_product_attention" in name:
-        return (arguments[4] if len(arguments) > 4 else node.kwargs.get("dropout_p", 0.0)) == 0.0
+        return bool((arguments[4] if len(arguments) > 4 else node.kwargs.get("dropout_p", 0.0)) == 0.0)
     return "dropout" in name and len(arguments) >= 3 and (arguments[1] == 0 or arguments[2] is False)
 
 
@@ -193,8 +212,8 @@ def _capture_message(error: Exception) -> str:
     text = str(error)
     if type(error).__name__ == "ConstraintViolationError" or "specialized" in text or "Constraints violated" in text:
         return (
-            "module: its forward or loss fixes the number of examples; use x.flatten(1) or x.shape[0] in place of a "
-            f"number. torch says: {_short(error)}"
+            "module: its forward or loss fixes the number of examples, which devices choose; write x.flatten(1), or "
+            "x.shape[0] in place of a number"
         )
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
         return f"module: shapes or branches depend on values; {_ADVICE}. torch says: {_short(error)}"

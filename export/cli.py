@@ -75,7 +75,8 @@ def _show_parser() -> argparse.ArgumentParser:
 def _export(options: argparse.Namespace) -> int:
     # The imports below bring torch: --help, show and wrong options need not wait for it.
     started = time.monotonic()
-    console = Console(stderr=True)
+    # This very stream: while torch is kept quiet, sys.stderr is another.
+    console = Console(file=sys.stderr)
     with console.status("importing torch") as status:
         from export.bundle import write_bundle
         from export.loading import load_spec

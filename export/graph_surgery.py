@@ -90,14 +90,18 @@ def train_batch_norms(model: onnx.ModelProto, tensors: tuple[Tensor, ...]) -> No
     next = (1 - m) * running + m * batch, the variance times n / (n - 1), with n values a channel.
     """
     running = {t.name for t in tensors if t.kind == "buffer"}
+    constants = {i.name for i in model.graph.initializer}
     nodes: list[onnx.NodeProto] = []
     done: dict[str, str] = {}
     for node in model.graph.node:
-        if node.op_type != "BatchNormalization" or node.input[3] not in running:
+        if node.op_type != "BatchNormalization" or node.input[3] not in constants:
             nodes.append(node)
             continue
-        if node.input[3] in done:
-            raise BundleError(f"{layer_of(node)}: used twice in one pass; give each use a BatchNorm of its own")
+        if node.input[3] not in running:
+            raise BundleError(
+                f"{layer_of(node)}: stays in evaluation mode while the model trains, which has a wrong gradient in "
+                "onnxruntime-training; let it train, or fold it into the layer before it"
+            )
         nodes += _trained_batch_norm(model, node, done)
     _set(model.graph.node, nodes)
     for tensor in tensors:

@@ -50,10 +50,13 @@ def tensors_of(spec: TrainingSpec) -> tuple[Tensor, ...]:
 
 
 def running_statistics(module: nn.Module) -> dict[str, str]:
-    """Names of the running means and variances that training moves, each with its layer's name."""
+    """Names of the running means and variances that training moves, each with its layer's name.
+
+    A layer that stays in evaluation mode when the module is put in training mode does not move its own.
+    """
     found: dict[str, str] = {}
     for path, layer in module.named_modules():
-        if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
+        if isinstance(layer, _BatchNorm) and layer.training and layer.running_mean is not None:
             for kind in ("running_mean", "running_var"):
                 found[f"{path}.{kind}" if path else kind] = path
     return found

@@ -20,7 +20,7 @@ MAX_IR = 10
 # What to use where an operator has no gradient in onnxruntime-training 1.19.2.
 INSTEAD: Mapping[str, str] = {
     "AveragePool": "nn.AvgPool2d without padding",
-    "ConvTranspose": "nn.Upsample is not trainable either; nn.Linear and reshape, or a smaller stride",
+    "ConvTranspose": "nn.Linear with a reshape",
     "CumSum": "a matrix product with torch.tril(torch.ones(n, n))",
     "DepthToSpace": "reshape and permute",
     "Einsum": "torch.matmul with permute and reshape",
@@ -33,7 +33,7 @@ INSTEAD: Mapping[str, str] = {
     "Mish": "nn.SiLU or nn.GELU",
     "PRelu": "nn.LeakyReLU",
     "ReduceMax": "nn.MaxPool1d or nn.MaxPool2d with the size of the map, or a mean",
-    "Resize": "no resizing inside the network",
+    "Resize": "layers that keep or reduce the size",
     "Selu": "nn.GELU or nn.SiLU",
     "Softplus": "torch.log(1 + torch.exp(x))",
     "SplitToSequence": "slices, as in x[:, :n]",

@@ -28,6 +28,7 @@ TOLERANCE = 1e-3
 STRICT = 0.1 * TOLERANCE
 SHARE = 1e-2
 FLOOR = 1e-3
+TINY = 1e-12
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, STEPS = 0.05, 0.9, 1e-3, 3
 
 
@@ -62,7 +63,9 @@ def one_step(spec: TrainingSpec, manifest: Manifest, engine: Engine) -> tuple[fl
             want = parameters[tensor.name].grad
             assert want is not None
             gradients.append(
-                _difference(f"gradient of {tensor.name}", result.gradient[begin:end], want, floor=SHARE * largest)
+                _difference(
+                    f"gradient of {tensor.name}", result.gradient[begin:end], want, floor=max(SHARE * largest, TINY)
+                )
             )
         elif tensor.kind == "buffer":
             after = result.buffers[begin - manifest.parameters : end - manifest.parameters]
