@@ -48,8 +48,7 @@ $(STAMP): pyproject.toml
 	@if ! "$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null; then \
 		echo "setup: $(PYTHON) cannot make virtual environments. Debian 12: apt-get install python3-venv"; exit 1; fi
 	@[ -x $(BIN)/python ] || "$(PYTHON)" -m venv $(VENV)
-	@echo "setup: installing into $(VENV); the first time this takes minutes (for torch without CUDA, a tenth of the size:"
-	@echo "       PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup)"
+	@echo "setup: installing into $(VENV); the first time this takes minutes"
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -e '.[dev]' 2>&1 \
 		| tee $(VENV)/install.log | awk -v tty="$$([ -t 1 ] && echo 1)" "$$SHOW_INSTALL" \
 		|| { tail -n 15 $(VENV)/install.log; echo "setup: failed; all of it is in $(VENV)/install.log"; exit 1; }
