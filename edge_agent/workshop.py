@@ -70,7 +70,7 @@ class Workshop:
 
 
 def _return_memory() -> None:
-    # glibc keeps freed memory for itself; an idle agent gives it back to the board. Other C libraries have no such call.
+    # glibc keeps freed memory for itself; an idle agent gives it back to the board. Other C libraries lack this call.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

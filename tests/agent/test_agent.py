@@ -206,9 +206,9 @@ def test_runtime_and_data_are_let_go_after_idling(fleet: Fleet, caplog: pytest.L
     fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
     fleet.until(lambda: bool(fleet.coordinator.payloads) and not fleet.store.outbox())
     caplog.set_level("INFO")
-    assert any(isinstance(thing, Dataset) for thing in gc.get_objects())
+    assert any(type(thing) is Dataset for thing in gc.get_objects())
     fleet.until(lambda: "unloaded" in caplog.text)
-    assert not any(isinstance(thing, Dataset) for thing in gc.get_objects())
+    assert not any(type(thing) is Dataset for thing in gc.get_objects())
 
 
 @pytest.mark.parametrize(
