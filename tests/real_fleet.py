@@ -107,14 +107,13 @@ path = "shard.npz"
     def committed(self) -> list[int]:
         return [event["round"] for event in self.events if event["event"] == "round-committed"]
 
-    def until(self, reached: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
+    def until(self, reached: Callable[[], object]) -> None:
         """Waits for a condition; fails with the logs when it does not come."""
-        end = time.monotonic() + patience_s
-        while not reached():
-            if time.monotonic() > end:
-                logs = [f"--- {p.name}\n{p.read_text()[-3000:]}" for p in sorted((self.folder / "logs").iterdir())]
-                raise AssertionError("not reached in time\n" + "\n".join(logs))
-            time.sleep(0.02)
+        try:
+            until(reached)
+        except AssertionError as error:
+            logs = [f"--- {p.name}\n{p.read_text()[-3000:]}" for p in sorted((self.folder / "logs").iterdir())]
+            raise AssertionError(f"{error}\n" + "\n".join(logs)) from None
 
     def finish(self) -> None:
         """Waits for the coordinator to say that all rounds are done, and to end well."""
@@ -140,6 +139,14 @@ path = "shard.npz"
         return child
 
 
+def until(reached: Callable[[], object]) -> None:
+    """Waits for a condition that real processes bring about."""
+    end = time.monotonic() + PATIENCE_S
+    while not reached():
+        assert time.monotonic() < end, f"not reached in {PATIENCE_S:.0f} s"
+        time.sleep(0.02)
+
+
 def broker_pid(fleet: RealFleet) -> int | None:
     """The private broker: the coordinator's one child process."""
     assert fleet.coordinator is not None
@@ -149,15 +156,12 @@ def broker_pid(fleet: RealFleet) -> int | None:
     return int(found[0]) if found else None
 
 
-def wait_gone(pid: int) -> None:
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"process {pid} is still there")
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def accuracy(rows: list[Event]) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from coordinator.broker import BrokerKind
 from tests.conftest import require_broker
-from tests.real_fleet import RealFleet, accuracy, broker_pid, wait_gone
+from tests.real_fleet import RealFleet, accuracy, broker_pid, is_gone, until
 
 pytestmark = pytest.mark.real
 
@@ -67,7 +67,7 @@ def test_killing_agents_coordinator_and_broker_costs_time_only(tmp_path: Path, f
     broker = broker_pid(fleet)
     fleet.kill(fleet.coordinator)
     assert broker is not None
-    wait_gone(broker)
+    until(lambda: is_gone(broker))
     fleet.start_coordinator()
     fleet.finish()
 
@@ -104,7 +104,7 @@ def test_a_stopped_coordinator_leaves_no_broker_behind_and_its_store_answers(
     assert broker is not None
     fleet.coordinator.process.terminate()
     assert fleet.coordinator.process.wait(5) == 0
-    wait_gone(broker)
+    until(lambda: is_gone(broker))
     stopped = fleet.ask("status")
     assert stopped["version"] >= running["version"]
 
