@@ -49,7 +49,6 @@ FIRST_RETRY_S = 5.0
 LONGEST_RETRY_S = 60.0
 # Presence and byte counts are written so often; losing this much of them harms nothing.
 NOTE_EVERY_S = 5.0
-NEVER = float("inf")
 
 
 class Coordinator:
