@@ -12,13 +12,15 @@ from coordinator import round as rounds
 from coordinator.evaluate import Examine, accuracy_of
 from coordinator.events import DeviceSeen, Emit, Finished, FinishReason, RoundCommitted, RoundOpened, UpdateRejected
 from coordinator.fleet import Fleet
-from coordinator.intake import NOT_THE_TASKS_END, Seat, check_offer, check_payload, weigh
+from coordinator.intake import Seat
 from coordinator.library import Library
 from coordinator.link import Link
 from coordinator.next_model import first_model, load_model, next_model
 from coordinator.planner import make_task, order_devices
+from coordinator.reception import Reception, Refused, Taken, Uncounted, Verdict
+from coordinator.rows import RoundFigures
 from coordinator.settings import Settings
-from coordinator.store import RoundFigures, Store
+from coordinator.store import Store
 from coordinator.uploads import Uploads
 from protocol.bundle import Bundle
 from protocol.errors import Rejection
@@ -31,7 +33,6 @@ from protocol.messages import (
     Hello,
     Need,
     Offer,
-    Receipt,
     Task,
     TaskReport,
     Unavailable,
@@ -48,7 +49,6 @@ FIRST_RETRY_S = 5.0
 LONGEST_RETRY_S = 60.0
 # Presence and byte counts are written so often; losing this much of them harms nothing.
 NOTE_EVERY_S = 5.0
-NEVER = float("inf")
 
 
 class Coordinator:
@@ -71,6 +71,7 @@ class Coordinator:
         self._link = Link(transport, self._topics, store.epoch, store.traffic())
         self._fleet = Fleet(store.devices())
         self._uploads = Uploads(store.updates, self._link)
+        self._reception = Reception(store, self._link, self._uploads, bundle.manifest, settings.limits.examples)
         self._greeted: set[str] = set()
         self._noted = dict(self._link.traffic)
         self._uncounted: dict[tuple[str, str], tuple[int, str]] = {}
@@ -149,7 +150,10 @@ class Coordinator:
     def _obey(self, device: str, body: Body, now: float) -> None:
         match body:
             case Offer():
-                self._offered(device, body, now)
+                self._retry.pop(device, None)
+                self._settle(
+                    device, self._reception.offered(device, body, self._seat(device, body), self._base, now), now
+                )
             case _ if not self._fleet.knows(device):
                 if not isinstance(body, DeviceState):
                     self._count(device, Rejection("unknown-device", f"{type(body).__name__} before any hello"))
@@ -161,7 +165,7 @@ class Coordinator:
                 for answer in self._library.answer(body):
                     self._link.send(device, answer)
             case Chunk():
-                self._take(device, body, now)
+                self._settle(device, self._reception.take(device, body, self._base, now), now)
             case Unavailable(digest, reason):
                 log.warning("unavailable device=%s blob=%s reason=%r", device, digest.hex()[:12], reason)
                 self._uploads.end(device)
@@ -208,80 +212,33 @@ class Coordinator:
 
     # Updates
 
-    def _offered(self, device: str, offer: Offer, now: float) -> None:
-        earlier = self._store.receipt(device, offer)
-        if earlier is not None and earlier[0] == offer.blob.digest:
-            self._link.send(device, earlier[1])
-            return
-        rejection = (
-            Rejection("name-reused", "another update has this name; this one was not looked at")
-            if earlier is not None
-            else check_offer(offer, self._store.run, self._seat(device, offer), self._bundle.manifest)
-        )
-        if rejection is not None:
-            self._refuse(device, offer, rejection, now)
-        elif not self._store.room_for_update(offer.blob):
-            log.error("no disk left under limits.disk_mib device=%s bytes=%d", device, offer.blob.size)
-        else:
-            self._retry.pop(device, None)
-            self._arrived(device, self._uploads.begin(device, offer, now), now)
-
     def _seat(self, device: str, offer: Offer) -> Seat:
         state = self._round
         if state is None or state.number != offer.round:
             known = self._store.has_round(offer.round)
             return Seat(self._fleet.knows(device), known, open_round=False, phase=None, task=None)
-        phase = state.seats.get(device)
-        return Seat(self._fleet.knows(device), True, True, phase, self._tasks.get(device))
+        return Seat(self._fleet.knows(device), True, True, state.seats.get(device), self._tasks.get(device))
 
-    def _take(self, device: str, chunk: Chunk, now: float) -> None:
-        taken = self._uploads.take(device, chunk, now)
-        if isinstance(taken, Rejection):
-            self._count(device, taken)
-        else:
-            self._arrived(device, taken, now)
+    def _offered(self, device: str, offer: Offer, now: float) -> None:
+        if self._holds(device, offer.task):
+            self._retry.pop(device, None)
+        seat = self._seat(device, offer)
+        self._settle(device, self._reception.offered(device, offer, seat, self._base, now), now)
 
-    def _arrived(self, device: str, offer: Offer | None, now: float) -> None:
-        """Checks a blob that is complete, and accepts it: from the receipt on it is ours."""
-        if offer is None:
-            return
-        self._uploads.end(device)
-        blobs = self._store.updates
-        if not blobs.has(offer.blob.digest) and not blobs.finish(offer.blob):
-            self._refuse(device, offer, Rejection("digest", "the bytes are not those of the offer"), now)
-            return
-        payload = blobs.read(offer.blob.digest)
-        checked = (
-            check_payload(payload, self._tasks[device], self._bundle.manifest, self._base)
-            if len(payload) == offer.blob.size
-            else Rejection("size", f"{len(payload)} bytes where {offer.blob.size} were offered")
-        )
-        if isinstance(checked, Rejection):
-            if not self._store.uses(offer.blob.digest):
-                blobs.remove(offer.blob.digest)
-            self._refuse(device, offer, checked, now)
-            return
-        receipt = Receipt(offer.blob.digest, offer.task, "accepted")
-        self._store.accept(device, offer, weigh(offer.examples, self._settings.limits.examples), receipt)
-        self._link.send(device, receipt)
-        log.info("accepted device=%s round=%d bytes=%d", device, offer.round, offer.blob.size)
-        self._decide(rounds.Delivered(device), now)
-
-    def _refuse(self, device: str, offer: Offer, why: Rejection, now: float) -> None:
-        """Counts a refused update and says so; the device's task ends with it unless it was just out of place."""
-        receipt = Receipt(offer.blob.digest, offer.task, "rejected", why.reason, why.detail[:500])
-        if not self._fleet.knows(device) or why.reason == "name-reused":
-            self._count(device, why)
-            self._link.send(device, receipt)
-            return
-        ends_task = why.reason not in NOT_THE_TASKS_END
-        number = offer.round if self._store.has_round(offer.round) and offer.run == self._store.run else 0
-        self._store.refuse(device, offer, number, receipt, ends_task=ends_task)
-        self._link.send(device, receipt)
-        self._tell_rejected(device, number, why)
-        if ends_task:
-            self._uploads.end(device)
-            self._decide(rounds.Stopped(device), now)
+    def _settle(self, device: str, verdict: Verdict | None, now: float) -> None:
+        """What became of an offer, as far as the round and the operator are concerned."""
+        match verdict:
+            case Taken(offer):
+                log.info("accepted device=%s round=%d bytes=%d", device, offer.round, offer.blob.size)
+                self._decide(rounds.Delivered(device), now)
+            case Refused(why, number, ends_task):
+                self._tell_rejected(device, number, why)
+                if ends_task:
+                    self._decide(rounds.Stopped(device), now)
+            case Uncounted(why):
+                self._count(device, why)
+            case _:
+                pass
 
     def _count(self, device: str, why: Rejection) -> None:
         """Counts something refused that is of no round. Strangers share one line, there may be any number of them."""

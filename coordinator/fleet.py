@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from coordinator.store import DeviceActivity
+from coordinator.rows import DeviceActivity
 from protocol.messages import Hello, TaskReport
 
 # Memory and disk of a coordinator are made for so many; strangers beyond are refused by name.

@@ -38,6 +38,5 @@ class Library:
             with path.open("rb") as file:
                 file.seek(index * CHUNK_BYTES)
                 return file.read(CHUNK_BYTES) or None
-        # ValueError: a chunk number so large that its place is no file offset.
-        except (OSError, ValueError, OverflowError):
+        except OSError:
             return None

@@ -8,9 +8,10 @@ import numpy as np
 from coordinator.evaluate import Examine
 from coordinator.fold import Weighted, fold
 from coordinator.intake import decode_payload
+from coordinator.rows import AcceptedUpdate, ModelVersion
 from coordinator.server_step import initial_state, pack_state, server_step, unpack_state
 from coordinator.settings import Settings
-from coordinator.store import AcceptedUpdate, ModelVersion, Store
+from coordinator.store import Store
 from edge_agent.runtimes.engine import Evaluation, Vector
 from edge_agent.runtimes.parameters import initial_model
 from protocol.bundle import Bundle

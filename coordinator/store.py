@@ -12,88 +12,22 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator import rows
 from coordinator.round import OPEN, Phase
+from coordinator.rows import AcceptedUpdate, DeviceActivity, ModelVersion, OpenedRound, RoundFigures, StoredTask
 from coordinator.schema import lock_folder, open_writer
 from coordinator.settings import LimitSettings
 from coordinator.traffic import Sender, Traffic
 from protocol.blobs import BlobStore
 from protocol.errors import ConfigurationError, SparsefleetError
-from protocol.messages import BlobRef, Envelope, Offer, Receipt, Task, decode, encode
+from protocol.messages import BlobRef, Envelope, Offer, Receipt, Task, decode
 
 # Receipts of rejections, for a device that offers again what was refused; a flood of them is not worth the disk.
 MAX_REFUSED_RECEIPTS = 256
 # An update this many rounds old is offered again by nobody who still listens.
 RECEIPT_ROUNDS = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class ModelVersion:
-    """One version of the model: where it is, the server state beside it, and how it did on held-out data."""
-
-    version: int
-    blob: BlobRef
-    server_state: bytes
-    loss: float | None
-    metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTask:
-    """A device's place in a round, as of the last transaction."""
-
-    device: str
-    phase: Phase
-    task: Task
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedRound:
-    """The round that was open when the store was last written."""
-
-    number: int
-    extensions: int
-    bytes_before: tuple[int, int]
-    tasks: tuple[StoredTask, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AcceptedUpdate:
-    """An update in a round's set."""
-
-    device: str
-    digest: bytes
-    weight: int
-    train_s: float
-    codec: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceActivity:
-    """What is written of a device now and then; nothing that was promised to it depends on it."""
-
-    device: str
-    agent: str
-    backend: str
-    present: bool
-    examples: int | None
-    last_seen_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class RoundFigures:
-    """What a round came to. Seconds are of the wall clock; bytes are those between its opening and its commit."""
-
-    devices: int
-    accuracy: float | None
-    seconds: float
-    overhead_s: float
-    evaluation_s: float
-    fold_s: float
-    bytes_up: int
-    bytes_down: int
 
 
 class Store:
@@ -147,7 +81,7 @@ class Store:
     def add_initial(self, model: ModelVersion) -> None:
         """Commits version 0."""
         with self._transaction() as sql:
-            _insert_model(sql, model)
+            rows.insert_model(sql, model)
 
     def current(self) -> ModelVersion | None:
         """The newest version, None before the first start."""
@@ -169,7 +103,7 @@ class Store:
                 (number, base_version, time.time(), *bytes_before),
             )
             for device, task in tasks.items():
-                _insert_task(sql, number, device, task)
+                rows.insert_task(sql, number, device, task)
 
     def opened_round(self) -> OpenedRound | None:
         row = self._sql.execute(
@@ -182,7 +116,7 @@ class Store:
             number=row[0],
             extensions=row[1],
             bytes_before=(row[2], row[3]),
-            tasks=tuple(StoredTask(device, phase, _unpack_task(task)) for device, phase, task in tasks),
+            tasks=tuple(StoredTask(device, phase, rows.unpack_task(task)) for device, phase, task in tasks),
         )
 
     def has_round(self, number: int) -> bool:
@@ -190,11 +124,11 @@ class Store:
 
     def invite(self, number: int, device: str, task: Task) -> None:
         with self._transaction() as sql:
-            _insert_task(sql, number, device, task)
+            rows.insert_task(sql, number, device, task)
 
     def set_phase(self, number: int, device: str, phase: Phase, reason: str = "", detail: str = "") -> None:
         with self._transaction() as sql:
-            _set_phase(sql, number, device, phase, reason, detail)
+            rows.set_phase(sql, number, device, phase, reason, detail)
 
     def extend_round(self, number: int, late: Iterable[str], what: str) -> None:
         """Records a deadline that was moved, and why."""
@@ -202,12 +136,12 @@ class Store:
             sql.execute("UPDATE rounds SET extensions = extensions + 1 WHERE round = ?", (number,))
             sql.execute("INSERT INTO decisions VALUES (?, ?, ?)", (number, time.time(), what))
             for device in late:
-                _set_phase(sql, number, device, "late")
+                rows.set_phase(sql, number, device, "late")
 
     def commit_round(self, number: int, model: ModelVersion, figures: RoundFigures) -> None:
         """The round's end, its model, its server state and its figures, in one transaction."""
         with self._transaction() as sql:
-            _insert_model(sql, model)
+            rows.insert_model(sql, model)
             sql.execute(
                 "UPDATE rounds SET state = 'committed', version = ?, devices = ?, accuracy = ?, loss = ?, seconds = ?, "
                 "overhead_s = ?, evaluation_s = ?, fold_s = ?, bytes_up = ?, bytes_down = ? WHERE round = ?",
@@ -269,8 +203,8 @@ class Store:
                     offer.codec,
                 ),
             )
-            _insert_receipt(sql, device, offer, receipt)
-            _set_phase(sql, offer.round, device, "done")
+            rows.insert_receipt(sql, device, offer, receipt)
+            rows.set_phase(sql, offer.round, device, "done")
             step_ms = 1000 * offer.train_s / max(1, offer.steps)
             sql.execute(
                 "UPDATE devices SET examples = ?, last_loss = ?, step_ms = ? WHERE device = ?",
@@ -280,16 +214,16 @@ class Store:
     def refuse(self, device: str, offer: Offer, number: int, receipt: Receipt, *, ends_task: bool) -> None:
         """Counts a refused update and keeps its receipt; `ends_task` also takes the device out of the round."""
         with self._transaction() as sql:
-            _count_rejection(sql, device, number, receipt.reason, receipt.detail)
+            rows.count_rejection(sql, device, number, receipt.reason, receipt.detail)
             held = sql.execute(
                 "SELECT count(*) FROM receipts r WHERE device = ? AND NOT EXISTS (SELECT 1 FROM updates u WHERE "
                 "u.device = r.device AND u.update_boot = r.update_boot AND u.update_sequence = r.update_sequence)",
                 (device,),
             ).fetchone()[0]
             if held < MAX_REFUSED_RECEIPTS:
-                _insert_receipt(sql, device, offer, receipt, number)
+                rows.insert_receipt(sql, device, offer, receipt, number)
             if ends_task:
-                _set_phase(sql, number, device, "out", receipt.reason, receipt.detail)
+                rows.set_phase(sql, number, device, "out", receipt.reason, receipt.detail)
 
     def has_update(self, number: int, device: str) -> bool:
         found = self._sql.execute("SELECT 1 FROM updates WHERE round = ? AND device = ?", (number, device)).fetchone()
@@ -302,18 +236,18 @@ class Store:
 
     def accepted(self, number: int) -> tuple[AcceptedUpdate, ...]:
         """The set of a round, in device order."""
-        rows = self._sql.execute(
+        found = self._sql.execute(
             "SELECT device, digest, weight, train_s, codec FROM updates WHERE round = ? ORDER BY device", (number,)
         )
-        return tuple(AcceptedUpdate(device, bytes(digest), *rest) for device, digest, *rest in rows)
+        return tuple(AcceptedUpdate(device, bytes(digest), *rest) for device, digest, *rest in found)
 
     # -- devices
 
     def devices(self) -> tuple[DeviceActivity, ...]:
-        rows = self._sql.execute(
+        found = self._sql.execute(
             "SELECT device, agent, backend, present, examples, last_seen_s FROM devices ORDER BY device"
         )
-        return tuple(DeviceActivity(d, a, b, bool(p), e, s) for d, a, b, p, e, s in rows)
+        return tuple(DeviceActivity(d, a, b, bool(p), e, s) for d, a, b, p, e, s in found)
 
     def invitations(self) -> dict[str, int]:
         """How many rounds each device was asked to join."""
@@ -321,8 +255,8 @@ class Store:
 
     def traffic(self) -> dict[Sender, Traffic]:
         """The byte counts as last noted."""
-        rows = self._sql.execute("SELECT device, direction, boot, sent_bytes, earlier_bytes FROM traffic")
-        return {(device, direction): Traffic(boot, sent, earlier) for device, direction, boot, sent, earlier in rows}
+        found = self._sql.execute("SELECT device, direction, boot, sent_bytes, earlier_bytes FROM traffic")
+        return {(device, direction): Traffic(boot, sent, earlier) for device, direction, boot, sent, earlier in found}
 
     def note(
         self,
@@ -346,7 +280,7 @@ class Store:
                     (device, direction, t.boot, t.sent_bytes, t.earlier_bytes),
                 )
             for (device, reason), (count, detail) in rejections.items():
-                _count_rejection(sql, device, 0, reason, detail, count)
+                rows.count_rejection(sql, device, 0, reason, detail, count)
 
     # -- space
 
@@ -376,13 +310,13 @@ class Store:
         self.models.keep_only(wanted)
 
     def _drop_oldest_model(self) -> bool:
-        rows = self._sql.execute("SELECT version, digest FROM models WHERE kept = 1 ORDER BY version").fetchall()
-        if len(rows) < 2:
+        found = self._sql.execute("SELECT version, digest FROM models WHERE kept = 1 ORDER BY version").fetchall()
+        if len(found) < 2:
             return False
         with self._transaction() as sql:
-            sql.execute("UPDATE models SET kept = 0 WHERE version = ?", (rows[0][0],))
-        if rows[0][1] not in [digest for _, digest in rows[1:]]:
-            self.models.remove(rows[0][1])
+            sql.execute("UPDATE models SET kept = 0 WHERE version = ?", (found[0][0],))
+        if found[0][1] not in [digest for _, digest in found[1:]]:
+            self.models.remove(found[0][1])
         return True
 
     def _meta(self, key: str) -> str | int:
@@ -398,66 +332,3 @@ class Store:
             self._sql.execute("ROLLBACK")
             raise
         self._sql.execute("COMMIT")
-
-
-def _insert_model(sql: sqlite3.Connection, model: ModelVersion) -> None:
-    sql.execute(
-        "INSERT INTO models (version, digest, size, server_state, loss, metrics) VALUES (?, ?, ?, ?, ?, ?)",
-        (
-            model.version,
-            model.blob.digest,
-            model.blob.size,
-            model.server_state,
-            model.loss,
-            json.dumps(dict(model.metrics)),
-        ),
-    )
-
-
-def _insert_task(sql: sqlite3.Connection, number: int, device: str, task: Task) -> None:
-    sql.execute(
-        "INSERT OR REPLACE INTO tasks (round, device, phase, task) VALUES (?, ?, 'invited', ?)",
-        (number, device, encode(Envelope(0, 0, 0, task))),
-    )
-
-
-def _unpack_task(data: bytes) -> Task:
-    stored = decode(data)
-    assert isinstance(stored, Envelope)
-    assert isinstance(stored.body, Task)
-    return stored.body
-
-
-def _set_phase(
-    sql: sqlite3.Connection, number: int, device: str, phase: Phase, reason: str = "", detail: str = ""
-) -> None:
-    sql.execute(
-        "UPDATE tasks SET phase = ?, reason = ?, detail = ? WHERE round = ? AND device = ?",
-        (phase, reason, detail, number, device),
-    )
-
-
-def _insert_receipt(
-    sql: sqlite3.Connection, device: str, offer: Offer, receipt: Receipt, number: int | None = None
-) -> None:
-    sql.execute(
-        "INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?)",
-        (
-            device,
-            offer.update_boot,
-            offer.update_sequence,
-            offer.blob.digest,
-            offer.round if number is None else number,
-            encode(Envelope(0, 0, 0, receipt)),
-        ),
-    )
-
-
-def _count_rejection(
-    sql: sqlite3.Connection, device: str, number: int, reason: str, detail: str, count: int = 1
-) -> None:
-    sql.execute(
-        "INSERT INTO rejections VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT DO UPDATE SET count = count + excluded.count, detail = excluded.detail",
-        (number, device, reason, count, detail),
-    )

@@ -42,7 +42,6 @@ from protocol.messages import (
     Task,
     TaskReport,
     Unavailable,
-    Welcome,
     Withdraw,
     decode,
     encode,
@@ -315,9 +314,6 @@ class Simulation:
     def finish(self) -> None:
         self.until(lambda: self.coordinator.finished)
 
-    def of(self, kind: type[Event]) -> list[Event]:
-        return [event for event in self.events if isinstance(event, kind)]
-
     @property
     def committed(self) -> list[RoundCommitted]:
         return [event for event in self.events if isinstance(event, RoundCommitted)]
@@ -334,6 +330,3 @@ class Simulation:
         current = self.store.current()
         assert current is not None
         return self.store.models.read(current.blob.digest)
-
-
-__all__ = ["FakeAgent", "Simulation", "Welcome", "examine", "make_settings", "named", "write_bundle"]

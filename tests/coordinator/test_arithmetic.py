@@ -1,4 +1,4 @@
-"""Fold, server step and plan: pure functions, held against formulas and against themselves."""
+"""Fold, server step, plan and byte counts: pure functions, held against formulas and against themselves."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from coordinator.fold import Decoded, Weighted, fold
 from coordinator.planner import learning_rate, order_devices, task_seed
 from coordinator.server_step import initial_state, pack_state, server_step, unpack_state
 from coordinator.settings import ServerSettings, TrainingSettings
+from coordinator.traffic import Traffic
 from edge_agent.runtimes.engine import Vector
 
 N, B = 7, 2
@@ -142,3 +143,16 @@ def test_seeds_differ_by_run_round_and_device_and_fit_the_wire() -> None:
     assert len(seeds) == 18
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert task_seed(1, 2, "a") == task_seed(1, 2, "a")
+
+
+@given(st.lists(st.lists(st.integers(0, 1000), min_size=1, max_size=4), max_size=4), st.data())
+def test_bytes_are_the_sum_of_each_boots_last_count_whatever_comes_twice_or_late(
+    boots: list[list[int]], data: st.DataObject
+) -> None:
+    counts = [(boot, sum(sent[: i + 1])) for boot, sent in enumerate(boots, 1) for i in range(len(sent))]
+    traffic = Traffic()
+    for at, (boot, claim) in enumerate(counts):
+        traffic = traffic.counted(boot, claim)
+        repeated = data.draw(st.sampled_from(counts[: at + 1]))
+        assert traffic.counted(*repeated) == traffic
+    assert traffic.total_bytes == sum(sum(sent) for sent in boots)

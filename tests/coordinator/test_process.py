@@ -1,4 +1,4 @@
-"""The loop of the process: a fault of our own costs a traceback, not the run; too many in a row end it with a reason."""
+"""The loop of the process: a fault of our own costs a traceback, not the run; too many in a row end it."""
 
 import signal
 from collections.abc import Iterator

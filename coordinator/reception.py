@@ -1,0 +1,124 @@
+"""From a device's offer to its receipt: asked for, fetched, checked, and accepted or refused, both durably.
+
+What that means for the round is said by the verdict, and is the round table's to decide.
+"""
+
+import logging
+from dataclasses import dataclass
+
+from coordinator.intake import NOT_THE_TASKS_END, Seat, check_offer, check_payload, weigh
+from coordinator.link import Link
+from coordinator.store import Store
+from coordinator.uploads import Uploads
+from edge_agent.runtimes.engine import Vector
+from protocol.errors import Rejection
+from protocol.manifest import Manifest
+from protocol.messages import Chunk, Offer, Receipt, Task
+
+log = logging.getLogger("coordinator")
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The update is the coordinator's now."""
+
+    offer: Offer
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The update never will be, and that is counted. `number` is 0 where it is of no round of this run."""
+
+    why: Rejection
+    number: int
+    ends_task: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Uncounted:
+    """Something was refused that the store keeps nothing of; the caller counts it."""
+
+    why: Rejection
+
+
+Verdict = Taken | Refused | Uncounted
+
+
+class Reception:
+    """Takes updates in. most_examples: what the update of one device may count for."""
+
+    def __init__(self, store: Store, link: Link, uploads: Uploads, manifest: Manifest, most_examples: int) -> None:
+        self._store, self._link, self._uploads, self._manifest = store, link, uploads, manifest
+        self._most_examples = most_examples
+        self._tasks: dict[str, Task] = {}
+
+    def offered(self, device: str, offer: Offer, seat: Seat, base: Vector, now: float) -> Verdict | None:
+        """Answers an offer; None while its chunks are on their way. base: float32[total], the task's model."""
+        earlier = self._store.receipt(device, offer)
+        if earlier is not None and earlier[0] == offer.blob.digest:
+            self._link.send(device, earlier[1])
+            return None
+        if earlier is not None:
+            why = Rejection("name-reused", "another update has this name; this one was not looked at")
+            self._link.send(device, _rejected(offer, why))
+            return Uncounted(why)
+        rejection = check_offer(offer, self._store.run, seat, self._manifest)
+        if rejection is not None:
+            return self._refuse(device, offer, rejection, known_device=seat.known_device)
+        if not self._store.room_for_update(offer.blob):
+            # No fault of the device, which keeps its update and offers it again.
+            log.error("no disk left under limits.disk_mib device=%s bytes=%d", device, offer.blob.size)
+            return None
+        assert seat.task is not None
+        self._tasks[device] = seat.task
+        return self._arrived(device, self._uploads.begin(device, offer, now), base)
+
+    def take(self, device: str, chunk: Chunk, base: Vector, now: float) -> Verdict | None:
+        """Takes a chunk of an update that was asked for."""
+        taken = self._uploads.take(device, chunk, now)
+        if isinstance(taken, Rejection):
+            return Uncounted(taken)
+        return self._arrived(device, taken, base)
+
+    def _arrived(self, device: str, offer: Offer | None, base: Vector) -> Verdict | None:
+        """Checks a blob that is complete, and accepts it: from the receipt on it is ours."""
+        if offer is None:
+            return None
+        self._uploads.end(device)
+        blobs = self._store.updates
+        if not blobs.has(offer.blob.digest) and not blobs.finish(offer.blob):
+            return self._refuse(device, offer, Rejection("digest", "the bytes are not those of the offer"))
+        wrong = self._check(blobs.read(offer.blob.digest), offer, self._tasks[device], base)
+        if wrong is not None:
+            if not self._store.uses(offer.blob.digest):
+                blobs.remove(offer.blob.digest)
+            return self._refuse(device, offer, wrong)
+        receipt = Receipt(offer.blob.digest, offer.task, "accepted")
+        self._store.accept(device, offer, weigh(offer.examples, self._most_examples), receipt)
+        self._link.send(device, receipt)
+        return Taken(offer)
+
+    def _check(self, payload: bytes, offer: Offer, task: Task, base: Vector) -> Rejection | None:
+        if len(payload) != offer.blob.size:
+            return Rejection("size", f"{len(payload)} bytes where {offer.blob.size} were offered")
+        checked = check_payload(payload, task, self._manifest, base)
+        return checked if isinstance(checked, Rejection) else None
+
+    def _refuse(self, device: str, offer: Offer, why: Rejection, *, known_device: bool = True) -> Verdict:
+        """Says so, durably for a known device; its task ends with it unless the update was just out of place."""
+        receipt = _rejected(offer, why)
+        if not known_device:
+            self._link.send(device, receipt)
+            return Uncounted(why)
+        ends_task = why.reason not in NOT_THE_TASKS_END
+        of_this_run = offer.run == self._store.run and self._store.has_round(offer.round)
+        number = offer.round if of_this_run else 0
+        self._store.refuse(device, offer, number, receipt, ends_task=ends_task)
+        self._link.send(device, receipt)
+        if ends_task:
+            self._uploads.end(device)
+        return Refused(why, number, ends_task)
+
+
+def _rejected(offer: Offer, why: Rejection) -> Receipt:
+    return Receipt(offer.blob.digest, offer.task, "rejected", why.reason, why.detail[:500])
