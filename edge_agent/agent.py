@@ -77,6 +77,7 @@ class Agent:
         self._receiving: Receiving | None = None
         self._bench: Bench | None = None
         self._training: LocalTraining | None = None
+        self._accepted_task = ""
         self.job = jobs.Job()
         self.rejected = 0
         remembered = store.task()
@@ -156,6 +157,9 @@ class Agent:
 
     def _assign(self, task: Task, now: float) -> None:
         self._hello_at = NEVER
+        if task.name == self._accepted_task:
+            # An echo of what is done: the coordinator has the update, and said so.
+            return
         if any(offer.task == task.name for offer in self._store.outbox()):
             # The work is done and waits for its receipt: the coordinator did not hear the offer.
             self._offer_at, self._offer_retry_s = now, FIRST_RETRY_S
@@ -187,6 +191,8 @@ class Agent:
         settled = self._store.settle(receipt.digest, receipt.task, accepted=accepted, reason=receipt.reason)
         if settled is None:
             return
+        if accepted:
+            self._accepted_task = receipt.task
         level = logging.INFO if accepted else logging.WARNING
         log.log(level, "update %s task=%s %s %s", receipt.verdict, receipt.task, receipt.reason, receipt.detail)
         if self.job.task is not None and self.job.task.name == receipt.task:
@@ -217,9 +223,9 @@ class Agent:
         """Says goodbye; nothing on disk changes."""
         self._link.send("state", DeviceState("gone"), retain=True)
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, detail: str) -> None:
         """Gives the task in hand back after a fault of our own, so that the fleet does not wait for it."""
-        self._on(jobs.Stopped("failed", "internal", reason))
+        self._on(jobs.Stopped("failed", reason, detail))
 
     def _wait(self, now: float) -> float:
         if self.job.phase == "training":

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -90,5 +91,13 @@ def _loop(agent: Agent, transport: Transport, signals: _Signals) -> None:
         except Exception as error:
             signals.waiting = False
             log.exception("internal fault; the task in hand is given back")
-            agent.fail(f"{type(error).__name__}: {error}")
+            _give_back(agent, error)
             time.sleep(PAUSE_AFTER_FAULT_S)
+
+
+def _give_back(agent: Agent, fault: Exception) -> None:
+    try:
+        agent.fail("disk" if isinstance(fault, OSError) else "internal", f"{type(fault).__name__}: {fault}")
+    except (OSError, sqlite3.Error) as error:
+        # A disk that takes nothing cannot take this either; the task stays in hand and is tried again.
+        log.error("the task could not be given back: %s; free disk space or check the disk", error)

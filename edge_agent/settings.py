@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_agent.data import DataSettings
+from edge_agent.runtimes.backends import AUTO, BACKENDS
 from protocol.errors import ConfigurationError
 from protocol.mqtt import parse_url
 from protocol.settings import load_settings
@@ -53,6 +54,8 @@ class TrainingSettings:
     idle_unload_s: float = 60.0
 
     def __post_init__(self) -> None:
+        if self.backend not in (AUTO, *BACKENDS):
+            raise ValueError(f"backend: {self.backend!r} is unknown; use {AUTO!r} or one of {', '.join(BACKENDS)}")
         if not 1 <= self.threads <= 64:
             raise ValueError(f"threads: {self.threads} is outside 1..64")
         if not 0 <= self.idle_unload_s <= 86400:

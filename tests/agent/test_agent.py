@@ -194,6 +194,27 @@ def test_what_was_sent_and_the_residual_add_up_to_what_was_learnt(fleet: Fleet) 
     np.testing.assert_allclose(sparse + residual, dense - residual, atol=1e-5)
 
 
+def test_a_task_heard_again_after_its_receipt_is_not_done_twice(fleet: Fleet) -> None:
+    task = fleet.coordinator.task(1, ZEROS)
+    fleet.coordinator.say(task)
+    fleet.until(lambda: bool(fleet.coordinator.payloads) and not fleet.store.outbox())
+    fleet.coordinator.say(task)
+    for _ in range(20):
+        fleet.turn()
+    assert len(fleet.coordinator.of(Offer)) == 1
+    fleet.coordinator.say(fleet.coordinator.task(2, ZEROS))
+    fleet.until(lambda: len(fleet.coordinator.payloads) == 2)
+
+
+def test_a_fault_of_our_own_gives_the_task_back_with_its_reason(fleet: Fleet) -> None:
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS, steps=100_000))
+    fleet.until(lambda: fleet.agent.job.phase == "training")
+    fleet.agent.fail("disk", "OSError: no space left")
+    fleet.until(lambda: bool([r for r in fleet.coordinator.reports if r.state == "failed"]))
+    assert fleet.coordinator.reports[-1].reason == "disk"
+    assert fleet.store.task() is None
+
+
 def test_a_withdrawn_task_is_let_go(fleet: Fleet) -> None:
     fleet.coordinator.say(fleet.coordinator.task(1, ZEROS, steps=100_000))
     fleet.until(lambda: fleet.agent.job.phase == "training")

@@ -52,6 +52,7 @@ def test_the_sample_is_a_valid_configuration_that_names_every_default() -> None:
         (("mqtt://", "http://"), "mqtt://"),
         (("[data]", "[training]\nthreads = 0\n[data]"), "training.threads: 0"),
         (("[data]", "[training]\nthreads = true\n[data]"), "training.threads: expected int"),
+        (("[data]", '[training]\nbackend = "tpu"\n[data]'), "training.backend: 'tpu' is unknown"),
         (("[data]", "[limits]\ndisk_mib = -5\n[data]"), "limits.disk_mib: -5"),
         (('path = "shard.npz"', ""), "path"),
         (('state = "state"', ""), "state: missing"),
