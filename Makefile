@@ -22,7 +22,7 @@ check: $(STAMP) ## formatting, lint, types, and which package may import which
 	@$(BIN)/ruff format --check --quiet . || { echo "Some files are not formatted; run: $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-logo 2>&1 > $(VENV)/.imports || { cat $(VENV)/.imports; exit 1; }
+	@$(BIN)/lint-imports --no-logo > $(VENV)/.imports 2>&1 || { cat $(VENV)/.imports; exit 1; }
 	@echo "check: formatting, lint, types and imports are in order"
 
 test: $(STAMP) ## all tests

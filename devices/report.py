@@ -217,6 +217,7 @@ def _devices_table(report: Report) -> str:
     head = (
         "Device",
         "Examples",
+        "Rounds",
         "Updates accepted",
         "Rejected",
         "Sent up",
