@@ -22,7 +22,7 @@ check: $(STAMP) ## formatting, lint, types, and which package may import which
 	@$(BIN)/ruff format --check --quiet . || { echo "Some files are not formatted; run: $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-logo 2>&1 > $(VENV)/.imports || { cat $(VENV)/.imports; exit 1; }
+	@$(BIN)/lint-imports --no-logo > $(VENV)/.imports 2>&1 || { cat $(VENV)/.imports; exit 1; }
 	@echo "check: formatting, lint, types and imports are in order"
 
 test: $(STAMP) ## all tests
@@ -41,8 +41,8 @@ clean: ## remove the environment, caches and what the demo made
 
 # Rebuilt only when what is to be installed has changed; a failed install leaves no stamp.
 $(STAMP): pyproject.toml
-	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))'; then \
-		echo "setup: needs Python 3.11 or 3.12 (found: $$("$(PYTHON)" --version 2>&1 || echo none))."; \
+	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2> /dev/null; then \
+		echo "setup: needs Python 3.11 or 3.12 (found: $$("$(PYTHON)" --version 2> /dev/null || echo "none at '$(PYTHON)'"))."; \
 		echo "       Debian 12: apt-get install python3 python3-venv; or name one: make setup PYTHON=/path/to/python3.11"; \
 		exit 1; fi
 	@if ! "$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null; then \

@@ -4,6 +4,7 @@ import argparse
 import json
 import signal
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -43,6 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     for number in _ENDING:
         signal.signal(number, _end)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal of another encoding gets a question mark for a tick, not a traceback.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         options = _parser().parse_args(arguments)
         return int(options.command(options))

@@ -142,7 +142,7 @@ def run_demo(options: Options, console: Console, parts: Parts | None = None) -> 
             evaluation=evaluation,
             dense_update_bytes=4 * (manifest.parameters + manifest.buffers),
         )
-        (folder / REPORT).write_text(render_report(report))
+        (folder / REPORT).write_text(render_report(report), encoding="utf-8")
     run.screen.conclude(report, str(options.out / REPORT), str(options.out / MODEL))
     return report
 

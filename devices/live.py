@@ -60,7 +60,7 @@ class Screen:
                 self._doing("waiting for devices")
             case DeviceJoined():
                 self._joined.add(event.device)
-                self._doing(f"{len(self._joined)} devices have joined")
+                self._doing(f"devices joined: {len(self._joined)}")
             case RoundOpened():
                 self._doing(f"round {event.round}: {event.devices} devices are training")
             case RoundCommitted():

@@ -57,6 +57,7 @@ class Report:
 
 def render_report(report: Report) -> str:
     """The HTML text, also well-formed XML."""
+    style = _STYLE.read_text(encoding="utf-8")
     verdict = "reached" if report.reached else "not reached"
     body = [
         _header(report, verdict),
@@ -78,7 +79,7 @@ def render_report(report: Report) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f"<title>{escape(report.fleet)}: {escape(report.data)}, {percent_text(report.accuracy)}</title>"
-        f"<style>{_STYLE.read_text()}</style></head><body><main>{''.join(body)}</main></body></html>\n"
+        f"<style>{style}</style></head><body><main>{''.join(body)}</main></body></html>\n"
     )
 
 
@@ -217,6 +218,7 @@ def _devices_table(report: Report) -> str:
     head = (
         "Device",
         "Examples",
+        "Rounds",
         "Updates accepted",
         "Rejected",
         "Sent up",

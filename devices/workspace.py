@@ -117,7 +117,7 @@ def write_settings(folder: Path, plan: Plan) -> None:
         "server": {"step": "add"},
         "evaluation": {"data": "test.npz"},
     }
-    (folder / "coordinator.toml").write_text(_toml("the demo's coordinator", sections))
+    (folder / "coordinator.toml").write_text(_toml("the demo's coordinator", sections), encoding="utf-8")
     for device in plan.devices:
         agent: dict[str, dict[str, object]] = {
             "": {"device": device, "fleet": plan.fleet, "state": "state"},
@@ -125,7 +125,7 @@ def write_settings(folder: Path, plan: Plan) -> None:
             "data": {"path": "shard.npz"},
             "training": {"backend": "auto", "threads": 1},
         }
-        (folder / "agents" / device / "agent.toml").write_text(_toml(f"the demo's {device}", agent))
+        (folder / "agents" / device / "agent.toml").write_text(_toml(f"the demo's {device}", agent), encoding="utf-8")
 
 
 def _toml(subject: str, sections: Mapping[str, Mapping[str, object]]) -> str:
