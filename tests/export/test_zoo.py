@@ -155,4 +155,9 @@ def test_ports_are_named_after_the_arguments_of_forward(zoo: Zoo) -> None:
     ]
     assert [p.name for p in manifest.targets] == ["target_0", "target_1"]
     assert [p.name for p in manifest.outputs] == ["output_0", "output_1"]
-    assert zoo("cnn_1d").manifest.targets[0].classes == 4
+
+
+def test_classes_are_read_off_the_cross_entropy_also_inside_a_loss_of_ones_own(zoo: Zoo) -> None:
+    assert [p.classes for p in zoo("cnn_1d").manifest.targets] == [4]
+    assert [p.classes for p in zoo("two_inputs_two_outputs").manifest.targets] == [3, None]
+    assert [p.classes for p in zoo("mlp_regression").manifest.targets] == [None]
