@@ -131,6 +131,17 @@ def test_no_graph_of_a_bundle_tells_of_source_files_or_needs_files_outside_itsel
             assert not any(i.external_data for i in graph.initializer)
 
 
+@pytest.mark.parametrize("name", ZOO)
+def test_evaluation_and_inference_need_standard_operators_alone(zoo: Zoo, name: str) -> None:
+    bundle = zoo(name)
+    for path in (FILES["eval"], bundle.manifest.inference.path):
+        model = onnx.load(bundle.path(path))
+        onnx.checker.check_model(model, full_check=True)
+        assert {node.domain for node in model.graph.node} == {""}
+        assert model.ir_version <= 10
+        assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)]
+
+
 def test_only_weights_of_two_axes_or_more_are_prunable_unless_patterns_say_otherwise(zoo: Zoo) -> None:
     prunable = {t.name for t in zoo("cnn_with_batch_norm").manifest.tensors if t.prunable}
     assert prunable == {"0.weight", "5.weight"}
