@@ -13,7 +13,7 @@ from export import TrainingSpec
 
 
 class DigitsCnn(nn.Module):
-    """Images of 8 by 8 points, one channel, to scores for the ten digits; 24 thousand parameters."""
+    """Images of 8 by 8 points, one channel, to scores for the ten digits; 21 thousand parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,10 +23,10 @@ class DigitsCnn(nn.Module):
             nn.Conv2d(1, 32, kernel_size=3, padding=1, bias=False),
             nn.BatchNorm2d(32),
             nn.ReLU(),
+            nn.MaxPool2d(2),
             nn.Conv2d(32, 64, kernel_size=3, padding=1, bias=False),
             nn.BatchNorm2d(64),
             nn.ReLU(),
-            nn.MaxPool2d(2),
             nn.MaxPool2d(2),
         )
         self.classifier = nn.Linear(64 * 2 * 2, 10)

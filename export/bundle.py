@@ -18,7 +18,7 @@ from edge_agent.runtimes.ort_training import NAME as ORT_TRAINING
 from edge_agent.runtimes.ort_training import OrtTrainingEngine
 from export import graph_surgery as surgery
 from export import ort_artifacts, parity
-from export.capture import WithLoss, program, to_onnx, try_out
+from export.capture import WithLoss, classes_of, program, to_onnx, try_out
 from export.inference import places_of
 from export.layout import Ports, flat_model, ports_of, tensors_of
 from export.spec import TrainingSpec
@@ -97,10 +97,11 @@ def capture(spec: TrainingSpec, report: Report = _silent) -> Graphs:
     # Clones, because torch takes one tensor given twice, as an autoencoder's input and target, for one argument.
     arguments = tuple(t.detach().clone() for t in (*spec.input_tensors, *spec.target_tensors))
     taken = {name for name, _ in (*spec.module.named_parameters(), *spec.module.named_buffers())} | {"loss"}
-    ports = ports_of(spec, outputs, taken)
+    captured = program(WithLoss(spec), arguments)
+    ports = ports_of(spec, outputs, classes_of(captured, len(arguments)), taken)
     names = [p.name for p in (*ports.inputs, *ports.targets)]
     given = ["loss", *(p.name for p in ports.outputs)]
-    train = to_onnx(program(WithLoss(spec), arguments), names, given)
+    train = to_onnx(captured, names, given)
     report("capturing the evaluation graph")
     spec.module.eval()
     evaluation = to_onnx(program(WithLoss(spec), arguments), names, given)

@@ -105,6 +105,17 @@ def program(module: nn.Module, arguments: tuple[Tensor, ...]) -> ExportedProgram
     return captured
 
 
+def classes_of(captured: ExportedProgram, arguments: int) -> dict[int, int]:
+    """How many classes a cross-entropy in the program tells apart, by the place of its labels among the arguments."""
+    given = [n for n in captured.graph.nodes if n.op == "placeholder"][-arguments:]
+    found = {}
+    for node in captured.graph.nodes:
+        if _aten(node) in ("aten.cross_entropy_loss", "aten.nll_loss_nd") and node.args[1] in given:
+            scores = node.args[0].meta["val"]
+            found[given.index(node.args[1])] = int(scores.shape[1 if scores.ndim > 1 else 0])
+    return found
+
+
 def to_onnx(captured: ExportedProgram, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
     """The ONNX graph of a captured program, unoptimised: BatchNorm stays and weights keep their layout."""
     with quiet():

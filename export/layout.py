@@ -69,19 +69,21 @@ def flat_model(module: nn.Module, tensors: tuple[Tensor, ...]) -> Vector:
     return np.concatenate(model).astype(np.float32, copy=False)
 
 
-def ports_of(spec: TrainingSpec, outputs: tuple[TorchTensor, ...], taken: set[str]) -> Ports:
-    """Names and shapes: inputs after forward's arguments, then target, output; with a number where there are more."""
+def ports_of(spec: TrainingSpec, outputs: tuple[TorchTensor, ...], classes: dict[int, int], taken: set[str]) -> Ports:
+    """Names and shapes: inputs after forward's arguments, then target, output; with a number where there are more.
+
+    classes: how many, by the target's place among inputs and targets.
+    """
     arguments = list(inspect.signature(spec.module.forward).parameters.values())
     positional = [a.name for a in arguments if a.kind is a.POSITIONAL_OR_KEYWORD]
     count = len(spec.input_tensors)
     named = positional[:count] if len(positional) >= count else _numbered("input", count)
-    classes = outputs[0].shape[1] if spec.loss == "cross_entropy" and outputs[0].ndim > 1 else None
     targets = _numbered("target", len(spec.target_tensors))
     return Ports(
         inputs=tuple(_port(_free(n, taken), t) for n, t in zip(named, spec.input_tensors, strict=True)),
         targets=tuple(
-            _port(_free(n, taken), t, classes if t.dtype == torch.int64 else None)
-            for n, t in zip(targets, spec.target_tensors, strict=True)
+            _port(_free(n, taken), t, classes.get(count + i) if t.dtype == torch.int64 else None)
+            for i, (n, t) in enumerate(zip(targets, spec.target_tensors, strict=True))
         ),
         outputs=tuple(
             _port(_free(n, taken), t) for n, t in zip(_numbered("output", len(outputs)), outputs, strict=True)

@@ -12,6 +12,7 @@ from edge_agent.runtimes import onnx_session
 from edge_agent.runtimes.engine import Batch, Evaluation, Vector
 from edge_agent.runtimes.metrics import measure
 from protocol.bundle import Bundle
+from protocol.errors import DataError
 from protocol.manifest import Manifest
 
 
@@ -39,7 +40,10 @@ class Evaluator:
         feed = {name: values[i] for i, name in self._ports}
         for t in self._tensors:
             feed[t.name] = model[t.offset : t.offset + t.size].reshape(t.shape)
-        result: list[Any] = self._session.run(None, feed)
+        try:
+            result: list[Any] = self._session.run(None, feed)
+        except onnx_session.failures() as error:
+            raise DataError(f"batch: the runtime refuses it: {onnx_session.first_line(error)}") from None
         return result
 
 

@@ -83,7 +83,7 @@ def session(path: Path, threads: int) -> Any:
 
 
 def arrays(manifest: Manifest, batch: Batch) -> list[Array]:
-    """The batch's arrays in graph order, contiguous and of manifest types. Raises DataError on a wrong shape."""
+    """The batch's arrays in graph order, contiguous, of manifest types. Raises DataError on wrong shapes or classes."""
     ports = (*manifest.inputs, *manifest.targets)
     values = (*batch.inputs, *batch.targets)
     if len(values) != len(ports):
@@ -99,6 +99,9 @@ def first_line(error: Exception) -> str:
 def _array(port: Port, value: Array, examples: int) -> Array:
     if value.shape != (examples, *port.shape) or examples == 0:
         raise DataError(f"{port.name}: an array of shape {value.shape} where {('batch', *port.shape)} is needed")
+    # The runtime's cross-entropy reads outside its scores for a class that does not exist.
+    if port.classes is not None and not (value.min() >= 0 and value.max() < port.classes):
+        raise DataError(f"{port.name}: classes {value.min()} to {value.max()} where 0 to {port.classes - 1} exist")
     return np.ascontiguousarray(value, dtype=port.dtype)
 
 

@@ -14,7 +14,7 @@ from edge_agent.runtimes import onnx_session
 from edge_agent.runtimes.engine import Batch, Evaluation, StepResult, Vector
 from edge_agent.runtimes.evaluator import Evaluator
 from protocol.bundle import Bundle
-from protocol.errors import BundleError, ConfigurationError
+from protocol.errors import BundleError, ConfigurationError, DataError
 
 NAME = "ort-training"
 
@@ -51,7 +51,10 @@ class OrtTrainingEngine:
         # Gradients accumulate in the runtime until they are reset.
         self._module.lazy_reset_grad()
         outputs = self._native.OrtValueVector()
-        self._module.train_step(values, outputs)
+        try:
+            self._module.train_step(values, outputs)
+        except onnx_session.failures() as error:
+            raise DataError(f"batch: the runtime refuses it: {onnx_session.first_line(error)}") from None
         for part, parameter in zip(self._gradient_parts, self._parameters, strict=True):
             part[...] = parameter.grad.numpy()
         for i, part in enumerate(self._buffer_parts):

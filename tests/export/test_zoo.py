@@ -131,6 +131,17 @@ def test_no_graph_of_a_bundle_tells_of_source_files_or_needs_files_outside_itsel
             assert not any(i.external_data for i in graph.initializer)
 
 
+@pytest.mark.parametrize("name", ZOO)
+def test_evaluation_and_inference_need_standard_operators_alone(zoo: Zoo, name: str) -> None:
+    bundle = zoo(name)
+    for path in (FILES["eval"], bundle.manifest.inference.path):
+        model = onnx.load(bundle.path(path))
+        onnx.checker.check_model(model, full_check=True)
+        assert {node.domain for node in model.graph.node} == {""}
+        assert model.ir_version <= 10
+        assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)]
+
+
 def test_only_weights_of_two_axes_or_more_are_prunable_unless_patterns_say_otherwise(zoo: Zoo) -> None:
     prunable = {t.name for t in zoo("cnn_with_batch_norm").manifest.tensors if t.prunable}
     assert prunable == {"0.weight", "5.weight"}
@@ -155,4 +166,9 @@ def test_ports_are_named_after_the_arguments_of_forward(zoo: Zoo) -> None:
     ]
     assert [p.name for p in manifest.targets] == ["target_0", "target_1"]
     assert [p.name for p in manifest.outputs] == ["output_0", "output_1"]
-    assert zoo("cnn_1d").manifest.targets[0].classes == 4
+
+
+def test_classes_are_read_off_the_cross_entropy_also_inside_a_loss_of_ones_own(zoo: Zoo) -> None:
+    assert [p.classes for p in zoo("cnn_1d").manifest.targets] == [4]
+    assert [p.classes for p in zoo("two_inputs_two_outputs").manifest.targets] == [3, None]
+    assert [p.classes for p in zoo("mlp_regression").manifest.targets] == [None]

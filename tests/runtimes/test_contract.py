@@ -139,9 +139,27 @@ def test_statistics_that_overflowed_once_do_not_stay(zoo: Zoo) -> None:
         Batch((np.zeros((4, 5), np.float32),), (np.zeros(3, np.int64),)),
         Batch((np.zeros((0, 5), np.float32),), (np.zeros(0, np.int64),)),
         Batch((np.zeros((4, 5), np.float32),), ()),
+        Batch((np.zeros((4, 5), np.float32),), (np.array([0, 1, 2, 3]),)),
+        Batch((np.zeros((4, 5), np.float32),), (np.array([0, 1, 2, -1]),)),
     ],
-    ids=["features", "targets", "empty", "missing"],
+    ids=["features", "targets", "empty", "missing", "class too large", "class below zero"],
 )
-def test_a_batch_of_the_wrong_shape_is_a_data_error(bundle: Bundle, wrong: Batch) -> None:
-    with pytest.raises(DataError, match=r"x|target|batch|input"):
-        OrtTrainingEngine(bundle).step(initial_model(bundle), wrong)
+def test_a_batch_of_wrong_shapes_or_classes_is_a_data_error(bundle: Bundle, wrong: Batch) -> None:
+    engine, model = OrtTrainingEngine(bundle), initial_model(bundle)
+    with pytest.raises(DataError, match=r"input|target|batch"):
+        engine.step(model, wrong)
+    with pytest.raises(DataError, match=r"input|target|batch"):
+        engine.evaluate(model, wrong)
+
+
+def test_an_index_outside_an_embedding_is_a_data_error_and_the_engine_goes_on(zoo: Zoo) -> None:
+    bundle = zoo("two_inputs_two_outputs")
+    engine, model = OrtTrainingEngine(bundle), initial_model(bundle)
+    good = Batch((np.array([0, 9]), np.ones((2, 3), np.float32)), (np.array([0, 2]), np.zeros((2, 1), np.float32)))
+    expected = engine.step(model, good).gradient.copy()
+    bad = replace(good, inputs=(np.array([0, 10]), good.inputs[1]))
+    with pytest.raises(DataError, match="the runtime refuses it"):
+        engine.step(model, bad)
+    with pytest.raises(DataError, match="the runtime refuses it"):
+        engine.evaluate(model, bad)
+    np.testing.assert_array_equal(engine.step(model, good).gradient, expected)
