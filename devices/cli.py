@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from devices.presets import CODEC
 from protocol.errors import ConfigurationError, SparsefleetError
 
 EPILOG = """\
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--target-accuracy", type=float, metavar="A", help="stop at this held-out accuracy (default: by data set)"
     )
-    demo.add_argument("--codec", default="all/float16", help="how updates are packed (default: all/float16)")
+    demo.add_argument("--codec", default=CODEC, help=f"how updates are packed (default: {CODEC})")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to fill (default: demo)")
     demo.add_argument("--json", action="store_true", help="one JSON object with the result; progress goes to stderr")
     demo.set_defaults(command=_demo)

@@ -24,7 +24,7 @@ from devices.facts import (
 )
 from devices.live import Screen
 from devices.partition import by_group, by_label_skew, write_shards
-from devices.presets import PRESETS
+from devices.presets import CODEC, PRESETS
 from devices.processes import Child, PartFailedError, output_lines, start, stop, wait
 from devices.report import Report, render_report
 from devices.workspace import (
@@ -66,7 +66,7 @@ class Options:
     agents: int = 5
     rounds: int | None = None
     target_accuracy: float | None = None
-    codec: str = "all/float16"
+    codec: str = CODEC
     out: Path = Path("demo")
 
     def __post_init__(self) -> None:

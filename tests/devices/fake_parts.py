@@ -79,7 +79,7 @@ def _answer(trouble: str, arguments: list[str]) -> int:
     elif arguments[0] == "export-model":
         Path(arguments[arguments.index("--out") + 1]).write_bytes(b"model")
     elif arguments[0] == "evaluate-model":
-        print(json.dumps({"examples": 359, "metrics": {"accuracy": 0.5 if trouble == "poor" else 0.951}}))
+        print(json.dumps({"examples": 359, "metrics": {"accuracy": 0.5 if trouble == "poor" else 0.971}}))
     return 0
 
 

@@ -79,7 +79,7 @@ def test_a_run_shows_every_round_saves_report_and_model_and_starts_warm_the_next
     for number in range(1, ROUNDS + 1):
         assert f"{number}/30" in result.stdout
     assert "fake 1.0 (private)" in result.stdout
-    assert "95.1 %" in result.stdout
+    assert "97.1 %" in result.stdout
     assert "exported, parity with torch proven" in result.stdout
     assert "device-05" in (demo.out / "report.html").read_text()
     assert (demo.out / "inference.onnx").is_file()
@@ -96,7 +96,7 @@ def test_a_run_shows_every_round_saves_report_and_model_and_starts_warm_the_next
 def test_a_missed_target_is_exit_code_1_and_said_clearly(demo: Demo) -> None:
     result = demo.run("poor")
     assert result.returncode == 1
-    assert "Target of 95.0 % not reached in 3 rounds" in result.stdout
+    assert "Target of 97.0 % not reached in 3 rounds" in result.stdout
     assert (demo.out / "report.html").is_file()
 
 
