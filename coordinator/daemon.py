@@ -150,10 +150,7 @@ class Coordinator:
     def _obey(self, device: str, body: Body, now: float) -> None:
         match body:
             case Offer():
-                self._retry.pop(device, None)
-                self._settle(
-                    device, self._reception.offered(device, body, self._seat(device, body), self._base, now), now
-                )
+                self._offered(device, body, now)
             case _ if not self._fleet.knows(device):
                 if not isinstance(body, DeviceState):
                     self._count(device, Rejection("unknown-device", f"{type(body).__name__} before any hello"))

@@ -225,10 +225,6 @@ class Store:
             if ends_task:
                 rows.set_phase(sql, number, device, "out", receipt.reason, receipt.detail)
 
-    def has_update(self, number: int, device: str) -> bool:
-        found = self._sql.execute("SELECT 1 FROM updates WHERE round = ? AND device = ?", (number, device)).fetchone()
-        return found is not None
-
     def uses(self, digest: bytes) -> bool:
         """Whether an accepted update is kept under this digest."""
         found = self._sql.execute("SELECT 1 FROM updates WHERE digest = ? AND kept = 1 LIMIT 1", (digest,)).fetchone()

@@ -147,6 +147,20 @@ def test_a_task_nobody_answers_is_said_again(fleet: Simulation) -> None:
     assert {t.name for t in tasks} == {tasks[0].name}
 
 
+def test_an_offer_of_an_earlier_round_does_not_pass_for_an_answer_to_the_task(fleet: Simulation) -> None:
+    agent = fleet.agents["dev-1"]
+    fleet.until(lambda: bool(fleet.committed))
+    agent.begin = lambda task: None  # type: ignore[method-assign]
+    agent.task = agent.fetching = None
+    fleet.until(lambda: any(isinstance(b, Task) and b.round == 2 for b in agent.heard))
+    agent.heard.clear()
+    agent.send(settled_offer(fleet, "dev-1"))
+    sent_at = fleet.now
+    fleet.until(lambda: any(isinstance(b, Task) and b.round == 2 for b in agent.heard))
+    # Long before the deadline, which would say it again in any case.
+    assert fleet.now - sent_at < fleet.settings.rounds.deadline_s / 2
+
+
 def test_a_device_that_refuses_is_replaced_and_counted_out(tmp_path: Path) -> None:
     fleet = Simulation.make(tmp_path, count=1)
     refuses = "dev-0"
