@@ -4,63 +4,42 @@ import argparse
 import json
 import logging
 import math
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from coordinator import settings as coordinator_settings
 from coordinator.events import Event, as_json
 from coordinator.reports import Reports
 from coordinator.sample import SAMPLE
-from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.command import EXIT_CODES, Parser, run_command
+from protocol.errors import ConfigurationError
 from protocol.records import write_record
 
-EPILOG = """\
+EPILOG = f"""\
 examples:
   fleet-coordinator config sample > coordinator.toml      # every key, with its default
   fleet-coordinator run --config coordinator.toml         # train until the target or the last round
   fleet-coordinator status --config coordinator.toml      # while it runs or not
   fleet-coordinator export-model --config coordinator.toml --out inference.onnx
 
-exit codes: 0 ok, 1 failure, 2 nothing to do, 3 configuration, 4 unreachable, 5 not enrolled
+{EXIT_CODES}
 """
-
 
 # Of a table in a file or a pipe.
 WIDTH = 200
 
 
-class _Parser(argparse.ArgumentParser):
-    """Usage mistakes are configuration mistakes here: exit code 3, as documented."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(ConfigurationError.exit_code, f"{self.prog}: {message}\n")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        return int(options.command(options))
-    except SparsefleetError as error:
-        print(f"fleet-coordinator: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("fleet-coordinator: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; nothing more may be written at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    return run_command(_parser(), arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="fleet-coordinator",
         description="Plans rounds, checks and folds updates, keeps every model version.",
         epilog=EPILOG,

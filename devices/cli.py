@@ -7,10 +7,9 @@ import sys
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 from devices.presets import CODEC
-from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.command import Parser, run_command
 
 EPILOG = """\
 examples:
@@ -23,14 +22,6 @@ exit codes: 0 target reached, 1 not reached or failed, 3 configuration, 130 inte
 
 # Also when the terminal goes away.
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Usage mistakes are configuration mistakes here: exit code 3, as documented."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(ConfigurationError.exit_code, f"{self.prog}: {message}\n")
 
 
 class _EndedError(Exception):
@@ -50,11 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        options = _parser().parse_args(arguments)
-        return int(options.command(options))
-    except SparsefleetError as error:
-        print(f"fleet-emulate: {error}", file=sys.stderr)
-        return error.exit_code
+        return run_command(_parser(), arguments)
     except _EndedError as ended:
         print(f"fleet-emulate: interrupted by {ended}; every process has ended", file=sys.stderr)
         return ended.exit_code
@@ -68,7 +55,7 @@ def _end(number: int, _: FrameType | None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="fleet-emulate",
         description="A whole training fleet on this machine, to try all of it before buying a board.",
         epilog=EPILOG,

@@ -1,45 +1,27 @@
 """The edge-agent command: run the daemon, train offline, show a sample configuration."""
 
 import argparse
-import sys
 from pathlib import Path
-from typing import NoReturn
 
-from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.command import EXIT_CODES, Parser, run_command
 
-EPILOG = """\
+EPILOG = f"""\
 examples:
   edge-agent config sample > agent.toml     # every key, with its default
   edge-agent run --config agent.toml        # join the fleet and train when asked
   edge-agent train --bundle bundle --data shard.npz --steps 20
 
-exit codes: 0 ok, 1 failure, 2 nothing to do, 3 configuration, 4 unreachable, 5 not enrolled
+{EXIT_CODES}
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    """Usage mistakes are configuration mistakes here: exit code 3, as documented."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(ConfigurationError.exit_code, f"{self.prog}: {message}\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        return int(options.command(options))
-    except SparsefleetError as error:
-        print(f"edge-agent: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("edge-agent: interrupted", file=sys.stderr)
-        return 130
+    return run_command(_parser(), arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="edge-agent",
         description="The device's end of a training fleet: trains on local data, keeps its updates, sends them.",
         epilog=EPILOG,

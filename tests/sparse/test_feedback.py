@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse import PayloadError, decode, encode, encode_with_feedback, parse_codec
+from sparse.codecs import PayloadError, decode, encode, encode_with_feedback, parse_codec
 from sparse.codecs.selection import Vector
 from sparse.codecs.update import decode_update, encode_update, max_update_bytes
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sparse import decode, decode_update, encode, encode_update, parse_codec
+from sparse.codecs import decode, decode_update, encode, encode_update, parse_codec
 
 LAYOUT = bytes(range(8))
 VECTOR = np.array([0.5, -2.0, 0.0, 1e-3, 70000.0, -0.25, 3.0, 0.1, 0, 0, -1.5, 0], np.float32)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse import PayloadError, decode, encode, parse_codec
+from sparse.codecs import PayloadError, decode, encode, parse_codec
 
 LAYOUT = bytes(range(8))
 D = 24

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparse import CodecSpec, parse_codec
+from sparse.codecs import CodecSpec, parse_codec
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""What every command shares: usage mistakes and our errors become exit codes, and Ctrl-C ends without a traceback."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from protocol.errors import ConfigurationError, SparsefleetError
+
+EXIT_CODES = "exit codes: 0 ok, 1 failure, 2 nothing to do, 3 configuration, 4 unreachable, 5 not enrolled"
+# What a shell reports of a command that Ctrl-C ended.
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Usage mistakes are configuration mistakes: exit code 3."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(ConfigurationError.exit_code, f"{self.prog}: {message}\n")
+
+
+def run_command(parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
+    """Calls the `command` that the parser sets as a default, with the options; returns the exit code."""
+    options = parser.parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except SparsefleetError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; nothing more may be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SparsefleetError.exit_code
