@@ -22,14 +22,14 @@ from rich.progress import Progress
 
 from benchmarks.harness import Row, options, progress_console, publish
 from benchmarks.memory import PeakSampler, pss_mib
-from coordinator.broker import free_port
 from devices.datasets import PROJECT_ROOT, Dataset, load_dataset
 from devices.facts import DeviceFacts, Finished, RoundCommitted, parse_devices, parse_event
-from devices.partition import by_group, by_label_skew, write_shards
+from devices.partition import split, write_shards
 from devices.presets import PRESETS
 from devices.processes import Child, output_lines, start, stop, wait
 from devices.workspace import BUNDLE, Plan, write_settings
 from protocol.errors import ConfigurationError
+from protocol.mqtt import free_port
 
 # An agent lets go of runtime and data this long after its last task; the benchmark then waits a little more.
 UNLOAD_S, SETTLE_S = 1.0, 4.0
@@ -108,13 +108,8 @@ def _export(name: str, bundle: Path, console: Console) -> None:
 def _prepare(home: Path, bundle: Path, plan: Plan, dataset: Dataset, seed: int) -> None:
     home.mkdir()
     (home / BUNDLE).symlink_to(bundle)
-    train, parts = dataset.train_indices, len(plan.devices)
-    if plan.preset.alpha is None and dataset.group is not None:
-        shares = by_group(dataset.group[train], parts)
-    else:
-        rng = np.random.default_rng(seed)
-        shares = by_label_skew(dataset.y[train], parts, plan.preset.alpha or 1.0, rng)
-    write_shards(dataset, {d: train[s] for d, s in zip(plan.devices, shares, strict=True)}, home)
+    shares = split(dataset, plan.devices, plan.preset.alpha, np.random.default_rng(seed))
+    write_shards(dataset, shares, home)
     write_settings(home, plan)
     config = home / "coordinator.toml"
     config.write_text(config.read_text().replace("fleet = ", f"seed = {seed}\nfleet = ", 1))

@@ -202,12 +202,6 @@ def find_mosquitto() -> Mosquitto | None:
     return Mosquitto(path, found[0].removeprefix("version ")) if found and int(found[1]) >= 2 else None
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nothing listened on a moment ago."""
-    with socket.create_server((host, 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def pid_file(state: Path) -> Path:
     return state / "broker.pid"
 

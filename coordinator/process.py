@@ -8,7 +8,7 @@ from types import FrameType
 
 import numpy as np
 
-from coordinator.broker import Broker, free_port, start_broker
+from coordinator.broker import Broker, start_broker
 from coordinator.daemon import Coordinator
 from coordinator.evaluate import Examine, examiner, load_data
 from coordinator.events import Emit, Listening
@@ -18,7 +18,7 @@ from coordinator.store import Store
 from edge_agent.runtimes.backends import load_evaluator
 from protocol.bundle import Bundle, open_bundle
 from protocol.errors import ConfigurationError, SparsefleetError
-from protocol.mqtt import MqttSettings, MqttTransport, parse_url
+from protocol.mqtt import MqttSettings, MqttTransport, free_port, parse_url
 from protocol.topics import Topics
 from protocol.transport import Transport
 

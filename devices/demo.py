@@ -1,6 +1,5 @@
 """One command, a whole fleet: data and bundle, a broker, a coordinator and agents as processes, a report."""
 
-import socket
 import sys
 import time
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from signal import SIGKILL, SIGTERM, Signals
 import numpy as np
 from rich.console import Console
 
-from devices.datasets import PROJECT_ROOT, Dataset, Ints, load_dataset
+from devices.datasets import PROJECT_ROOT, load_dataset
 from devices.facts import (
     DeviceFacts,
     Evaluation,
@@ -23,7 +22,7 @@ from devices.facts import (
     parse_event,
 )
 from devices.live import Screen
-from devices.partition import by_group, by_label_skew, write_shards
+from devices.partition import split, write_shards
 from devices.presets import CODEC, PRESETS
 from devices.processes import Child, PartFailedError, output_lines, start, stop, wait
 from devices.report import Report, render_report
@@ -41,6 +40,7 @@ from devices.workspace import (
 )
 from protocol.bundle import open_bundle
 from protocol.errors import ConfigurationError
+from protocol.mqtt import free_port
 
 FLEET = "demo"
 # The same split every time, so that two runs differ in nothing but the options.
@@ -156,7 +156,7 @@ def _plan(options: Options) -> Plan:
         rounds=options.rounds or preset.rounds,
         target_accuracy=options.target_accuracy or preset.target_accuracy,
         codec=options.codec,
-        port=_free_port(),
+        port=free_port(),
         preset=preset,
     )
 
@@ -165,7 +165,7 @@ def _prepare_data(run: _Run) -> None:
     plan = run.plan
     with run.screen.stage("data", f"loading {plan.data}") as said:
         dataset = load_dataset(plan.data)
-        shares = _split(dataset, plan)
+        shares = split(dataset, plan.devices, plan.preset.alpha, np.random.default_rng(_SPLIT_SEED))
         shards = write_shards(dataset, shares, run.folder)
         write_settings(run.folder, plan)
         sizes = [shard.examples for shard in shards]
@@ -174,15 +174,6 @@ def _prepare_data(run: _Run) -> None:
             f"{plan.data}: {sum(sizes)} examples on {len(shards)} devices ({kind}; {min(sizes)} to {max(sizes)} each),"
             f" {len(dataset.test_indices)} held out"
         )
-
-
-def _split(dataset: Dataset, plan: Plan) -> dict[str, Ints]:
-    train, parts, alpha = dataset.train_indices, len(plan.devices), plan.preset.alpha
-    if alpha is None and dataset.group is not None:
-        shares = by_group(dataset.group[train], parts)
-    else:
-        shares = by_label_skew(dataset.y[train], parts, alpha or 1.0, np.random.default_rng(_SPLIT_SEED))
-    return {device: train[share] for device, share in zip(plan.devices, shares, strict=True)}
 
 
 def _prepare_bundle(run: _Run) -> None:
@@ -247,9 +238,3 @@ def _conclude(run: _Run) -> tuple[tuple[DeviceFacts, ...], Evaluation]:
         wait(run.start("export-model", *command), run.screen.tick)
         evaluation = parse_evaluation(run.ask("evaluate-model", "--model", model))
     return devices, evaluation
-
-
-def _free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

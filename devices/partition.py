@@ -1,6 +1,6 @@
 """Who holds what: examples split over devices, with label skew or by natural client, and written as shards."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,20 @@ class Shard:
     device: str
     path: Path
     examples: int
+
+
+def split(dataset: Dataset, devices: Sequence[str], alpha: float | None, rng: np.random.Generator) -> dict[str, Ints]:
+    """What each device holds of the examples that are not held out, as indices into the whole data set.
+
+    With `alpha` by label skew; without, by natural client, which the data set must have. Raises ConfigurationError.
+    """
+    train = dataset.train_indices
+    if alpha is not None:
+        shares = by_label_skew(dataset.y[train], len(devices), alpha, rng)
+    else:
+        assert dataset.group is not None, f"{dataset.name} has no natural clients to deal"
+        shares = by_group(dataset.group[train], len(devices))
+    return {device: train[share] for device, share in zip(devices, shares, strict=True)}
 
 
 def by_label_skew(

@@ -70,6 +70,12 @@ def parse_url(url: str) -> BrokerAddress:
     return BrokerAddress(host, DEFAULT_PORT if port is None else port)
 
 
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nothing listened on a moment ago."""
+    with socket.create_server((host, 0)) as server:
+        return int(server.getsockname()[1])
+
+
 @dataclass(frozen=True, slots=True)
 class MqttSettings:
     """How one client connects. Retries wait a random time between 0 and a ceiling that doubles up to the longest."""

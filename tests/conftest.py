@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from coordinator.broker import Broker, BrokerKind, find_mosquitto, free_port, start_broker
+from coordinator.broker import Broker, BrokerKind, find_mosquitto, start_broker
+from protocol.mqtt import free_port
 
 # Machines that run tests are shared and slow at times: how long an example takes proves nothing.
 settings.register_profile("sparsefleet", deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)

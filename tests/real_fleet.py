@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.broker import free_port
 from devices.processes import Child, start, stop
+from protocol.mqtt import free_port
 from tests.tiny import write_bundle, write_shard
 
 ROOT = Path(__file__).parent.parent

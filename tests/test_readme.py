@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coordinator.broker import free_port
 from devices.processes import start, stop
+from protocol.mqtt import free_port
 from tests.real_fleet import until
 
 ROOT = Path(__file__).parent.parent

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from coordinator import broker as module
-from coordinator.broker import BrokerKind, Supervised, find_mosquitto, free_port, start_broker
+from coordinator.broker import BrokerKind, Supervised, find_mosquitto, start_broker
 from protocol.errors import ConfigurationError, SparsefleetError
-from protocol.mqtt import parse_url
+from protocol.mqtt import free_port, parse_url
 from tests.conftest import require_broker
 from tests.protocol.nets import until
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coordinator.broker import free_port
 from coordinator.cli import main
+from protocol.mqtt import free_port
 from tests.coordinator.simulation import Simulation
 from tests.tiny import write_bundle, write_shard
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.datasets import Dataset, Ints
-from devices.partition import by_group, by_label_skew, write_shards
+from devices.partition import by_group, by_label_skew, split, write_shards
 from protocol.errors import ConfigurationError
 
 
@@ -94,3 +94,15 @@ def test_shards_hold_what_the_split_says_and_the_test_file_what_is_held_out(tmp_
         assert shard["x"].dtype == np.float32
     with np.load(tmp_path / "test.npz") as held_out:
         np.testing.assert_array_equal(held_out["y"], [2, 0])
+
+
+@pytest.mark.parametrize("alpha", [0.5, None])
+def test_a_split_deals_every_example_that_is_not_held_out_to_one_device(alpha: float | None) -> None:
+    y, group = _labels(1, 200, 4), np.arange(200) // 20
+    data = Dataset("some", np.zeros((200, 2), np.float32), y, group, np.arange(200) % 5 == 0, 4)
+    shares = split(data, ("a", "b", "c"), alpha, np.random.default_rng(0))
+    assert list(shares) == ["a", "b", "c"]
+    np.testing.assert_array_equal(np.sort(np.concatenate(list(shares.values()))), data.train_indices)
+    owners = [{int(g) for g in data.group[share]} for share in shares.values()] if data.group is not None else []
+    whole = all(not one & other for i, one in enumerate(owners) for other in owners[:i])
+    assert whole == (alpha is None)

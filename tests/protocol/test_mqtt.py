@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coordinator.broker import BrokerKind, free_port, start_broker
+from coordinator.broker import BrokerKind, start_broker
 from protocol import mqtt
-from protocol.mqtt import BrokerAddress, MqttSettings, MqttTransport, parse_url
+from protocol.mqtt import BrokerAddress, MqttSettings, MqttTransport, free_port, parse_url
 from protocol.transport import Connected, Disconnected, Incoming, Will
 from tests.conftest import require_broker
 from tests.protocol.nets import next_event, quick, until
