@@ -14,7 +14,7 @@ FILES = {"hapt": "hapt_windows.npz", "fashion": "fashion_mnist.npz", "fsdd": "fs
 
 def _at_hand(name: str) -> Dataset:
     if name in FILES and not (data_folder() / FILES[name]).is_file():
-        pytest.skip(f"{FILES[name]} is not in {data_folder()}")
+        pytest.skip(f"data not at hand: {FILES[name]} is not in {data_folder()}")
     return load_dataset(name)
 
 
