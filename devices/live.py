@@ -79,7 +79,9 @@ class Screen:
         self.say(f"\n{len(report.rounds)} rounds in {seconds}, {up} up, {down} down, codec {escape(report.codec)}")
         if report.evaluation is not None:
             accuracy = f"[bold]{percent_text(report.evaluation.accuracy)}[/] of {report.evaluation.examples}"
-            self.say(f"model   [cyan]{escape(model_path)}[/]: {accuracy} held-out examples, in a plain onnxruntime session")
+            self.say(
+                f"model   [cyan]{escape(model_path)}[/]: {accuracy} held-out examples, in a plain onnxruntime session"
+            )
         self.say(f"report  [cyan]{escape(report_path)}[/]")
         target = percent_text(report.target_accuracy)
         if report.reached:
