@@ -21,7 +21,7 @@ from protocol.records import write_record
 
 EPILOG = f"""\
 examples:
-  fleet-coordinator config sample > coordinator.toml      # every key, with its default
+  fleet-coordinator config sample > coordinator.toml      # every key, with what it means
   fleet-coordinator run --config coordinator.toml         # train until the target or the last round
   fleet-coordinator status --config coordinator.toml      # while it runs or not
   fleet-coordinator export-model --config coordinator.toml --out inference.onnx

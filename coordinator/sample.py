@@ -21,7 +21,8 @@ over_select = 1.0               # 1.3 asks 30 % more devices than needed and wit
 deadline_s = 120.0
 
 [training]
-local_epochs = 1                # or local_steps
+local_epochs = 1                # over each device's own data, or
+# local_steps = 50              # the same number of batches on every device
 batch_size = 32
 learning_rate = 0.05
 schedule = "constant"           # or "cosine" over all rounds, or "step": times decay_factor every decay_every rounds
@@ -35,6 +36,9 @@ momentum = 0.9
 nesterov = false
 weight_decay = 0.0
 proximal = 0.0                  # FedProx's mu
+# beta1 = 0.9                   # these three for adamw
+# beta2 = 0.999
+# epsilon = 1e-8
 
 [server]
 step = "add"                    # or "momentum", "adam"

@@ -1,6 +1,9 @@
 """coordinator.toml: the sample is valid, and every mistake is named by its key with a remedy."""
 
+import dataclasses
+import re
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -37,6 +40,28 @@ def test_the_sample_is_valid_and_the_defaults_are_those_it_shows(tmp_path: Path)
         minimal.evaluation,
         minimal.limits,
     )
+
+
+def keys(settings: type, section: str = "") -> set[str]:
+    """Every key of a settings class, with the section of the file it stands in."""
+    found: set[str] = set()
+    for name, kind in get_type_hints(settings).items():
+        if dataclasses.is_dataclass(kind):
+            assert isinstance(kind, type)
+            found |= keys(kind, f"{section}.{name}".removeprefix("."))
+        else:
+            found.add(f"[{section}] {name}")
+    return found
+
+
+def test_the_sample_names_every_key_and_no_other() -> None:
+    section, named = "", set[str]()
+    for line in SAMPLE.splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif match := re.match(r"(?:# )?([a-z_0-9]+) = ", line):
+            named.add(f"[{section}] {match[1]}")
+    assert named == keys(Settings)
 
 
 def test_paths_are_relative_to_the_files_folder(tmp_path: Path) -> None:
