@@ -9,7 +9,10 @@ import pytest
 
 from coordinator.sample import SAMPLE
 from coordinator.settings import Settings, load
+from edge_agent.runtimes.optimizers import OptimizerSettings
 from protocol.errors import ConfigurationError
+from protocol.messages import OptimizerSpec
+from protocol.records import write_record
 
 MINIMAL = """\
 fleet = "demo"
@@ -123,3 +126,8 @@ def test_a_mistake_is_named_by_file_and_key(said: str, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"nowhere.toml: cannot be read .* --config"):
         load(tmp_path / "nowhere.toml")
+
+
+def test_what_a_task_says_of_the_optimiser_is_all_that_a_device_can_set() -> None:
+    """The wire's record and the runtimes' are two, because the runtimes know nothing of messages."""
+    assert write_record(OptimizerSpec()) == dataclasses.asdict(OptimizerSettings())
