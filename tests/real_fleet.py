@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,9 @@ import numpy as np
 from devices.processes import Child, start, stop
 from protocol.mqtt import free_port
 from tests.tiny import write_bundle, write_shard
+from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
-PATIENCE_S = 60.0
 
 Event = Mapping[str, Any]
 
@@ -137,14 +136,6 @@ path = "shard.npz"
         child = start(name, command, self.folder / "logs" / f"{name}.log", folder=ROOT, orphaned=orphaned)
         self.children.append(child)
         return child
-
-
-def until(reached: Callable[[], object]) -> None:
-    """Waits for a condition that real processes bring about."""
-    end = time.monotonic() + PATIENCE_S
-    while not reached():
-        assert time.monotonic() < end, f"not reached in {PATIENCE_S:.0f} s"
-        time.sleep(0.02)
 
 
 def broker_pid(fleet: RealFleet) -> int | None:

@@ -11,7 +11,7 @@ import pytest
 
 from devices.processes import start, stop
 from protocol.mqtt import free_port
-from tests.real_fleet import until
+from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
 MODULES = {

@@ -9,7 +9,8 @@ import pytest
 
 from coordinator.broker import BrokerKind
 from tests.conftest import require_broker
-from tests.real_fleet import RealFleet, accuracy, broker_pid, is_gone, until
+from tests.real_fleet import RealFleet, accuracy, broker_pid, is_gone
+from tests.waiting import until
 
 pytestmark = pytest.mark.real
 

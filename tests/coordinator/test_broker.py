@@ -15,7 +15,7 @@ from coordinator.broker import BrokerKind, Supervised, find_mosquitto, start_bro
 from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.mqtt import free_port, parse_url
 from tests.conftest import require_broker
-from tests.protocol.nets import until
+from tests.waiting import until
 
 KINDS = pytest.mark.parametrize("kind", ["mosquitto", "embedded"])
 pytestmark = pytest.mark.real

@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from devices.datasets import PROJECT_ROOT
 from devices.processes import PartFailedError, output_lines, start, stop, wait
 from protocol.errors import ConfigurationError
 from tests.devices.fake_parts import ROUNDS
+from tests.waiting import until
 
 
 class Demo:
@@ -59,13 +59,6 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def _until(condition: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, f"waited {timeout_s} s in vain until {what}"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -121,7 +114,7 @@ def test_a_part_that_dies_is_named_with_its_log_and_takes_the_rest_along(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_every_process_and_the_demo_with_one_line(demo: Demo, number: signal.Signals) -> None:
     with demo.started("endless") as process:
-        _until(demo.training, "all parts run")
+        until(demo.training, "all parts run")
         process.send_signal(number)
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 128 + number
@@ -132,18 +125,18 @@ def test_a_signal_ends_every_process_and_the_demo_with_one_line(demo: Demo, numb
 
 def test_a_killed_demo_leaves_no_process(demo: Demo) -> None:
     with demo.started("endless") as process:
-        _until(demo.training, "all parts run")
+        until(demo.training, "all parts run")
         process.kill()
         process.wait()
         # The broker is its coordinator's to end; what is ours goes with us.
-        _until(lambda: not [n for n in demo.alive() if not n.startswith("broker")], "all children are gone")
+        until(lambda: not [n for n in demo.alive() if not n.startswith("broker")], "all children are gone")
     for name in demo.alive():
         os.kill(int(name.rpartition("-")[2]), signal.SIGKILL)
 
 
 def test_two_demos_cannot_share_a_folder(demo: Demo) -> None:
     with demo.started("endless") as process:
-        _until(demo.training, "all parts run")
+        until(demo.training, "all parts run")
         second = subprocess.run(
             [sys.executable, "-m", "devices", "demo", "--out", str(demo.out)],
             cwd=PROJECT_ROOT,
@@ -190,7 +183,7 @@ def test_a_process_that_will_not_listen_is_killed_with_its_group(tmp_path: Path)
     grandchild = int(child.stdout.readline())
     stop([child], grace_s=0.2)
     assert child.exit_code == -signal.SIGKILL
-    _until(lambda: not _runs(grandchild), "the grandchild is gone")
+    until(lambda: not _runs(grandchild), "the grandchild is gone")
     stop([child])
 
 

@@ -3,7 +3,6 @@
 import socket
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -39,14 +38,6 @@ def next_event(transport: Transport, kind: type[E], *, skip: bool = False, timeo
 def payloads(transport: Transport, count: int) -> list[bytes]:
     """The payloads of the next messages."""
     return [next_event(transport, Incoming).payload for _ in range(count)]
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    """Awaits a condition that no event tells of."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.005)
 
 
 @dataclass(slots=True)

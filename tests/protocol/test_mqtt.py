@@ -16,7 +16,8 @@ from protocol import mqtt
 from protocol.mqtt import BrokerAddress, MqttSettings, MqttTransport, free_port, parse_url
 from protocol.transport import Connected, Disconnected, Incoming, Will
 from tests.conftest import require_broker
-from tests.protocol.nets import next_event, quick, until
+from tests.protocol.nets import next_event, quick
+from tests.waiting import until
 
 CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, PINGREQ, DISCONNECT = 1, 2, 3, 4, 8, 9, 12, 14
 
