@@ -17,7 +17,7 @@ from coordinator.library import Library
 from coordinator.link import Link
 from coordinator.next_model import first_model, load_model, next_model
 from coordinator.planner import make_task, order_devices
-from coordinator.reception import Reception, Refused, Taken, Uncounted, Verdict
+from coordinator.reception import Reception, Rejected, Taken, Uncounted, Verdict
 from coordinator.rows import RoundFigures
 from coordinator.settings import Settings
 from coordinator.store import Store
@@ -228,7 +228,7 @@ class Coordinator:
             case Taken(offer):
                 log.info("accepted device=%s round=%d bytes=%d", device, offer.round, offer.blob.size)
                 self._decide(rounds.Delivered(device), now)
-            case Refused(why, number, ends_task):
+            case Rejected(why, number, ends_task):
                 self._tell_rejected(device, number, why)
                 if ends_task:
                     self._decide(rounds.Stopped(device), now)

@@ -1,4 +1,4 @@
-"""From a device's offer to its receipt: asked for, fetched, checked, and accepted or refused, both durably.
+"""From a device's offer to its receipt: asked for, fetched, checked, and accepted or rejected, both durably.
 
 What that means for the round is said by the verdict, and is the round table's to decide.
 """
@@ -26,7 +26,7 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class Rejected:
     """The update never will be, and that is counted. `number` is 0 where it is of no round of this run."""
 
     why: Rejection
@@ -36,12 +36,12 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Uncounted:
-    """Something was refused that the store keeps nothing of; the caller counts it."""
+    """Something was rejected that the store keeps nothing of; the caller counts it."""
 
     why: Rejection
 
 
-Verdict = Taken | Refused | Uncounted
+Verdict = Taken | Rejected | Uncounted
 
 
 class Reception:
@@ -64,7 +64,7 @@ class Reception:
             return Uncounted(why)
         rejection = check_offer(offer, self._store.run, seat, self._manifest)
         if rejection is not None:
-            return self._refuse(device, offer, rejection, known_device=seat.known_device)
+            return self._reject(device, offer, rejection, known_device=seat.known_device)
         if not self._store.room_for_update(offer.blob):
             # No fault of the device, which keeps its update and offers it again.
             log.error("no disk left under limits.disk_mib device=%s bytes=%d", device, offer.blob.size)
@@ -87,12 +87,12 @@ class Reception:
         self._uploads.end(device)
         blobs = self._store.updates
         if not blobs.has(offer.blob.digest) and not blobs.finish(offer.blob):
-            return self._refuse(device, offer, Rejection("digest", "the bytes are not those of the offer"))
+            return self._reject(device, offer, Rejection("digest", "the bytes are not those of the offer"))
         wrong = self._check(blobs.read(offer.blob.digest), offer, self._tasks[device], base)
         if wrong is not None:
             if not self._store.uses(offer.blob.digest):
                 blobs.remove(offer.blob.digest)
-            return self._refuse(device, offer, wrong)
+            return self._reject(device, offer, wrong)
         receipt = Receipt(offer.blob.digest, offer.task, "accepted")
         self._store.accept(device, offer, weigh(offer.examples, self._most_examples), receipt)
         self._link.send(device, receipt)
@@ -104,7 +104,7 @@ class Reception:
         checked = check_payload(payload, task, self._manifest, base)
         return checked if isinstance(checked, Rejection) else None
 
-    def _refuse(self, device: str, offer: Offer, why: Rejection, *, known_device: bool = True) -> Verdict:
+    def _reject(self, device: str, offer: Offer, why: Rejection, *, known_device: bool = True) -> Verdict:
         """Says so, durably for a known device; its task ends with it unless the update was just out of place."""
         receipt = _rejected(offer, why)
         if not known_device:
@@ -113,11 +113,11 @@ class Reception:
         ends_task = why.reason not in NOT_THE_TASKS_END
         of_this_run = offer.run == self._store.run and self._store.has_round(offer.round)
         number = offer.round if of_this_run else 0
-        self._store.refuse(device, offer, number, receipt, ends_task=ends_task)
+        self._store.reject(device, offer, number, receipt, ends_task=ends_task)
         self._link.send(device, receipt)
         if ends_task:
             self._uploads.end(device)
-        return Refused(why, number, ends_task)
+        return Rejected(why, number, ends_task)
 
 
 def _rejected(offer: Offer, why: Rejection) -> Receipt:

@@ -25,7 +25,7 @@ from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.messages import BlobRef, Envelope, Offer, Receipt, Task, decode
 
 # Receipts of rejections, for a device that offers again what was refused; a flood of them is not worth the disk.
-MAX_REFUSED_RECEIPTS = 256
+MAX_REJECTED_RECEIPTS = 256
 # An update this many rounds old is offered again by nobody who still listens.
 RECEIPT_ROUNDS = 1000
 
@@ -211,8 +211,8 @@ class Store:
                 (offer.examples, offer.loss, step_ms, device),
             )
 
-    def refuse(self, device: str, offer: Offer, number: int, receipt: Receipt, *, ends_task: bool) -> None:
-        """Counts a refused update and keeps its receipt; `ends_task` also takes the device out of the round."""
+    def reject(self, device: str, offer: Offer, number: int, receipt: Receipt, *, ends_task: bool) -> None:
+        """Counts a rejected update and keeps its receipt; `ends_task` also takes the device out of the round."""
         with self._transaction() as sql:
             rows.count_rejection(sql, device, number, receipt.reason, receipt.detail)
             held = sql.execute(
@@ -220,7 +220,7 @@ class Store:
                 "u.device = r.device AND u.update_boot = r.update_boot AND u.update_sequence = r.update_sequence)",
                 (device,),
             ).fetchone()[0]
-            if held < MAX_REFUSED_RECEIPTS:
+            if held < MAX_REJECTED_RECEIPTS:
                 rows.insert_receipt(sql, device, offer, receipt, number)
             if ends_task:
                 rows.set_phase(sql, number, device, "out", receipt.reason, receipt.detail)

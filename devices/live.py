@@ -66,7 +66,9 @@ class Screen:
             case RoundCommitted():
                 self._show_round(event)
             case UpdateRejected():
-                self.say(f"[yellow]! {escape(event.device)} rejected, {escape(event.reason)}: {escape(event.detail)}[/]")
+                self.say(
+                    f"[yellow]! {escape(event.device)} rejected, {escape(event.reason)}: {escape(event.detail)}[/]"
+                )
             case Finished():
                 self._doing("closing")
 
