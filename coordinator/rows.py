@@ -64,7 +64,8 @@ class DeviceActivity:
 
 @dataclass(frozen=True, slots=True)
 class RoundFigures:
-    """What a round came to. Seconds are of the wall clock; bytes are those between its opening and its commit."""
+    """What a round came to. Seconds count from its opening, or from the last restart in it; bytes are those between its
+    opening and its commit."""
 
     devices: int
     accuracy: float | None
