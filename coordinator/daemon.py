@@ -5,7 +5,7 @@ Whatever it holds in memory can be had again from the store: `recover` does so, 
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from coordinator import round as rounds
@@ -136,9 +136,8 @@ class Coordinator:
             if self._fleet.full:
                 self._count(device, Rejection("fleet-full", "no more devices are taken in"))
                 return
+            # Written with the next notes, or before it is invited; a storm of hellos must not be one of disk writes.
             self._fleet.hello(device, said.body, time.time())
-            # At once: an update of a device that a restart forgot would be refused for good.
-            self._note()
         if self._fleet.knows(device):
             self._link.count_up(device, message, said)
             if not isinstance(said.body, DeviceState) or said.body.state == "ready":
@@ -338,6 +337,7 @@ class Coordinator:
         match decision:
             case rounds.Invite(device):
                 self._tasks[device] = self._make_task(device)
+                self._note()
                 self._store.invite(self._round.number, device, self._tasks[device])
                 self._invite(device, now)
             case rounds.SendAgain(device):
@@ -426,10 +426,11 @@ class Coordinator:
             self._current.version,
         )
 
-    def _spare(self) -> tuple[str, ...]:
+    def _spare(self) -> Iterator[str]:
+        """The devices present, the next to be asked first; worked out only when the table looks."""
         number = self._current.version + 1
         asked = {device: self._invitations.get(device, 0) for device in self._fleet.present()}
-        return order_devices(asked, self._settings.seed, number)
+        yield from order_devices(asked, self._settings.seed, number)
 
     def _show(self, device: str) -> None:
         seen = self._fleet[device]

@@ -63,8 +63,11 @@ class Reception:
             self._link.send(device, _rejected(offer, why))
             return Uncounted(why)
         rejection = check_offer(offer, self._store.run, seat, self._manifest)
+        if rejection is not None and not seat.known_device:
+            # No receipt: a device that a restart forgot says hello again and keeps its update until then.
+            return Uncounted(rejection)
         if rejection is not None:
-            return self._reject(device, offer, rejection, known_device=seat.known_device)
+            return self._reject(device, offer, rejection)
         if not self._store.room_for_update(offer.blob):
             # No fault of the device, which keeps its update and offers it again.
             log.error("no disk left under limits.disk_mib device=%s bytes=%d", device, offer.blob.size)
@@ -104,12 +107,9 @@ class Reception:
         checked = check_payload(payload, task, self._manifest, base)
         return checked if isinstance(checked, Rejection) else None
 
-    def _reject(self, device: str, offer: Offer, why: Rejection, *, known_device: bool = True) -> Verdict:
-        """Says so, durably for a known device; its task ends with it unless the update was just out of place."""
+    def _reject(self, device: str, offer: Offer, why: Rejection) -> Verdict:
+        """Says so, durably; the device's task ends with it unless the update was just out of place."""
         receipt = _rejected(offer, why)
-        if not known_device:
-            self._link.send(device, receipt)
-            return Uncounted(why)
         ends_task = why.reason not in NOT_THE_TASKS_END
         of_this_run = offer.run == self._store.run and self._store.has_round(offer.round)
         number = offer.round if of_this_run else 0

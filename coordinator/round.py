@@ -130,7 +130,8 @@ def open_round(
 def decide(state: Round, event: Event, now: float, spare: Iterable[str]) -> Outcome:
     """The next state and what to do.
 
-    spare: the devices present, the one to be asked first at the front; who has a seat is known here.
+    spare: the devices present, the one to be asked first at the front, read only where one may be needed; who has a
+    seat is known here.
     """
     if state.closed:
         return state, ()
@@ -139,9 +140,12 @@ def decide(state: Round, event: Event, now: float, spare: Iterable[str]) -> Outc
     phase = None if isinstance(event, Tick) else state.seats.get(event.device)
     if isinstance(event, Returned) and phase in OPEN:
         decisions.append(SendAgain(event.device))
+    overdue = now >= state.deadline and len(state.devices("done")) < state.minimum
+    # Most events leave no seat to fill; then the order of thousands of others, which is work, is never asked for.
     # Whoever stopped just now is not asked again in the same breath.
-    spare = tuple(d for d in spare if not (isinstance(event, Stopped) and d == event.device))
-    if now >= state.deadline and len(state.devices("done")) < state.minimum:
+    stopped = event.device if isinstance(event, Stopped) else None
+    spare = tuple(d for d in spare if d != stopped) if overdue or _has_room(state) else ()
+    if overdue:
         state, extended = _extend(state, now)
         decisions.extend(extended)
         # Whoever stopped before may have got over it, and there may be nobody else; behind all others.
@@ -168,6 +172,12 @@ def _seat(state: Round, event: Event) -> Round:
     elif isinstance(event, Accepted) and phase == "invited":
         after = "working"
     return replace(state, seats={**state.seats, event.device: after})
+
+
+def _has_room(state: Round) -> bool:
+    """Whether others would be asked now, or be looked for before the round does without them."""
+    pending = len(state.devices(*PENDING))
+    return pending == 0 or len(state.devices("done")) + pending < state.wanted
 
 
 def _complete(state: Round, now: float, others: bool) -> bool:

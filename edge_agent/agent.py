@@ -43,6 +43,9 @@ FIRST_RETRY_S = 2.0
 LONGEST_RETRY_S = 60.0
 # When a coordinator returns, its fleet greets it spread over this long.
 GREETING_SPREAD_S = 1.0
+# And a device at rest says so now and then, so that a coordinator that lost sight of it (a late will, a lost message)
+# finds it again.
+HEARTBEAT_S = 300.0
 NEVER = float("inf")
 
 
@@ -69,7 +72,7 @@ class Agent:
         self._link = Link(transport, self._topics, settings.device, store.boot)
         self._assets = Assets(store.blobs.root.parent / "bundles", store.blobs, settings.training.backend)
         self._workshop = Workshop(settings.data, base, settings.training.backend, settings.training.threads)
-        self._connected = False
+        self._connected, self._outage_logged = False, False
         self._epoch: int | None = None
         self._hello_at, self._hello_retry_s = NEVER, FIRST_RETRY_S
         self._offer_at, self._offer_retry_s = 0.0, FIRST_RETRY_S
@@ -96,16 +99,16 @@ class Agent:
             case Connected():
                 self._connect(now)
             case Disconnected(reason):
-                if self._connected or self._hello_at == NEVER:
+                # Once per outage: the transport goes on trying, and says so at every attempt.
+                if not self._outage_logged:
                     log.warning("disconnected reason=%r", reason)
-                self._connected = False
-                self._hello_at = 0.0
+                self._connected, self._outage_logged = False, True
             case Incoming():
                 self._read(event, now)
 
     def _connect(self, now: float) -> None:
         log.info("connected broker=%s", self._settings.broker.url)
-        self._connected = True
+        self._connected, self._outage_logged = True, False
         self._link.send("state", DeviceState("ready"), retain=True)
         self._hello_at, self._hello_retry_s = now, FIRST_RETRY_S
         self._offer_at, self._offer_retry_s = now, FIRST_RETRY_S
@@ -135,7 +138,7 @@ class Agent:
     def _obey(self, body: Body, now: float) -> None:
         match body:
             case Welcome():
-                self._hello_at = NEVER
+                self._hello_at, self._hello_retry_s = now + HEARTBEAT_S * self._rng.uniform(0.5, 1.0), FIRST_RETRY_S
             case CoordinatorState(accepting=False):
                 log.warning("coordinator gone")
             case Task():
@@ -156,7 +159,6 @@ class Agent:
                 pass
 
     def _assign(self, task: Task, now: float) -> None:
-        self._hello_at = NEVER
         if task.name == self._accepted_task:
             # An echo of what is done: the coordinator has the update, and said so.
             return

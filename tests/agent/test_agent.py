@@ -143,6 +143,13 @@ def test_a_cut_link_costs_only_time(fleet: Fleet) -> None:
     fleet.until(lambda: bool(fleet.coordinator.payloads) and not fleet.store.outbox())
 
 
+def test_a_device_at_rest_says_hello_again_so_that_a_late_will_cannot_hide_it(fleet: Fleet) -> None:
+    fleet.until(lambda: len(fleet.coordinator.of(Hello)) == 1)
+    began = fleet.now
+    fleet.until(lambda: len(fleet.coordinator.of(Hello)) == 2)
+    assert 100 < fleet.now - began <= 301
+
+
 def test_an_update_is_offered_until_the_coordinator_hears_it(fleet: Fleet) -> None:
     fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
     fleet.coordinator.deaf_to = (Offer,)
