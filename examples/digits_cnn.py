@@ -42,8 +42,8 @@ def digits() -> TrainingSpec:
     torch.manual_seed(0)
     return TrainingSpec(
         module=DigitsCnn(),
-        # The values of the examples do not matter, their shapes and types do. They also serve for the check that
-        # ONNX Runtime computes the same loss and gradients as torch.
+        # Random examples will do: shapes and types are what counts. They also serve for the check that ONNX Runtime
+        # computes the same loss and gradients as torch, for which constant ones will not do.
         inputs=torch.rand(16, 1, 8, 8),
         targets=torch.randint(0, 10, (16,)),
         loss="cross_entropy",
