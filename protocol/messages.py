@@ -27,6 +27,9 @@ WINDOW = 8
 MAX_BLOB_BYTES = 1 << 32
 MAX_CHUNKS = MAX_BLOB_BYTES // CHUNK_BYTES
 MAX_TEXT = 2000
+# Names are repeated in answers, logs and tables, so they end sooner: run, task, version of an agent, backend, codec.
+MAX_NAME = 100
+_NAMES = frozenset({"run", "task", "agent", "backend", "codec"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,8 +334,9 @@ def _counter(value: object) -> int | None:
 def _check_bounds(body: object) -> None:
     for name in getattr(type(body), "__slots__", ()):
         value = getattr(body, name)
-        if isinstance(value, str) and len(value) > MAX_TEXT:
-            raise RecordError(f"{name}: {len(value)} characters are over the limit of {MAX_TEXT}")
+        limit = MAX_NAME if name in _NAMES else MAX_TEXT
+        if isinstance(value, str) and len(value) > limit:
+            raise RecordError(f"{name}: {len(value)} characters are over the limit of {limit}")
         if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
             raise RecordError(f"{name}: does not fit 64 bits")
         if name in ("digest", "base") and isinstance(value, bytes) and len(value) != 32:

@@ -148,6 +148,15 @@ def test_two_payloads_under_one_name_are_refused(fleet: Simulation) -> None:
     assert receipts(agent)[2] == receipts(agent)[0]
 
 
+def test_an_offer_with_an_endless_name_is_no_message_and_its_answer_never_a_fault(fleet: Simulation) -> None:
+    agent, offer = settle_one(fleet)
+    for _ in range(2):
+        agent.send(replace(offer, run="x" * 1990, update_sequence=50))
+        fleet.turn()
+    assert [r.reason for r in fleet.rejected] == ["malformed"] * 2
+    assert receipts(agent)[-1].verdict == "accepted"
+
+
 def test_a_device_that_never_said_hello_is_refused_and_changes_nothing(fleet: Simulation) -> None:
     _, offer = settle_one(fleet)
     before = [tuple(fleet.store._sql.execute(f"SELECT count(*) FROM {t}").fetchone()) for t in ("updates", "receipts")]
