@@ -85,8 +85,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    wanted = coordinator_settings.load(options.config).rounds
     with _reports(options) as reports:
-        status = reports.status()
+        status = reports.status(wanted)
     if options.json:
         _print_json(write_record(status))
         return 0

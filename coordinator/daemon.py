@@ -75,7 +75,8 @@ class Coordinator:
         self._greeted: set[str] = set()
         self._noted = dict(self._link.traffic)
         self._uncounted: dict[tuple[str, str], tuple[int, str]] = {}
-        self._connected = False
+        self._connected, self._outage_logged = False, False
+        self._waiting_with: int | None = None
         self._finished = False
         self._note_at = 0.0
         self.recover(clock())
@@ -112,14 +113,15 @@ class Coordinator:
         match event:
             case Connected():
                 log.info("connected epoch=%d", self._store.epoch)
-                self._connected = True
+                self._connected, self._outage_logged = True, False
                 self._link.tell_everyone(
                     "coordinator", CoordinatorState(self._store.epoch, accepting=True), retain=True
                 )
             case Disconnected(reason):
-                if self._connected:
+                # Once per outage: the transport goes on trying, and says so at every attempt.
+                if not self._outage_logged:
                     log.warning("disconnected reason=%r", reason)
-                self._connected = False
+                self._connected, self._outage_logged = False, True
             case Incoming():
                 self._read(event, now)
 
@@ -298,8 +300,13 @@ class Coordinator:
             self._finished = True
             self._emit(Finished(reason, self._current.version))
             return
-        if len(self._fleet.present()) < self._settings.rounds.least:
+        present, least = len(self._fleet.present()), self._settings.rounds.least
+        if present < least:
+            if present != self._waiting_with:
+                log.info("waiting for devices present=%d needed=%d", present, least)
+            self._waiting_with = present
             return
+        self._waiting_with = None
         state, decisions = rounds.decide(
             self._empty_round(self._current.version + 1, now, {}, 0), rounds.Tick(), now, self._spare()
         )

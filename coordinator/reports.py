@@ -1,6 +1,7 @@
 """What the store says of a run, read beside a running coordinator or without one."""
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -8,12 +9,19 @@ from typing import Self
 
 from coordinator.evaluate import accuracy_of
 from coordinator.schema import locked, open_reader
+from coordinator.settings import RoundSettings
 from protocol.errors import NothingToDoError
+
+# A line of status names so many devices; `round N` has them all.
+MOST_LISTED = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The run at a glance. `open_round` is None between rounds and after the last."""
+    """The run at a glance. `open_round` is None between rounds and after the last, `open_s` its age.
+
+    `waiting_for` says in words what the next step hangs on: whom the operator should look at.
+    """
 
     run: str
     fleet: str
@@ -23,7 +31,9 @@ class Status:
     loss: float | None
     rounds: int
     open_round: int | None
+    open_s: float | None
     delivered: int
+    waiting_for: str
     devices: int
     present: int
     bytes_up: int
@@ -133,28 +143,64 @@ class Reports:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._sql.close()
 
-    def status(self) -> Status:
+    def status(self, wanted: RoundSettings) -> Status:
+        """`wanted` are the settings of rounds, which say when the run is over or can go on."""
         meta = dict(self._sql.execute("SELECT key, value FROM meta"))
         version, loss, metrics = self._newest()
         running = locked(self._state)
-        open_round = self._sql.execute("SELECT round FROM rounds WHERE state = 'open'").fetchone()
-        number = open_round[0] if open_round else None
+        opened = self._sql.execute("SELECT round, opened_s FROM rounds WHERE state = 'open'").fetchone()
+        number, opened_s = opened or (None, None)
+        accuracy = accuracy_of(json.loads(metrics))
+        present = self._number("SELECT count(*) FROM devices WHERE present = 1") if running else 0
         return Status(
             run=str(meta["run"]),
             fleet=str(meta.get("fleet", "")),
             running=running,
             version=version,
-            accuracy=accuracy_of(json.loads(metrics)),
+            accuracy=accuracy,
             loss=loss,
             rounds=self._number("SELECT count(*) FROM rounds WHERE state = 'committed'"),
             open_round=number,
+            # The wall clock may have been set meanwhile.
+            open_s=None if opened_s is None else round(max(0.0, time.time() - opened_s), 1),
+            waiting_for=self._waiting_for(wanted, number, version, accuracy, running, present),
             delivered=self._number("SELECT count(*) FROM updates WHERE round = ?", number),
             devices=self._number("SELECT count(*) FROM devices"),
-            present=self._number("SELECT count(*) FROM devices WHERE present = 1") if running else 0,
+            present=present,
             bytes_up=self._bytes("up"),
             bytes_down=self._bytes("down"),
             rejected=self._number("SELECT coalesce(sum(count), 0) FROM rejections"),
         )
+
+    def _waiting_for(
+        self,
+        wanted: RoundSettings,
+        number: int | None,
+        version: int,
+        accuracy: float | None,
+        running: bool,
+        present: int,
+    ) -> str:
+        target = wanted.target_accuracy
+        if number is None and (version >= wanted.count or (target and accuracy and accuracy >= target)):
+            return "nothing, the run is over"
+        if not running:
+            return "the coordinator, which is not running"
+        if number is None:
+            return f"devices, {present} of {wanted.least} are there" if present < wanted.least else "nothing"
+        tasks = self._sql.execute(
+            "SELECT device, phase, reason, (SELECT present FROM devices d WHERE d.device = t.device) FROM tasks t "
+            "WHERE round = ? AND phase != 'done' ORDER BY device",
+            (number,),
+        )
+        said = [
+            f"{device} ({reason if phase == 'out' else 'at work' if there else 'gone'})"
+            for device, phase, reason, there in tasks
+        ]
+        listed = ", ".join(said[:MOST_LISTED]) + (
+            f" and {len(said) - MOST_LISTED} more" if len(said) > MOST_LISTED else ""
+        )
+        return f"updates of {listed}" if said else f"devices, {present} are there"
 
     def devices(self) -> tuple[DeviceRow, ...]:
         running = locked(self._state)

@@ -319,7 +319,7 @@ def test_bytes_are_those_the_senders_counted_over_their_boots(fleet: Simulation)
     fleet.coordinator.stop()
     with Reports(fleet.folder / "state") as reports:
         rows = {row.device: row for row in reports.devices()}
-        total = reports.status()
+        total = reports.status(fleet.settings.rounds)
     assert first < rows["dev-0"].bytes_up <= first + agent.sent_bytes
     assert rows["dev-0"].bytes_up >= agent.sent_bytes
     assert total.bytes_up == sum(r.bytes_up for r in rows.values())

@@ -168,7 +168,7 @@ def test_a_device_that_never_said_hello_is_refused_and_changes_nothing(fleet: Si
     assert before == after
     fleet.coordinator.stop()
     with Reports(fleet.folder / "state") as reports:
-        assert reports.status().rejected == 3
+        assert reports.status(fleet.settings.rounds).rejected == 3
         assert "stranger" not in [row.device for row in reports.devices()]
 
 

@@ -69,7 +69,7 @@ def test_reports_are_read_beside_the_running_coordinator_and_after_it(tmp_path: 
     fleet.finish()
     fleet.coordinator.stop()
     with Reports(tmp_path / "state") as reports:
-        running = reports.status()
+        running = reports.status(fleet.settings.rounds)
         assert (running.running, running.rounds, running.version, running.present) == (True, 3, 3, 3)
         assert [row.round for row in reports.rounds()] == [0, 1, 2, 3]
         assert [row.accepted for row in reports.devices()] == [3, 3, 3]
@@ -82,7 +82,36 @@ def test_reports_are_read_beside_the_running_coordinator_and_after_it(tmp_path: 
             reports.round(9)
     fleet.kill()
     with Reports(tmp_path / "state") as reports:
-        assert (reports.status().running, reports.status().present) == (False, 0)
+        assert (reports.status(fleet.settings.rounds).running, reports.status(fleet.settings.rounds).present) == (
+            False,
+            0,
+        )
+
+
+def test_the_status_says_in_words_what_the_run_waits_for(tmp_path: Path) -> None:
+    fleet = Simulation.make(tmp_path, count=1, deadline_s=50.0)
+
+    def waiting_for() -> str:
+        for _ in range(10):
+            fleet.turn()
+        with Reports(tmp_path / "state") as reports:
+            return reports.status(fleet.settings.rounds).waiting_for
+
+    with Reports(tmp_path / "state") as reports:
+        assert reports.status(fleet.settings.rounds).waiting_for == "devices, 0 of 3 are there"
+    for agent in fleet.agents.values():
+        agent.silent = True
+    fleet.until(lambda: fleet.store.opened_round() is not None)
+    assert waiting_for() == "updates of dev-0 (at work), dev-1 (at work), dev-2 (at work)"
+    fleet.broker.cut("dev-1")
+    assert "dev-1 (gone)" in waiting_for()
+    fleet.broker.restore("dev-1")
+    for agent in fleet.agents.values():
+        agent.silent = False
+        agent.restart()
+    fleet.finish()
+    assert waiting_for() == "nothing, the run is over"
+    fleet.kill()
 
 
 def test_updates_of_rounds_long_folded_are_pruned_and_their_figures_stay(tmp_path: Path) -> None:
