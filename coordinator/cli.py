@@ -16,7 +16,7 @@ from coordinator.events import Event, as_json
 from coordinator.reports import Reports
 from coordinator.sample import SAMPLE
 from protocol.command import EXIT_CODES, Parser, run_command
-from protocol.errors import ConfigurationError
+from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.records import write_record
 
 EPILOG = f"""\
@@ -133,7 +133,13 @@ def _export_model(options: argparse.Namespace) -> int:
         model = reports.model(options.version)
     bundle = open_bundle(Path(settings.bundle))
     graph = bundle.path(bundle.manifest.inference.path).read_bytes()
-    vector = np.frombuffer(model.path.read_bytes(), dtype="<f4").astype(np.float32)
+    try:
+        vector = np.frombuffer(model.path.read_bytes(), dtype="<f4").astype(np.float32)
+    except OSError as error:
+        raise SparsefleetError(
+            f"{model.path}: version {model.version} cannot be read ({error.strerror}); restore the state folder from a "
+            "backup, or export another version"
+        ) from None
     data = deploy(graph, bundle.manifest, vector)
     try:
         write_durably(options.out, data)

@@ -61,7 +61,12 @@ class Assets:
         names = frozenset(e.path for e in self._entries(manifest))
         if not self._complete(task):
             self._assemble(root, task, manifest)
-        return open_bundle(root, only=names)
+        try:
+            return open_bundle(root, only=names)
+        except BundleError:
+            # Altered on this disk: this task is refused, the next one fetches the bundle anew.
+            shutil.rmtree(root, ignore_errors=True)
+            raise
 
     def model(self, task: Task, manifest: Manifest) -> Vector:
         """float32[total]: the model the task starts from."""

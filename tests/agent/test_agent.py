@@ -261,6 +261,29 @@ def test_bad_data_is_reported_and_the_agent_stays(fleet: Fleet, spoil: Callable[
     fleet.until(lambda: bool(fleet.coordinator.payloads))
 
 
+def test_an_update_whose_payload_vanished_does_not_hold_back_the_next(fleet: Fleet) -> None:
+    fleet.coordinator.deaf_to = (Offer,)
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
+    fleet.until(lambda: bool(fleet.store.outbox()))
+    fleet.store.blobs.remove(fleet.store.outbox()[0].blob.digest)
+    fleet.coordinator.deaf_to = ()
+    fleet.coordinator.say(fleet.coordinator.task(2, ZEROS))
+    fleet.until(lambda: bool(fleet.coordinator.payloads) and not fleet.store.outbox())
+
+
+def test_a_bundle_altered_on_this_disk_is_refused_once_and_fetched_again(fleet: Fleet) -> None:
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
+    fleet.until(lambda: bool(fleet.coordinator.payloads) and not fleet.store.outbox())
+    graph = next((fleet.folder / "state" / "bundles").glob("*/numpy/graph.bin"))
+    graph.write_bytes(b"altered")
+    fleet.restart()
+    fleet.coordinator.say(fleet.coordinator.task(2, ZEROS))
+    fleet.until(lambda: fleet.coordinator.reports[-1].state == "refused")
+    assert fleet.coordinator.reports[-1].reason == "bundle"
+    fleet.coordinator.say(fleet.coordinator.task(3, ZEROS))
+    fleet.until(lambda: len(fleet.coordinator.payloads) == 2)
+
+
 def test_a_model_of_the_wrong_size_is_refused_before_a_byte_of_it_is_asked_for(fleet: Fleet) -> None:
     task = fleet.coordinator.task(1, ZEROS)
     wrong = fleet.coordinator.add(bytes(TOTAL * 4 + 4))
