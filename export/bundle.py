@@ -195,6 +195,7 @@ def _with_parity(spec: TrainingSpec, graphs: Graphs, manifest: Manifest, folder:
     except BundleError as error:
         raise BundleError(ort_artifacts.explain(graphs.train, str(error))) from error
     ort_artifacts.check_optimizer(folder / FILES["train"], folder / FILES["optimizer"], folder / FILES["checkpoint"])
+    spec = parity.beside(spec)
     parity.evaluation(spec, manifest, Evaluator(draft, FILES["eval"]))
     return replace(manifest, parity={ORT_TRAINING: parity.prove(spec, manifest, engine)})
 

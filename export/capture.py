@@ -25,7 +25,8 @@ MODULE = "module."
 BATCH = Dim("batch", min=2)
 
 _ADVICE = "write it with shapes and operators that do not depend on the values or the number of the examples"
-_FAILURES: tuple[type[Exception], ...] = (
+# What user code and torch raise when a model is called with what it cannot take.
+EAGER_FAILURES: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
     TypeError,
@@ -36,7 +37,7 @@ _FAILURES: tuple[type[Exception], ...] = (
     AssertionError,
 )
 
-_CONVERSION_FAILURES = _FAILURES + (torch.onnx.errors.OnnxExporterError,)
+_CONVERSION_FAILURES = EAGER_FAILURES + (torch.onnx.errors.OnnxExporterError,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def try_out(spec: TrainingSpec) -> Outcome:
     examples = len(spec.input_tensors[0])
     try:
         loss, *outputs = wrapped(*spec.input_tensors, *spec.target_tensors)
-    except _FAILURES as error:
+    except EAGER_FAILURES as error:
         raise BundleError(f"module: a pass over the examples fails in torch already: {_short(error)}") from error
     for i, output in enumerate(outputs):
         if not isinstance(output, Tensor) or output.dtype != torch.float32:
@@ -99,7 +100,7 @@ def program(module: nn.Module, arguments: tuple[Tensor, ...]) -> ExportedProgram
             captured = torch.export.export(
                 module, arguments, dynamic_shapes={"arguments": tuple({0: BATCH} for _ in arguments)}
             )
-        except _FAILURES as error:
+        except EAGER_FAILURES as error:
             raise BundleError(_capture_message(error)) from error
     _check_operators(captured)
     return captured

@@ -5,10 +5,17 @@ weight decay, torch.optim's against ours. Differences are relative to the tensor
 max |a - b| / max(|b|), b being torch's. A gradient smaller than SHARE of the model's largest counts as that much, and
 any other magnitude below FLOOR as FLOOR: what should cancel to zero, as the gradient of a bias before BatchNorm, is
 the rounding of its much larger terms.
+
+Where: beside the spec's examples, not on them. Examples of zeros, of equal images or with a constant background put
+ReLU, max-pooling and the like exactly on a kink, where rounding chooses the slope and two right answers differ by all
+of it; and zeros say nothing of the weights that they are multiplied with. So every floating input gets seeded noise
+(see `beside`); integer inputs and targets are as given. A function that is finite on the examples but not beside
+them, as a logarithm may be, is checked on the examples themselves.
 """
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,7 +23,7 @@ import torch
 from edge_agent.runtimes import optimizers
 from edge_agent.runtimes.engine import Batch, Engine, Vector
 from edge_agent.runtimes.evaluator import Evaluator
-from export.capture import WithLoss
+from export.capture import EAGER_FAILURES, WithLoss
 from export.layout import flat_model
 from export.spec import TrainingSpec
 from protocol.errors import BundleError
@@ -29,6 +36,8 @@ STRICT = 0.1 * TOLERANCE
 SHARE = 1e-2
 FLOOR = 1e-3
 TINY = 1e-12
+# Of an input's spread: far above rounding, and still what the user meant to feed.
+NOISE, SEED = 0.1, 20
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, STEPS = 0.05, 0.9, 1e-3, 3
 
 
@@ -38,6 +47,19 @@ def batch_of(spec: TrainingSpec) -> Batch:
         tuple(t.detach().cpu().numpy() for t in spec.input_tensors),
         tuple(t.detach().cpu().numpy() for t in spec.target_tensors),
     )
+
+
+def beside(spec: TrainingSpec) -> TrainingSpec:
+    """The spec with noise on its floating inputs, or as it is where torch's loss would not be finite with it."""
+    generator = torch.Generator().manual_seed(SEED)
+    moved = replace(spec, inputs=tuple(_noisy(t.detach().cpu(), generator) for t in spec.input_tensors))
+    try:
+        with torch.no_grad():
+            loss = _copy(moved)(*moved.input_tensors, *moved.target_tensors)[0]
+    except EAGER_FAILURES:
+        # A value that is looked up, as an index kept in a float, has no neighbours.
+        return spec
+    return moved if torch.isfinite(loss) else spec
 
 
 def prove(spec: TrainingSpec, manifest: Manifest, engine: Engine) -> Parity:
@@ -106,6 +128,19 @@ def evaluation(spec: TrainingSpec, manifest: Manifest, evaluator: Evaluator) -> 
     model = flat_model(spec.module, manifest.tensors)
     for name, got, want in zip(names, evaluator.outputs(model, batch_of(spec)), wants, strict=True):
         _difference(f"{name} in evaluation", np.asarray(got), want)
+
+
+def _noisy(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Normal noise: of NOISE times each place's spread over the examples, or the whole tensor's where a place has
+    none; of standard size where the tensor is one constant."""
+    if not values.is_floating_point():
+        return values
+    noise = torch.randn(values.shape, generator=generator)
+    whole = values.std()
+    if whole == 0:
+        return values + noise
+    spread = values.std(dim=0, keepdim=True)
+    return values + NOISE * torch.where(spread > 0, spread, whole) * noise
 
 
 def _copy(spec: TrainingSpec) -> WithLoss:
