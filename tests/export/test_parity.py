@@ -12,6 +12,8 @@ from export import TrainingSpec, parity
 from export.bundle import write_bundle
 from protocol.bundle import Bundle, open_bundle
 from protocol.errors import BundleError
+from tests.export.conftest import Zoo
+from tests.export.zoo import spec_of
 
 LABELS = torch.tensor([0, 1, 2, 3])
 
@@ -80,13 +82,24 @@ def test_a_wrong_gradient_is_found_beside_degenerate_examples(exported: Bundle, 
     tensor = next(t for t in exported.manifest.tensors if t.name == name)
 
     class Skewed(OrtTrainingEngine):
-        def step(self, model: Vector, batch: Batch) -> StepResult:
-            result = super().step(model, batch)
+        def step(self, model: Vector, batch: Batch, seed: int) -> StepResult:
+            result = super().step(model, batch, seed)
             result.gradient[tensor.offset : tensor.offset + tensor.size] *= 1.01
             return result
 
     with pytest.raises(BundleError, match=rf"gradient of {name}: differs from torch"):
         parity.prove(parity.beside(digits(DEGENERATE[kind])), exported.manifest, Skewed(exported))
+
+
+def test_an_engine_that_drops_other_units_gets_no_bundle(zoo: Zoo) -> None:
+    class Otherwise(OrtTrainingEngine):
+        def step(self, model: Vector, batch: Batch, seed: int) -> StepResult:
+            return super().step(model, batch, seed + 1)
+
+    exported, spec = zoo("cnn_with_dropout"), spec_of("cnn_with_dropout")
+    parity.prove(spec, exported.manifest, OrtTrainingEngine(exported))
+    with pytest.raises(BundleError, match="differs from torch"):
+        parity.prove(spec, exported.manifest, Otherwise(exported))
 
 
 class Function(nn.Module):
