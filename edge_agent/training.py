@@ -15,7 +15,7 @@ from protocol.manifest import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to train: exactly one of `steps` and `epochs` is positive; `seed` orders the examples."""
+    """How to train: exactly one of `steps` and `epochs` is positive; `seed` orders the examples and drops units."""
 
     steps: int
     epochs: int
@@ -86,7 +86,7 @@ class LocalTraining:
         started = self._clock()
         # Overflow is no surprise to be warned of: it is looked for right below.
         with np.errstate(over="ignore", invalid="ignore"):
-            result = self._engine.step(self._model, next(self._batches))
+            result = self._engine.step(self._model, next(self._batches), _step_seed(self._recipe.seed, self.done))
         if not np.isfinite(result.loss) or not np.isfinite(result.gradient).all():
             raise DivergedError(
                 f"step {self.done + 1}: the loss is {result.loss} and the gradient is not finite throughout; lower the "
@@ -121,3 +121,8 @@ class LocalTraining:
     def result(self) -> Trained:
         loss = float(np.mean(self._losses)) if self._losses else float("nan")
         return Trained(self._model, loss, self.done, self._seconds)
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """A seed of 64 bits that follows from the task's seed and the step's place, and from nothing else."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])

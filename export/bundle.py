@@ -18,7 +18,9 @@ from edge_agent.runtimes.ort_training import NAME as ORT_TRAINING
 from edge_agent.runtimes.ort_training import OrtTrainingEngine
 from export import graph_surgery as surgery
 from export import ort_artifacts, parity
-from export.capture import WithLoss, classes_of, program, to_onnx, try_out
+from export.capture import WithLoss, classes_of, program, refuse_randomness, to_onnx, try_out
+from export.decompositions import trainable
+from export.dropout import masks_to_inputs
 from export.inference import places_of
 from export.layout import Ports, flat_model, ports_of, tensors_of
 from export.spec import TrainingSpec
@@ -28,6 +30,7 @@ from protocol.manifest import (
     FORMAT,
     MANIFEST_FILE,
     Backend,
+    Dropout,
     FileEntry,
     Inference,
     Manifest,
@@ -64,6 +67,7 @@ class Graphs:
     inference: onnx.ModelProto
     tensors: tuple[Tensor, ...]
     ports: Ports
+    dropouts: tuple[Dropout, ...]
 
 
 def write_bundle(
@@ -101,16 +105,19 @@ def capture(spec: TrainingSpec, report: Report = _silent) -> Graphs:
     ports = ports_of(spec, outputs, classes_of(captured, len(arguments)), taken)
     names = [p.name for p in (*ports.inputs, *ports.targets)]
     given = ["loss", *(p.name for p in ports.outputs)]
-    train = to_onnx(captured, names, given)
+    train = to_onnx(trainable(captured), names, given)
     report("capturing the evaluation graph")
     spec.module.eval()
-    evaluation = to_onnx(program(WithLoss(spec), arguments), names, given)
+    captured = program(WithLoss(spec), arguments)
+    refuse_randomness(captured)
+    evaluation = to_onnx(captured, names, given)
     for model in (train, evaluation):
         surgery.use_module_names(model, spec.module)
     inference = surgery.without_loss(evaluation, names[: len(ports.inputs)], given[1:])
     tensors = _used(every, train)
+    dropouts = masks_to_inputs(train)
     _finish(train, evaluation, inference, tensors)
-    return Graphs(train, evaluation, inference, tensors, ports)
+    return Graphs(train, evaluation, inference, tensors, ports, dropouts)
 
 
 def _check_size(spec: TrainingSpec) -> None:
@@ -182,7 +189,7 @@ def _write_files(spec: TrainingSpec, graphs: Graphs, line: str, folder: Path) ->
         loss=spec.loss_name,
         metrics=tuple(spec.metrics),
         files=tuple(_entry(folder, path) for path in paths),
-        variants=(Variant("full", {ORT_TRAINING: Backend(FILES, REQUIRES)}),),
+        variants=(Variant("full", {ORT_TRAINING: Backend(FILES, REQUIRES)}, graphs.dropouts),),
         inference=Inference(INFERENCE_FILE, places_of(inference, graphs.tensors)),
         parity={},
     )
@@ -195,6 +202,7 @@ def _with_parity(spec: TrainingSpec, graphs: Graphs, manifest: Manifest, folder:
     except BundleError as error:
         raise BundleError(ort_artifacts.explain(graphs.train, str(error))) from error
     ort_artifacts.check_optimizer(folder / FILES["train"], folder / FILES["optimizer"], folder / FILES["checkpoint"])
+    spec = parity.beside(spec)
     parity.evaluation(spec, manifest, Evaluator(draft, FILES["eval"]))
     return replace(manifest, parity={ORT_TRAINING: parity.prove(spec, manifest, engine)})
 

@@ -25,7 +25,8 @@ MODULE = "module."
 BATCH = Dim("batch", min=2)
 
 _ADVICE = "write it with shapes and operators that do not depend on the values or the number of the examples"
-_FAILURES: tuple[type[Exception], ...] = (
+# What user code and torch raise when a model is called with what it cannot take.
+EAGER_FAILURES: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
     TypeError,
@@ -36,7 +37,7 @@ _FAILURES: tuple[type[Exception], ...] = (
     AssertionError,
 )
 
-_CONVERSION_FAILURES = _FAILURES + (torch.onnx.errors.OnnxExporterError,)
+_CONVERSION_FAILURES = EAGER_FAILURES + (torch.onnx.errors.OnnxExporterError,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def try_out(spec: TrainingSpec) -> Outcome:
     examples = len(spec.input_tensors[0])
     try:
         loss, *outputs = wrapped(*spec.input_tensors, *spec.target_tensors)
-    except _FAILURES as error:
+    except EAGER_FAILURES as error:
         raise BundleError(f"module: a pass over the examples fails in torch already: {_short(error)}") from error
     for i, output in enumerate(outputs):
         if not isinstance(output, Tensor) or output.dtype != torch.float32:
@@ -99,7 +100,7 @@ def program(module: nn.Module, arguments: tuple[Tensor, ...]) -> ExportedProgram
             captured = torch.export.export(
                 module, arguments, dynamic_shapes={"arguments": tuple({0: BATCH} for _ in arguments)}
             )
-        except _FAILURES as error:
+        except EAGER_FAILURES as error:
             raise BundleError(_capture_message(error)) from error
     _check_operators(captured)
     return captured
@@ -167,15 +168,24 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+def refuse_randomness(captured: ExportedProgram) -> None:
+    """Raises BundleError if an evaluation draws random numbers."""
+    for node in captured.graph.nodes:
+        if _draws(node):
+            raise BundleError(
+                f"{layer_of_fx(node)}: {_aten(node)} draws random numbers in evaluation mode too; as a layer "
+                "(nn.Dropout) or with F.dropout(x, p, self.training) it does so in training alone"
+            )
+
+
 def _check_operators(captured: ExportedProgram) -> None:
     """Raises BundleError for what torch's exporter would get wrong or a device could not repeat."""
     normalised: set[object] = set()
     for node in captured.graph.nodes:
-        tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags and not _is_idle_dropout(node):
+        if _draws(node) and not _is_dropout(node):
             raise BundleError(
                 f"{layer_of_fx(node)}: {_aten(node)} draws random numbers, so that steps could not be checked against "
-                "torch. Remove it or set p=0; weight decay regularises as well"
+                "torch; use nn.Dropout, or x.bernoulli_(p) with a fixed p, which devices draw from their task's seed"
             )
         if _aten(node) == "aten.cross_entropy_loss" and len(node.args) > 5 and node.args[5]:
             raise BundleError(
@@ -192,7 +202,10 @@ def _check_gradients(spec: TrainingSpec, loss: Tensor) -> None:
     trained = {n: p for n, p in spec.module.named_parameters() if p.requires_grad}
     if not loss.requires_grad:
         raise BundleError("loss: does not depend on any trained parameter; compute it from forward's outputs")
-    gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    try:
+        gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    except RuntimeError as error:
+        raise BundleError(f"module: a backward pass fails in torch already: {_short(error)}") from error
     for name, gradient in zip(trained, gradients, strict=True):
         if gradient is None:
             raise BundleError(f"{name}: takes no part in the loss; remove it or set requires_grad=False on it")
@@ -206,13 +219,24 @@ def _layer(scopes: list[tuple[str, str]]) -> str:
     return f"{path} ({kind.rsplit('.', 1)[-1]})"
 
 
-def _is_idle_dropout(node: torch.fx.Node) -> bool:
-    """dropout(input, p, train) with p = 0 or in evaluation changes nothing, nor does attention with dropout_p = 0."""
+def _draws(node: torch.fx.Node) -> bool:
+    """dropout(input, p, train) with p = 0 or in evaluation draws nothing, nor does attention with dropout_p = 0."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
     name = str(node.target)
     arguments: tuple[Any, ...] = node.args
     if "scaled_dot_product_attention" in name:
-        return bool((arguments[4] if len(arguments) > 4 else node.kwargs.get("dropout_p", 0.0)) == 0.0)
-    return "dropout" in name and len(arguments) >= 3 and (arguments[1] == 0 or arguments[2] is False)
+        return bool((arguments[4] if len(arguments) > 4 else node.kwargs.get("dropout_p", 0.0)) != 0.0)
+    return not ("dropout" in name and len(arguments) >= 3 and (arguments[1] == 0 or arguments[2] is False))
+
+
+def _is_dropout(node: torch.fx.Node) -> bool:
+    name = str(node.target)
+    return (
+        "dropout" in name
+        or "scaled_dot_product_attention" in name
+        or name in ("aten.bernoulli_.float", "aten.bernoulli.p")
+    )
 
 
 def _aten(node: torch.fx.Node) -> str:

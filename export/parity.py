@@ -4,19 +4,29 @@ One training step: loss, every gradient, every running statistic after it. Then 
 weight decay, torch.optim's against ours. Differences are relative to the tensor's largest magnitude:
 max |a - b| / max(|b|), b being torch's. A gradient smaller than SHARE of the model's largest counts as that much, and
 any other magnitude below FLOOR as FLOOR: what should cancel to zero, as the gradient of a bias before BatchNorm, is
-the rounding of its much larger terms.
+the rounding of its much larger terms. Dropout is on, torch's own, with the masks that the engine draws from the same
+seeds: what is proven is the module's training step as users wrote it, for given masks.
+
+Where: beside the spec's examples, not on them. Examples of zeros, of equal images or with a constant background put
+ReLU, max-pooling and the like exactly on a kink, where rounding chooses the slope and two right answers differ by all
+of it; and zeros say nothing of the weights that they are multiplied with. So every floating input gets seeded noise
+(see `beside`); integer inputs and targets are as given. A function that is finite on the examples but not beside
+them, as a logarithm may be, is checked on the examples themselves.
 """
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from edge_agent.runtimes import optimizers
+from edge_agent.runtimes.dropout import masks
 from edge_agent.runtimes.engine import Batch, Engine, Vector
 from edge_agent.runtimes.evaluator import Evaluator
-from export.capture import WithLoss
+from export.capture import EAGER_FAILURES, WithLoss
+from export.dropout import Masks
 from export.layout import flat_model
 from export.spec import TrainingSpec
 from protocol.errors import BundleError
@@ -29,6 +39,8 @@ STRICT = 0.1 * TOLERANCE
 SHARE = 1e-2
 FLOOR = 1e-3
 TINY = 1e-12
+# Of an input's spread: far above rounding, and still what the user meant to feed.
+NOISE, SEED = 0.1, 20
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, STEPS = 0.05, 0.9, 1e-3, 3
 
 
@@ -40,6 +52,19 @@ def batch_of(spec: TrainingSpec) -> Batch:
     )
 
 
+def beside(spec: TrainingSpec) -> TrainingSpec:
+    """The spec with noise on its floating inputs, or as it is where torch's loss would not be finite with it."""
+    generator = torch.Generator().manual_seed(SEED)
+    moved = replace(spec, inputs=tuple(_noisy(t.detach().cpu(), generator) for t in spec.input_tensors))
+    try:
+        with torch.no_grad():
+            loss = _copy(moved)(*moved.input_tensors, *moved.target_tensors)[0]
+    except EAGER_FAILURES:
+        # A value that is looked up, as an index kept in a float, has no neighbours.
+        return spec
+    return moved if torch.isfinite(loss) else spec
+
+
 def prove(spec: TrainingSpec, manifest: Manifest, engine: Engine) -> Parity:
     """The measured differences. Raises BundleError naming the tensor and the difference if one is over TOLERANCE."""
     loss, gradient, buffers = one_step(spec, manifest, engine)
@@ -49,10 +74,10 @@ def prove(spec: TrainingSpec, manifest: Manifest, engine: Engine) -> Parity:
 def one_step(spec: TrainingSpec, manifest: Manifest, engine: Engine) -> tuple[float, float, float]:
     """Largest relative differences of loss, gradients and buffers after one training-mode pass."""
     model = flat_model(spec.module, manifest.tensors)
-    result = engine.step(model, batch_of(spec))
+    result = engine.step(model, batch_of(spec), SEED)
     wrapped = _copy(spec)
-    loss = wrapped(*spec.input_tensors, *spec.target_tensors)[0]
-    loss.backward()
+    loss = _loss(wrapped, spec, manifest, SEED)
+    loss.backward()  # type: ignore[no-untyped-call]
     parameters = dict(wrapped.module.named_parameters())
     values = dict(wrapped.module.named_buffers())
     gradients, buffers = [0.0], [0.0]
@@ -83,11 +108,11 @@ def three_steps(spec: TrainingSpec, manifest: Manifest, engine: Engine) -> float
     n, batch = manifest.parameters, batch_of(spec)
     model = flat_model(spec.module, manifest.tensors)
     state = optimizers.init(settings, n)
-    for _ in range(STEPS):
+    for number in range(STEPS):
         optimizer.zero_grad()
-        wrapped(*spec.input_tensors, *spec.target_tensors)[0].backward()
+        _loss(wrapped, spec, manifest, number).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        result = engine.step(model, batch)
+        result = engine.step(model, batch, number)
         state, model[:n] = optimizers.step(settings, state, model[:n], result.gradient, LEARNING_RATE)
         model[n : n + manifest.buffers] = result.buffers
     values = {**dict(wrapped.module.named_parameters()), **dict(wrapped.module.named_buffers())}
@@ -106,6 +131,27 @@ def evaluation(spec: TrainingSpec, manifest: Manifest, evaluator: Evaluator) -> 
     model = flat_model(spec.module, manifest.tensors)
     for name, got, want in zip(names, evaluator.outputs(model, batch_of(spec)), wants, strict=True):
         _difference(f"{name} in evaluation", np.asarray(got), want)
+
+
+def _loss(wrapped: WithLoss, spec: TrainingSpec, manifest: Manifest, seed: int) -> torch.Tensor:
+    """Torch's loss, its dropouts with the masks that an engine draws from this seed."""
+    dropouts, examples = manifest.variants[0].dropouts, len(spec.input_tensors[0])
+    with Masks(dropouts, masks(dropouts, examples, seed)):
+        loss: torch.Tensor = wrapped(*spec.input_tensors, *spec.target_tensors)[0]
+    return loss
+
+
+def _noisy(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Normal noise: of NOISE times each place's spread over the examples, or the whole tensor's where a place has
+    none; of standard size where the tensor is one constant."""
+    if not values.is_floating_point():
+        return values
+    noise = torch.randn(values.shape, generator=generator)
+    whole = values.std()
+    if whole == 0:
+        return values + noise
+    spread = values.std(dim=0, keepdim=True)
+    return values + NOISE * torch.where(spread > 0, spread, whole) * noise
 
 
 def _copy(spec: TrainingSpec) -> WithLoss:

@@ -79,11 +79,33 @@ class Backend:
 
 
 @dataclass(frozen=True, slots=True)
+class Dropout:
+    """One dropout of a training graph. Its mask is an input of the graph, `name`: float32[batch, *shape], zero with
+    probability `rate`, otherwise 1 / (1 - rate)."""
+
+    name: str
+    shape: tuple[int, ...]
+    rate: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"rate: {self.rate} of {self.name!r} is not a probability above 0")
+        too_many = len(self.shape) > MAX_DIMENSIONS or any(not 0 < d <= MAX_ELEMENTS for d in self.shape)
+        if too_many or math.prod(self.shape) > MAX_ELEMENTS:
+            raise ValueError(f"shape: {self.name!r} has an impossible mask {self.shape}")
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
-    """One set of graphs over the same tensors, for example a freeze scheme. `full` trains everything."""
+    """One set of graphs over the same tensors, for example a freeze scheme. `full` trains everything.
+
+    dropouts: in the order of the training graph's inputs, after the model's inputs and targets; the same for every
+    backend, so that all of them take the same step from the same seed.
+    """
 
     name: str
     backends: Mapping[str, Backend]
+    dropouts: tuple[Dropout, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,11 +47,11 @@ def read_record(cls: type[T], source: object, *, where: str = "", ignore_unknown
 
 
 def write_record(record: object) -> dict[str, Any]:
-    """The mapping that `read_record` turns back into `record`; keys that hold their default None are left out."""
+    """The mapping that `read_record` turns back into `record`; keys that hold their default None or () are left out."""
     result: dict[str, Any] = {}
     for field in dataclasses.fields(record):  # type: ignore[arg-type]
         value = getattr(record, field.name)
-        if value is None and field.default is None:
+        if value in (None, ()) and value == field.default:
             continue
         result[field.name] = _write(value)
     return result

@@ -49,14 +49,14 @@ class Evaluation:
 
 
 class Engine(Protocol):
-    """Runs one bundle variant. Pure from outside: the same model and batch give the same result."""
+    """Runs one bundle variant. Pure from outside: the same model, batch and seed give the same result."""
 
     @property
     def name(self) -> str:
         """The backend's name in manifests, logs and settings."""
 
-    def step(self, model: Vector, batch: Batch) -> StepResult:
-        """One training-mode pass. model: float32[total], not changed."""
+    def step(self, model: Vector, batch: Batch, seed: int) -> StepResult:
+        """One training-mode pass. model: float32[total], not changed. seed: not negative, of all that is drawn."""
 
     def evaluate(self, model: Vector, batch: Batch) -> Evaluation:
         """One evaluation-mode pass. model: float32[total], not changed."""

@@ -27,8 +27,8 @@ class NumpyEngine:
     def name(self) -> str:
         return NAME
 
-    def step(self, model: Vector, batch: Batch) -> StepResult:
-        """One training-mode pass. model: float32[total], not changed."""
+    def step(self, model: Vector, batch: Batch, seed: int) -> StepResult:
+        """One training-mode pass. model: float32[total], not changed. Nothing is drawn: the seed does not matter."""
         x, y = _flat(batch.inputs[0]), batch.targets[0]
         layers = _layers(self._manifest, model)
         scores, hidden = _forward(layers, x)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edge_agent.runtimes import onnx_session
+from edge_agent.runtimes.dropout import masks
 from edge_agent.runtimes.engine import Batch, Evaluation, StepResult, Vector
 from edge_agent.runtimes.evaluator import Evaluator
 from protocol.bundle import Bundle
@@ -25,7 +26,8 @@ class OrtTrainingEngine:
     def __init__(self, bundle: Bundle, variant: str = "full", threads: int = 1) -> None:
         manifest = bundle.manifest
         self._bundle, self._manifest, self._threads = bundle, manifest, threads
-        self._files = next(v for v in manifest.variants if v.name == variant).backends[NAME].files
+        held = next(v for v in manifest.variants if v.name == variant)
+        self._files, self._dropouts = held.backends[NAME].files, held.dropouts
         self._native = _native()
         self._state, self._module = self._load()
         if self._module.get_parameters_size(False) != manifest.total:
@@ -44,9 +46,9 @@ class OrtTrainingEngine:
     def name(self) -> str:
         return NAME
 
-    def step(self, model: Vector, batch: Batch) -> StepResult:
-        """One training-mode pass. model: float32[total], not changed."""
-        values = onnx_session.arrays(self._manifest, batch)
+    def step(self, model: Vector, batch: Batch, seed: int) -> StepResult:
+        """One training-mode pass. model: float32[total], not changed. seed: of the dropouts' masks, not negative."""
+        values = onnx_session.arrays(self._manifest, batch) + masks(self._dropouts, len(batch), seed)
         self._write(model)
         # Gradients accumulate in the runtime until they are reset.
         self._module.lazy_reset_grad()

@@ -21,7 +21,8 @@ Zoo = Callable[[str], Bundle]
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     """The opened bundle of a zoo model by name; read only."""
-    root: Path = tmp_path_factory.mktemp("zoo")
+    # One folder for every conftest that has this fixture.
+    root: Path = tmp_path_factory.getbasetemp() / "zoo"
 
     def bundle(name: str) -> Bundle:
         if not (root / name).exists():

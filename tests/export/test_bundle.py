@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from edge_agent.runtimes.engine import StepResult, Vector
+from edge_agent.runtimes.engine import Batch, StepResult, Vector
 from edge_agent.runtimes.ort_training import OrtTrainingEngine
 from export import TrainingSpec, bundle, parity
 from export.bundle import write_bundle
@@ -60,8 +60,8 @@ def test_force_does_not_replace_a_folder_that_is_no_bundle(tmp_path: Path) -> No
 
 def test_an_engine_that_is_off_by_little_gets_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Skewed(OrtTrainingEngine):
-        def step(self, model: Vector, batch: object) -> StepResult:
-            result = super().step(model, batch)  # type: ignore[arg-type]
+        def step(self, model: Vector, batch: Batch, seed: int) -> StepResult:
+            result = super().step(model, batch, seed)
             gradient = result.gradient.copy()
             gradient[3] += 0.01 * np.abs(gradient).max()
             return StepResult(result.loss, gradient, result.buffers)
@@ -76,8 +76,8 @@ def test_a_biased_running_variance_is_noticed(zoo: Zoo) -> None:
     exported, spec = zoo("cnn_with_batch_norm"), spec_of("cnn_with_batch_norm")
 
     class Biased(OrtTrainingEngine):
-        def step(self, model: Vector, batch: object) -> StepResult:
-            result = super().step(model, batch)  # type: ignore[arg-type]
+        def step(self, model: Vector, batch: Batch, seed: int) -> StepResult:
+            result = super().step(model, batch, seed)
             buffers = result.buffers.copy()
             values = 6 * 6 * 6
             taken = buffers[4:] - 0.9 * model[self._manifest.parameters :][4:8]

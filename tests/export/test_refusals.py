@@ -45,6 +45,15 @@ class Unused(nn.Module):
         return self.linear(x)  # type: ignore[no-any-return]
 
 
+class DropsNothing(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        nn.functional.dropout(x, 0.5, self.training)
+        return super().forward(x)
+
+
 class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +107,22 @@ LAYERS: dict[str, tuple[Callable[[], TrainingSpec], tuple[str, ...]]] = {
         lambda: after_convolution(nn.AvgPool2d(2, padding=1, count_include_pad=False)),
         ("features.3 (AvgPool2d)", "count_include_pad=True"),
     ),
-    "dropout": (lambda: after_linear(nn.Dropout(0.5)), ("features.3 (Dropout)", "random", "p=0")),
+    "dropout in evaluation too": (
+        lambda: on(Applied(lambda x: nn.functional.dropout(x, 0.5))),
+        ("forward of the module", "random", "F.dropout(x, p, self.training)"),
+    ),
+    "random numbers": (
+        lambda: on(Applied(lambda x: x + torch.randn_like(x))),
+        ("forward of the module", "randn_like", "nn.Dropout"),
+    ),
+    "dropout of nothing": (
+        lambda: on(DropsNothing()),
+        ("whose result goes nowhere",),
+    ),
+    "in place twice": (
+        lambda: on(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Dropout(0.5, inplace=True))),
+        ("a backward pass fails in torch already",),
+    ),
     "batch norm without momentum": (
         lambda: after_linear(nn.BatchNorm1d(6, momentum=None)),
         ("features.3 (BatchNorm1d)", "momentum=0.1"),

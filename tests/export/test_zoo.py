@@ -93,7 +93,7 @@ def test_batches_of_one_and_of_odd_size_run(zoo: Zoo, name: str) -> None:
     engine, model = OrtTrainingEngine(bundle), initial_model(bundle)
     for count in (1, 3, 5):
         batch = some(batch_of(spec), count)
-        result = engine.step(model, batch)
+        result = engine.step(model, batch, 0)
         assert np.isfinite(result.loss)
         assert np.isfinite(result.gradient).all()
         assert np.isfinite(result.buffers).all()
@@ -114,7 +114,7 @@ def test_running_statistics_move_as_in_torch_over_several_batches(zoo: Zoo, name
     n, m = bundle.manifest.parameters, bundle.manifest.buffers
     for count in (6, 3, 2):
         module(*(t[:count] for t in spec.input_tensors))
-        model[n : n + m] = engine.step(model, some(batch_of(spec), count)).buffers
+        model[n : n + m] = engine.step(model, some(batch_of(spec), count), 0).buffers
     want = flat_model(module, bundle.manifest.tensors)[n : n + m]
     assert not np.allclose(want, initial_model(bundle)[n : n + m], atol=1e-2)
     np.testing.assert_allclose(model[n : n + m], want, rtol=1e-5, atol=1e-6)
@@ -166,6 +166,25 @@ def test_ports_are_named_after_the_arguments_of_forward(zoo: Zoo) -> None:
     ]
     assert [p.name for p in manifest.targets] == ["target_0", "target_1"]
     assert [p.name for p in manifest.outputs] == ["output_0", "output_1"]
+
+
+def test_dropouts_are_inputs_of_the_training_graph_alone(zoo: Zoo) -> None:
+    bundle = zoo("cnn_with_dropout")
+    dropouts = bundle.manifest.variants[0].dropouts
+    assert [(d.shape, d.rate) for d in dropouts] == [((4, 1, 1), pytest.approx(0.2)), ((8,), 0.25), ((8,), 0.5)]
+    names = {d.name for d in dropouts}
+    train, evaluation = (onnx.load(bundle.path(FILES[role])).graph for role in ("train", "eval"))
+    assert names <= {i.name for i in train.input}
+    assert not names & {i.name for i in evaluation.input}
+
+
+def test_a_dropout_of_zero_leaves_no_input(zoo: Zoo) -> None:
+    assert zoo("frozen_first_layer").manifest.variants[0].dropouts == ()
+
+
+def test_examples_need_not_come_first_where_units_are_dropped(zoo: Zoo) -> None:
+    shapes = [d.shape for d in zoo("transformer_with_dropout").manifest.variants[0].dropouts]
+    assert shapes == [(2, 5, 5), (5 * 8,), (5 * 16,), (5 * 8,), (1,)]
 
 
 def test_classes_are_read_off_the_cross_entropy_also_inside_a_loss_of_ones_own(zoo: Zoo) -> None:

@@ -128,6 +128,41 @@ def transformer() -> TrainingSpec:
     return TrainingSpec(module, torch.randn(EXAMPLES, 5, 8), classes(3), "cross_entropy", ("accuracy",))
 
 
+def cnn_with_dropout() -> TrainingSpec:
+    """Of whole channels, in place, and of single values."""
+    module = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.Dropout2d(0.2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(144, 8),
+        nn.Dropout(0.25, inplace=True),
+        nn.GELU(),
+        nn.Dropout(),
+        nn.Linear(8, 3),
+    )
+    return TrainingSpec(module, torch.randn(EXAMPLES, 1, 8, 8), classes(3), "cross_entropy", ("accuracy",))
+
+
+class SequenceFirst(nn.Module):
+    """Attention with dropout, its axes in torch's old order, and a block that is left out at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16)
+        self.block = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encoder(x.transpose(0, 1)).mean(dim=0)
+        kept = x.new_empty(x.shape[0], 1).bernoulli_(0.8) / 0.8 if self.training else 1.0
+        return self.head(x + kept * torch.tanh(self.block(x)))  # type: ignore[no-any-return]
+
+
+def transformer_with_dropout() -> TrainingSpec:
+    return TrainingSpec(SequenceFirst(), torch.randn(EXAMPLES, 5, 8), classes(3), "cross_entropy", ("accuracy",))
+
+
 ZOO: dict[str, Callable[[], TrainingSpec]] = {
     make.__name__: make
     for make in (
@@ -143,6 +178,8 @@ ZOO: dict[str, Callable[[], TrainingSpec]] = {
         frozen_first_layer,
         two_inputs_two_outputs,
         transformer,
+        cnn_with_dropout,
+        transformer_with_dropout,
     )
 }
 

@@ -13,7 +13,7 @@ import pytest
 from protocol import manifest as module
 from protocol.bundle import PARAMETERS_FILE, deploy, open_bundle
 from protocol.errors import BundleError
-from protocol.manifest import MANIFEST_FILE, Manifest, format_manifest, parse_manifest
+from protocol.manifest import MANIFEST_FILE, Dropout, Manifest, format_manifest, parse_manifest
 
 FILES = {"train.onnx": b"train", "portable/eval.onnx": b"eval" * 100, PARAMETERS_FILE: b"p" * 24}
 
@@ -72,6 +72,19 @@ def test_the_layout_digest_changes_with_the_layout_alone() -> None:
     assert parse(said).layout_digest() != parse(source()).layout_digest()
 
 
+def mask(**changes: object) -> dict[str, object]:
+    return {"name": "m", "shape": [2, 3], "rate": 0.5, **changes}
+
+
+def test_a_bundle_from_before_there_was_dropout_still_loads_and_one_with_it_is_read_as_written() -> None:
+    assert parse(source()).variants[0].dropouts == ()
+    said = source()
+    said["variants"][0]["dropouts"] = [mask()]
+    manifest = parse(said)
+    assert manifest.variants[0].dropouts == (Dropout("m", (2, 3), 0.5),)
+    assert json.loads(format_manifest(manifest)) == said
+
+
 def put(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
     def change(said: Any) -> None:
         for key in path[:-1]:
@@ -110,6 +123,10 @@ def put(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
         (put("files", 0, "size", value=-1), "files[0].sha256: 'train.onnx' has no valid size"),
         (put("files", 0, "sha256", value="abc"), "files[0].sha256: 'train.onnx' has no valid size"),
         (put("inference", "places", "w", value="1"), "inference.places.w: expected int"),
+        (put("variants", 0, "dropouts", value=[mask(rate=0.0)]), "variants[0].dropouts[0].rate: 0.0 of 'm' is not"),
+        (put("variants", 0, "dropouts", value=[mask(rate=1.5)]), "variants[0].dropouts[0].rate: 1.5 of 'm' is not"),
+        (put("variants", 0, "dropouts", value=[mask(shape=[1 << 16] * 2)]), "variants[0].dropouts[0].shape: 'm' has"),
+        (put("variants", 0, "dropouts", value=[mask(shape=[-1])]), "variants[0].dropouts[0].shape: 'm' has"),
         (put("variants", 0, "backends", "portable", "requires", value=1), "variants[0].backends.portable.requires"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",

@@ -34,7 +34,7 @@ bundle = open_bundle(Path(sys.argv[1]))
 model, batch = initial_model(bundle), Batch((np.ones((2, 1, 8, 8), np.float32),), (np.zeros(2, np.int64),))
 load_evaluator(bundle).evaluate(model, batch)
 engine = choose(bundle).engine
-assert engine.step(model, batch).loss > 0
+assert engine.step(model, batch, 0).loss > 0
 engine.evaluate(model, batch)
 import os
 assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"

@@ -39,10 +39,10 @@ def other(model: Vector) -> Vector:
 
 def test_the_same_model_and_batch_give_the_same_bits_whatever_ran_between(engine: Engine, bundle: Bundle) -> None:
     model = initial_model(bundle)
-    first = engine.step(model, batch_of(4))
+    first = engine.step(model, batch_of(4), 0)
     loss, gradient = first.loss, first.gradient.copy()
-    engine.step(other(model), batch_of(7, seed=1))
-    again = engine.step(model, batch_of(4))
+    engine.step(other(model), batch_of(7, seed=1), 0)
+    again = engine.step(model, batch_of(4), 0)
     assert again.loss == loss
     np.testing.assert_array_equal(again.gradient, gradient)
 
@@ -50,14 +50,14 @@ def test_the_same_model_and_batch_give_the_same_bits_whatever_ran_between(engine
 def test_a_step_changes_neither_model_nor_batch(engine: Engine, bundle: Bundle) -> None:
     model, batch = initial_model(bundle), batch_of(4)
     before = (model.copy(), batch.inputs[0].copy(), batch.targets[0].copy())
-    engine.step(model, batch)
+    engine.step(model, batch, 0)
     engine.evaluate(model, batch)
     for was, now in zip(before, (model, batch.inputs[0], batch.targets[0]), strict=True):
         np.testing.assert_array_equal(was, now)
 
 
 def test_results_are_float32_of_the_manifests_sizes(engine: Engine, bundle: Bundle) -> None:
-    result = engine.step(initial_model(bundle), batch_of(4))
+    result = engine.step(initial_model(bundle), batch_of(4), 0)
     for part, size in ((result.gradient, bundle.manifest.parameters), (result.buffers, bundle.manifest.buffers)):
         assert part.dtype == np.float32
         assert part.shape == (size,)
@@ -66,7 +66,7 @@ def test_results_are_float32_of_the_manifests_sizes(engine: Engine, bundle: Bund
 
 def test_the_gradient_is_the_slope_of_the_evaluated_loss(engine: Engine, bundle: Bundle) -> None:
     model, batch = initial_model(bundle), batch_of(8)
-    gradient = engine.step(model, batch).gradient.copy()
+    gradient = engine.step(model, batch, 0).gradient.copy()
     small = 1e-2
     along = (small * gradient / np.linalg.norm(gradient)).astype(np.float32)
     up, down = engine.evaluate(model + along, batch), engine.evaluate(model - along, batch)
@@ -77,7 +77,7 @@ def test_steps_against_the_gradient_lower_the_loss(engine: Engine, bundle: Bundl
     model, batch = initial_model(bundle), batch_of(16)
     before = engine.evaluate(model, batch).loss
     for _ in range(20):
-        model = model - np.float32(0.1) * engine.step(model, batch).gradient
+        model = model - np.float32(0.1) * engine.step(model, batch, 0).gradient
     assert engine.evaluate(model, batch).loss < before
 
 
@@ -97,7 +97,7 @@ def test_evaluation_is_a_mean_over_examples_with_the_manifests_metrics(engine: E
 
 def test_engines_agree(bundle: Bundle) -> None:
     model, batch = other(initial_model(bundle)), batch_of(9)
-    results = [make(bundle).step(model, batch) for make in ENGINES.values()]
+    results = [make(bundle).step(model, batch, 0) for make in ENGINES.values()]
     assert results[0].loss == pytest.approx(results[1].loss, rel=1e-6)
     np.testing.assert_allclose(results[0].gradient, results[1].gradient, rtol=1e-4, atol=1e-6)
     assert results[0].buffers.size == results[1].buffers.size == 0
@@ -116,9 +116,9 @@ def test_the_coordinators_evaluator_agrees_with_the_engine(engine: Engine, bundl
 def test_two_engines_of_one_bundle_do_not_disturb_each_other(bundle: Bundle) -> None:
     one, two = OrtTrainingEngine(bundle), OrtTrainingEngine(bundle, threads=2)
     model = initial_model(bundle)
-    expected = one.step(model, batch_of(4)).gradient.copy()
-    two.step(other(model), batch_of(4, seed=3))
-    np.testing.assert_array_equal(one.step(model, batch_of(4)).gradient, expected)
+    expected = one.step(model, batch_of(4), 0).gradient.copy()
+    two.step(other(model), batch_of(4, seed=3), 0)
+    np.testing.assert_array_equal(one.step(model, batch_of(4), 0).gradient, expected)
 
 
 def test_statistics_that_overflowed_once_do_not_stay(zoo: Zoo) -> None:
@@ -127,9 +127,9 @@ def test_statistics_that_overflowed_once_do_not_stay(zoo: Zoo) -> None:
     rng = np.random.default_rng(0)
     image = rng.normal(size=(4, 1, 8, 8)).astype(np.float32)
     batch = Batch((image,), (rng.integers(0, 3, 4),))
-    before = engine.step(model, batch).buffers.copy()
-    assert not np.isfinite(engine.step(model, replace(batch, inputs=(image * np.float32(1e30),))).buffers).all()
-    np.testing.assert_array_equal(engine.step(model, batch).buffers, before)
+    before = engine.step(model, batch, 0).buffers.copy()
+    assert not np.isfinite(engine.step(model, replace(batch, inputs=(image * np.float32(1e30),)), 0).buffers).all()
+    np.testing.assert_array_equal(engine.step(model, batch, 0).buffers, before)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_statistics_that_overflowed_once_do_not_stay(zoo: Zoo) -> None:
 def test_a_batch_of_wrong_shapes_or_classes_is_a_data_error(bundle: Bundle, wrong: Batch) -> None:
     engine, model = OrtTrainingEngine(bundle), initial_model(bundle)
     with pytest.raises(DataError, match=r"input|target|batch"):
-        engine.step(model, wrong)
+        engine.step(model, wrong, 0)
     with pytest.raises(DataError, match=r"input|target|batch"):
         engine.evaluate(model, wrong)
 
@@ -156,10 +156,10 @@ def test_an_index_outside_an_embedding_is_a_data_error_and_the_engine_goes_on(zo
     bundle = zoo("two_inputs_two_outputs")
     engine, model = OrtTrainingEngine(bundle), initial_model(bundle)
     good = Batch((np.array([0, 9]), np.ones((2, 3), np.float32)), (np.array([0, 2]), np.zeros((2, 1), np.float32)))
-    expected = engine.step(model, good).gradient.copy()
+    expected = engine.step(model, good, 0).gradient.copy()
     bad = replace(good, inputs=(np.array([0, 10]), good.inputs[1]))
     with pytest.raises(DataError, match="the runtime refuses it"):
-        engine.step(model, bad)
+        engine.step(model, bad, 0)
     with pytest.raises(DataError, match="the runtime refuses it"):
         engine.evaluate(model, bad)
-    np.testing.assert_array_equal(engine.step(model, good).gradient, expected)
+    np.testing.assert_array_equal(engine.step(model, good, 0).gradient, expected)
