@@ -61,7 +61,11 @@ def run(config: Path) -> int:
         "start device=%s fleet=%s boot=%d outbox=%d", settings.device, settings.fleet, store.boot, len(store.outbox())
     )
     transport = MqttTransport(
-        MqttSettings(parse_url(settings.broker.url), client_id=f"{settings.fleet}-{settings.device}"),
+        MqttSettings(
+            parse_url(settings.broker.url),
+            client_id=f"{settings.fleet}-{settings.device}",
+            longest_retry_s=settings.broker.longest_retry_s,
+        ),
         topics.of_agent(settings.device),
         last_will(topics, settings.device, store.boot),
         rng=rng,

@@ -18,6 +18,7 @@ state = "state"                    # folder for what must survive; relative to t
 
 [broker]
 url = "mqtt://127.0.0.1:1883"
+longest_retry_s = 60.0             # waits between attempts to connect grow up to this, with chance in them
 
 [data]
 path = "shard.npz"                 # a file, folder or glob of .npz shards or .npy pairs; or
@@ -40,9 +41,12 @@ class BrokerSettings:
     """Where the broker is."""
 
     url: str
+    longest_retry_s: float = 60.0
 
     def __post_init__(self) -> None:
         parse_url(self.url)
+        if not 1 <= self.longest_retry_s <= 3600:
+            raise ValueError(f"longest_retry_s: {self.longest_retry_s} is outside 1..3600 seconds")
 
 
 @dataclass(frozen=True, slots=True)

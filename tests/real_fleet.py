@@ -56,6 +56,8 @@ learning_rate = 0.1
 {self.training}
 [evaluation]
 data = "test.npz"
+[limits]
+keep_rounds = 1000
 """
         )
         for index in range(self.devices):
@@ -69,6 +71,7 @@ fleet = "test"
 state = "state"
 [broker]
 url = "mqtt://127.0.0.1:{self.port}"
+longest_retry_s = 2.0
 [data]
 path = "shard.npz"
 """
@@ -79,9 +82,9 @@ path = "shard.npz"
         for index in range(self.devices):
             self.start_agent(f"device-{index:02d}")
 
-    def start_coordinator(self) -> None:
+    def start_coordinator(self, *, exit_when_finished: bool = True) -> None:
         config = str(self.folder / "coordinator.toml")
-        command = ("run", "--config", config, "--json", "--exit-when-finished")
+        command = ("run", "--config", config, "--json", *(["--exit-when-finished"] if exit_when_finished else []))
         # Its private broker is its child: told to end, it ends that too.
         self.coordinator = self._start("coordinator", "coordinator", *command, orphaned=signal.SIGTERM)
 

@@ -1,18 +1,32 @@
 """The whole of it, as real processes over real brokers: rounds run, and kills cost time only."""
 
+import contextlib
 import os
+import random
 import signal
+import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from coordinator.broker import BrokerKind
+from tests.audit import audit
 from tests.conftest import require_broker
 from tests.real_fleet import RealFleet, accuracy, broker_pid, is_gone
 from tests.waiting import until
 
 pytestmark = pytest.mark.real
+
+
+def pending(device: Path) -> bool:
+    """Whether a device still has an update to settle or a task to end."""
+    store = sqlite3.connect(f"file:{device}/state/agent.sqlite?mode=ro", uri=True)
+    try:
+        return bool(store.execute("SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM task)").fetchone()[0])
+    finally:
+        store.close()
 
 
 @pytest.fixture
@@ -79,6 +93,38 @@ def test_killing_agents_coordinator_and_broker_costs_time_only(tmp_path: Path, f
     rows = fleet.ask("rounds")["rounds"]
     assert [row["round"] for row in rows][-12:] == list(range(1, 13))
     assert sum(row["accepted"] for row in fleet.ask("devices")["devices"]) == 3 * 12
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_after_random_kills_every_receipted_update_is_in_exactly_one_fold(
+    tmp_path: Path, fleets: list[RealFleet]
+) -> None:
+    rng = random.Random(20261122)
+    fleet = launch(fleets, tmp_path, "mosquitto", rounds=150)
+    for _ in range(14):
+        reached = min(150, len(fleet.committed()) + rng.choice([0, 0, 1]))
+        fleet.until(lambda at=reached: len(fleet.committed()) >= at)  # type: ignore[misc]
+        time.sleep(rng.uniform(0, 0.3))  # a kill at no particular moment is the point
+        victim = rng.choice(["agent", "agent", "coordinator", "broker"])
+        broker = broker_pid(fleet)
+        if victim == "agent":
+            device = rng.choice(sorted(fleet.agents))
+            fleet.kill(fleet.agents[device])
+            fleet.start_agent(device)
+        elif victim == "coordinator" and fleet.coordinator is not None and fleet.coordinator.exit_code is None:
+            fleet.kill(fleet.coordinator)
+            fleet.start_coordinator()
+        elif victim == "broker" and broker is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(broker, signal.SIGKILL)
+    fleet.finish()
+    # One more start answers whatever receipt the last goodbye was too quick for.
+    if any(pending(tmp_path / device) for device in fleet.agents):
+        fleet.start_coordinator(exit_when_finished=False)
+    fleet.until(lambda: not any(pending(tmp_path / device) for device in fleet.agents))
+    fleet.stop()
+    assert audit(tmp_path) == 150
 
 
 def test_a_broker_that_is_not_there_yet_is_waited_for(tmp_path: Path, fleets: list[RealFleet]) -> None:
