@@ -23,7 +23,7 @@ from rich.progress import Progress
 from benchmarks.harness import Row, options, progress_console, publish
 from benchmarks.memory import PeakSampler, pss_mib
 from devices.datasets import PROJECT_ROOT, Dataset, load_dataset
-from devices.facts import DeviceFacts, Finished, RoundCommitted, parse_devices, parse_event
+from devices.facts import DeviceFacts, Finished, Listening, RoundCommitted, parse_devices, parse_event
 from devices.partition import split, write_shards
 from devices.presets import PRESETS
 from devices.processes import Child, output_lines, start, stop, wait
@@ -45,6 +45,7 @@ class Measured:
     agent_idle_mib: float
     agent_peak_mib: float
     coordinator_mib: float
+    broker: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,9 +136,12 @@ def _measure(home: Path, plan: Plan, tick: Callable[[], None]) -> Measured:
         }
         pids = {name: child.process.pid for name, child in agents.items()}
         rounds: list[RoundCommitted] = []
+        broker = ""
         with PeakSampler({"coordinator": coordinator.process.pid, **pids}) as sampler:
             for line in output_lines(coordinator, tuple(agents.values()), lambda: None, STALL_S):
                 event = parse_event(line)
+                if isinstance(event, Listening):
+                    broker = event.broker
                 if isinstance(event, RoundCommitted):
                     rounds.append(event)
                     tick()
@@ -150,7 +154,7 @@ def _measure(home: Path, plan: Plan, tick: Callable[[], None]) -> Measured:
     finally:
         stop(children)
     peaks = sampler.peaks
-    return Measured(tuple(rounds), devices, max(idle), max(peaks[d] for d in pids), peaks["coordinator"])
+    return Measured(tuple(rounds), devices, max(idle), max(peaks[d] for d in pids), peaks["coordinator"], broker)
 
 
 def _row(plan: Plan, measured: Measured) -> Row:
@@ -170,6 +174,7 @@ def _row(plan: Plan, measured: Measured) -> Row:
         "coordinator_pss_mib": round(measured.coordinator_mib, 1),
         "accuracy": rounds[-1].accuracy,
         "codec": plan.codec,
+        "broker": measured.broker,
     }
 
 

@@ -43,7 +43,7 @@ def test_every_benchmark_takes_json_quick_and_a_seed() -> None:
 
 def test_a_row_has_the_documented_keys_and_medians_of_rounds() -> None:
     rounds = tuple(RoundCommitted(i, 2, float(i), 200, 400, i, 0.5 + i / 10, 1.0, 0.1 * i) for i in (1, 2, 3))
-    row = _row(_plan("digits", 2, 3, "all/float16"), Measured(rounds, (), 50.0, 90.0, 80.0))
+    row = _row(_plan("digits", 2, 3, "all/float16"), Measured(rounds, (), 50.0, 90.0, 80.0, "mosquitto"))
     assert {
         *("agents", "rounds", "overhead_s_per_round", "bytes_up_per_device_round", "bytes_down_per_device_round"),
         *("agent_idle_pss_mib", "agent_peak_pss_mib", "coordinator_pss_mib", "accuracy"),
