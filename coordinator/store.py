@@ -324,7 +324,9 @@ class Store:
         self._sql.execute("BEGIN IMMEDIATE")
         try:
             yield self._sql
+            self._sql.execute("COMMIT")
         except BaseException:
-            self._sql.execute("ROLLBACK")
+            # A disk that is full may end the transaction by itself, or leave it open at COMMIT.
+            if self._sql.in_transaction:
+                self._sql.execute("ROLLBACK")
             raise
-        self._sql.execute("COMMIT")
