@@ -1,6 +1,7 @@
 """A bundle from a TrainingSpec: three graphs, artifacts, parameters, parity, and the manifest last."""
 
 import contextlib
+import copy
 import hashlib
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import onnx
 import torch
 from safetensors.numpy import save
+from torch.nn.parameter import is_lazy
 
 from edge_agent.runtimes.evaluator import Evaluator
 from edge_agent.runtimes.ort_training import NAME as ORT_TRAINING
@@ -19,7 +21,7 @@ from edge_agent.runtimes.ort_training import OrtTrainingEngine
 from export import graph_surgery as surgery
 from export import ort_artifacts, parity
 from export.capture import WithLoss, classes_of, program, refuse_randomness, to_onnx, try_out
-from export.decompositions import trainable
+from export.decompositions import faithful, trainable
 from export.dropout import masks_to_inputs
 from export.inference import places_of
 from export.layout import Ports, flat_model, ports_of, tensors_of
@@ -92,12 +94,13 @@ def write_bundle(
 
 def capture(spec: TrainingSpec, report: Report = _silent) -> Graphs:
     """The three graphs of a spec. Raises BundleError naming the layer that stands in the way."""
-    _check_size(spec)
+    _check_module(spec)
     report("capturing the training graph")
     spec.module.train()
     every = tensors_of(spec)
     with _buffers_kept(spec, {t.name for t in every if t.kind == "buffer"}):
         outputs = try_out(spec).outputs
+    _check_copies(spec)
     # Clones, because torch takes one tensor given twice, as an autoencoder's input and target, for one argument.
     arguments = tuple(t.detach().clone() for t in (*spec.input_tensors, *spec.target_tensors))
     taken = {name for name, _ in (*spec.module.named_parameters(), *spec.module.named_buffers())} | {"loss"}
@@ -110,7 +113,7 @@ def capture(spec: TrainingSpec, report: Report = _silent) -> Graphs:
     spec.module.eval()
     captured = program(WithLoss(spec), arguments)
     refuse_randomness(captured)
-    evaluation = to_onnx(captured, names, given)
+    evaluation = to_onnx(faithful(captured), names, given)
     for model in (train, evaluation):
         surgery.use_module_names(model, spec.module)
     inference = surgery.without_loss(evaluation, names[: len(ports.inputs)], given[1:])
@@ -120,7 +123,10 @@ def capture(spec: TrainingSpec, report: Report = _silent) -> Graphs:
     return Graphs(train, evaluation, inference, tensors, ports, dropouts)
 
 
-def _check_size(spec: TrainingSpec) -> None:
+def _check_module(spec: TrainingSpec) -> None:
+    for name, value in (*spec.module.named_parameters(), *spec.module.named_buffers()):
+        if is_lazy(value):
+            raise BundleError(f"{name}: has no shape yet; call the module once on the examples before giving it")
     sizes = {name: 4 * p.numel() for name, p in spec.module.named_parameters()}
     if sum(sizes.values()) > MAX_MODEL_BYTES:
         name = max(sizes, key=sizes.__getitem__)
@@ -128,6 +134,16 @@ def _check_size(spec: TrainingSpec) -> None:
             f"module: {sum(sizes.values())} bytes of parameters are over the limit of {MAX_MODEL_BYTES}, "
             f"{sizes[name]} of them in {name}; use a smaller model"
         )
+
+
+def _check_copies(spec: TrainingSpec) -> None:
+    try:
+        copy.deepcopy(spec.module)
+    except RuntimeError as error:
+        raise BundleError(
+            "module: holds a tensor that was computed from its parameters and cannot be copied, as of torch.nn.utils."
+            "weight_norm; compute it in forward, or use torch.nn.utils.parametrizations"
+        ) from error
 
 
 def _finish(
@@ -138,7 +154,8 @@ def _finish(
     surgery.settle_casts(train)
     surgery.average_pools_to_convolutions(train)
     surgery.train_batch_norms(train, tensors)
-    surgery.complete_outputs(train)
+    surgery.complete_nodes(train)
+    surgery.part_constants(train, tensors)
     for model in (train, evaluation, inference):
         surgery.order_initializers(model, tensors)
     surgery.tensors_to_inputs(evaluation, tensors)

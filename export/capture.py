@@ -8,7 +8,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import onnx
 import torch
@@ -37,6 +36,29 @@ EAGER_FAILURES: tuple[type[Exception], ...] = (
     AssertionError,
 )
 
+# Operators that drop units at a rate, which devices repeat; see export/dropout.py.
+_DROPOUTS = (
+    "dropout",
+    "dropout_",
+    "feature_dropout",
+    "feature_dropout_",
+    "alpha_dropout",
+    "alpha_dropout_",
+    "feature_alpha_dropout",
+    "feature_alpha_dropout_",
+    "bernoulli",
+    "bernoulli_",
+    "scaled_dot_product_attention",
+)
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+# What their arguments call the rate.
+_RATES = ("dropout_p", "dropout", "p")
+
+# What to use where torch's exporter knows no ONNX form.
+_INSTEAD = {
+    "adaptive_max_pool1d": "nn.MaxPool1d, or a size that divides the input's,",
+    "adaptive_max_pool2d": "nn.MaxPool2d, or a size that divides the map's,",
+}
 _CONVERSION_FAILURES = EAGER_FAILURES + (torch.onnx.errors.OnnxExporterError,)
 
 
@@ -182,15 +204,21 @@ def _check_operators(captured: ExportedProgram) -> None:
     """Raises BundleError for what torch's exporter would get wrong or a device could not repeat."""
     normalised: set[object] = set()
     for node in captured.graph.nodes:
-        if _draws(node) and not _is_dropout(node):
+        if _draws(node) and _operator(node) in _RECURRENT:
+            raise BundleError(
+                f"{layer_of_fx(node)}: dropout between its layers cannot be repeated on devices; set dropout=0, or use "
+                "one layer each with nn.Dropout between them"
+            )
+        if _draws(node) and _operator(node) not in _DROPOUTS:
             raise BundleError(
                 f"{layer_of_fx(node)}: {_aten(node)} draws random numbers, so that steps could not be checked against "
-                "torch; use nn.Dropout, or x.bernoulli_(p) with a fixed p, which devices draw from their task's seed"
+                "torch; use nn.Dropout, or x.bernoulli_(p) with a fixed p, which devices draw from their task's seed, "
+                "or give the noise in as an input"
             )
-        if _aten(node) == "aten.cross_entropy_loss" and len(node.args) > 5 and node.args[5]:
+        if "embedding_bag" in str(node.target):
             raise BundleError(
-                f"{layer_of_fx(node)}: torch's exporter drops label_smoothing; with s for it, write the loss as "
-                "(1 - s) * cross_entropy(x, y) - s * x.log_softmax(1).mean()"
+                f"{layer_of_fx(node)}: EmbeddingBag has no gradient in onnxruntime-training; use nn.Embedding and then "
+                ".mean(1), .sum(1) or .amax(1)"
             )
         if _aten(node) == "aten.batch_norm" and node.args[3] is not None:
             if node.args[3] in normalised:
@@ -220,23 +248,19 @@ def _layer(scopes: list[tuple[str, str]]) -> str:
 
 
 def _draws(node: torch.fx.Node) -> bool:
-    """dropout(input, p, train) with p = 0 or in evaluation draws nothing, nor does attention with dropout_p = 0."""
+    """Whether the operator draws random numbers; with rate 0, or told that this is no training, it does not."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
-    name = str(node.target)
-    arguments: tuple[Any, ...] = node.args
-    if "scaled_dot_product_attention" in name:
-        return bool((arguments[4] if len(arguments) > 4 else node.kwargs.get("dropout_p", 0.0)) != 0.0)
-    return not ("dropout" in name and len(arguments) >= 3 and (arguments[1] == 0 or arguments[2] is False))
+    given = {a.name: a for a in node.target._schema.arguments}  # type: ignore[union-attr]
+    values = {name: a.default_value for name, a in given.items() if a.has_default_value()}
+    values |= dict(zip(given, node.args, strict=False)) | node.kwargs
+    rates = [values[name] for name in _RATES if name in values]
+    return values.get("train") is not False and not (rates and rates[0] == 0)
 
 
-def _is_dropout(node: torch.fx.Node) -> bool:
-    name = str(node.target)
-    return (
-        "dropout" in name
-        or "scaled_dot_product_attention" in name
-        or name in ("aten.bernoulli_.float", "aten.bernoulli.p")
-    )
+def _operator(node: torch.fx.Node) -> str:
+    """The operator's name without its library and overload."""
+    return (str(node.target).split(".") + [""])[1]
 
 
 def _aten(node: torch.fx.Node) -> str:
@@ -265,7 +289,8 @@ def _conversion_message(captured: ExportedProgram, error: BaseException) -> str:
     for name in re.findall(r"aten[.:]+(\w+)", text):
         for node in captured.graph.nodes:
             if node.op == "call_function" and str(node.target).startswith(f"aten.{name}."):
-                return f"{layer_of_fx(node)}: operator aten.{name} has no ONNX form; use another layer in its place"
+                instead = _INSTEAD.get(name, "another layer")
+                return f"{layer_of_fx(node)}: operator aten.{name} has no ONNX form; use {instead} in its place"
     return f"module: cannot be written as ONNX; {_ADVICE}. torch says: {_short(error)}"
 
 

@@ -14,6 +14,8 @@ from protocol.errors import BundleError
 from protocol.manifest import Tensor
 
 NEXT = ".next"
+# How many of their inputs get a gradient whether it is asked for or not.
+_GRADIENT_OF_ALL = {"Concat": None, "BatchNormalization": 1}
 _GRADIENT_READS = {"LayerNormalization": ("mean", "deviation"), "SoftmaxCrossEntropyLoss": ("log_probability",)}
 
 
@@ -97,11 +99,7 @@ def train_batch_norms(model: onnx.ModelProto, tensors: tuple[Tensor, ...]) -> No
         if node.op_type != "BatchNormalization" or node.input[3] not in constants:
             nodes.append(node)
             continue
-        if node.input[3] not in running:
-            raise BundleError(
-                f"{layer_of(node)}: stays in evaluation mode while the model trains, which has a wrong gradient in "
-                "onnxruntime-training; let it train, or fold it into the layer before it"
-            )
+        assert node.input[3] in running, f"{layer_of(node)} stays in evaluation mode and was rewritten before"
         nodes += _trained_batch_norm(model, node, done)
     _set(model.graph.node, nodes)
     for tensor in tensors:
@@ -111,11 +109,47 @@ def train_batch_norms(model: onnx.ModelProto, tensors: tuple[Tensor, ...]) -> No
             model.graph.output.append(helper.make_tensor_value_info(done[tensor.name], TensorProto.FLOAT, tensor.shape))
 
 
-def complete_outputs(model: onnx.ModelProto) -> None:
-    """Gives nodes the optional outputs that their gradients read."""
+def complete_nodes(model: onnx.ModelProto) -> None:
+    """Gives nodes the optional inputs and outputs that their gradients read."""
+    nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
+        if node.op_type == "LayerNormalization" and len(node.input) == 2:
+            zero, name = _constant(model, f"{node.output[0]}.zero", 0.0), f"{node.output[0]}.no_bias"
+            nodes.append(helper.make_node("Mul", [node.input[1], zero], [name]))
+            node.input.append(name)
+        nodes.append(node)
         needed = _GRADIENT_READS.get(node.op_type, ())
         node.output.extend([f"{node.output[0]}.{name}" for name in needed[len(node.output) - 1 :]])
+    _set(model.graph.node, nodes)
+
+
+def part_constants(model: onnx.ModelProto, tensors: tuple[Tensor, ...]) -> None:
+    """Gives a value that nothing trained goes into a copy for every node whose gradient covers all of its inputs.
+
+    The runtime names a gradient after its value also where none is asked for, so that two such nodes on one value, as
+    dense connections to the image have, make a graph that it then refuses. A copy is the larger of the value and of a
+    number far below, another for each copy, since the runtime would see through plain copies and merge equal ones.
+    """
+    types = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    types |= {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
+    trained = {t.name for t in tensors if t.kind == "parameter"}
+    seen: set[str] = set()
+    copies = 0
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        covered = _GRADIENT_OF_ALL.get(node.op_type, 0)
+        for i, name in enumerate(node.input[:covered]):
+            if name in seen:
+                node.input[i] = f"{node.output[0]}.input_{i}"
+                copies += 1
+                least = _constant(model, f"{node.input[i]}.least", -3e38 - copies * 1e33)
+                nodes.append(helper.make_node("Max", [name, least], [node.input[i]]))
+            elif name not in trained and types.get(name) == TensorProto.FLOAT:
+                seen.add(name)
+        if trained.intersection(node.input):
+            trained.update(node.output)
+        nodes.append(node)
+    _set(model.graph.node, nodes)
 
 
 def settle_casts(model: onnx.ModelProto) -> None:

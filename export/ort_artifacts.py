@@ -20,23 +20,12 @@ MAX_IR = 10
 # What to use where an operator has no gradient in onnxruntime-training 1.19.2.
 INSTEAD: Mapping[str, str] = {
     "AveragePool": "nn.AvgPool2d without padding",
-    "ConvTranspose": "nn.Linear with a reshape",
+    "ConvTranspose": "nn.Upsample and a convolution",
     "CumSum": "a matrix product with torch.tril(torch.ones(n, n))",
-    "DepthToSpace": "reshape and permute",
     "Einsum": "torch.matmul with permute and reshape",
-    "Elu": "nn.ReLU, nn.LeakyReLU, nn.SiLU or nn.GELU",
-    "GlobalMaxPool": "nn.MaxPool2d with the size of the map, or nn.AdaptiveAvgPool2d(1)",
-    "GroupNormalization": "nn.BatchNorm2d or nn.LayerNorm",
-    "HardSigmoid": "nn.Sigmoid",
-    "HardSwish": "nn.SiLU or nn.ReLU",
-    "InstanceNormalization": "nn.BatchNorm2d or nn.LayerNorm",
-    "Mish": "nn.SiLU or nn.GELU",
-    "PRelu": "nn.LeakyReLU",
     "ReduceMax": "nn.MaxPool1d or nn.MaxPool2d with the size of the map, or a mean",
-    "Resize": "layers that keep or reduce the size",
-    "Selu": "nn.GELU or nn.SiLU",
-    "Softplus": "torch.log(1 + torch.exp(x))",
-    "SplitToSequence": "slices, as in x[:, :n]",
+    "Resize": "nearest by a whole number, or bilinear,",
+    "SplitToSequence": "slices, as in x[:, :n],",
 }
 
 

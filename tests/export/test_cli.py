@@ -21,7 +21,7 @@ def wrong():
     return nn.Linear(3, 2)
 
 def hard():
-    return TrainingSpec(nn.Sequential(nn.Linear(3, 2), nn.Hardswish()), torch.randn(4, 3), torch.randn(4, 2), "mse")
+    return TrainingSpec(nn.Sequential(nn.Linear(3, 2), nn.RReLU()), torch.randn(4, 3), torch.randn(4, 2), "mse")
 
 NUMBER = 3
 """
@@ -61,7 +61,7 @@ def test_a_function_in_a_file_becomes_a_bundle_and_json_facts(
         ("{dir}/model.py:missing", "Small_Model"),
         ("{dir}/model.py:NUMBER", "not a function"),
         ("{dir}/model.py:wrong", "returned a Linear"),
-        ("{dir}/model.py:hard", "1 (Hardswish)"),
+        ("{dir}/model.py:hard", "1 (RReLU)"),
         ("no.such.package:digits", "cannot be imported"),
     ],
 )

@@ -1,5 +1,6 @@
 """What cannot be trained on devices is refused by the layer's name with a remedy, and nothing is written."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from export.bundle import write_bundle
 from protocol.errors import BundleError, ConfigurationError
 
 X = torch.randn(4, 6)
+WORDS = torch.randint(0, 5, (4, 6))
 IMAGE = torch.randn(4, 4, 6, 6)
 
 
@@ -66,9 +68,19 @@ class Counting(nn.Module):
         return self.linear(x)  # type: ignore[no-any-return]
 
 
-class StaysInEvaluation(nn.BatchNorm1d):
-    def train(self, mode: bool = True) -> "StaysInEvaluation":
-        return super().train(False)
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(2, 4, num_layers=2, dropout=0.5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x.reshape(-1, 3, 2))[0][:, -1]  # type: ignore[no-any-return]
+
+
+def old_weight_norm() -> TrainingSpec:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return on(nn.utils.weight_norm(nn.Linear(6, 6)))
 
 
 class LossWithParameter(nn.Module):
@@ -95,18 +107,26 @@ def after_convolution(layer: nn.Module) -> TrainingSpec:
 
 
 LAYERS: dict[str, tuple[Callable[[], TrainingSpec], tuple[str, ...]]] = {
-    "hardswish": (lambda: after_linear(nn.Hardswish()), ("features.3 (Hardswish)", "HardSwish", "nn.SiLU")),
-    "prelu": (lambda: after_linear(nn.PReLU()), ("features.3 (PReLU)", "PRelu", "nn.LeakyReLU")),
-    "group norm": (lambda: after_convolution(nn.GroupNorm(2, 4)), ("features.3 (GroupNorm)", "nn.BatchNorm2d")),
-    "global max": (lambda: after_convolution(nn.AdaptiveMaxPool2d(1)), ("features.3 (AdaptiveMaxPool2d)", "ReduceMax")),
-    "transposed": (
-        lambda: after_convolution(nn.ConvTranspose2d(4, 4, 2, stride=2)),
-        ("features.3 (ConvTranspose2d)", "ConvTranspose"),
+    "uneven windows": (
+        lambda: after_convolution(nn.AdaptiveMaxPool2d(4)),
+        ("features.3 (AdaptiveMaxPool2d)", "a size that divides"),
+    ),
+    "bicubic": (
+        lambda: after_convolution(nn.Upsample(scale_factor=2, mode="bicubic")),
+        ("features.3 (Upsample)", "Resize", "bilinear"),
     ),
     "uneven pool": (
-        lambda: after_convolution(nn.AvgPool2d(2, padding=1, count_include_pad=False)),
-        ("features.3 (AvgPool2d)", "count_include_pad=True"),
+        lambda: on(Features(nn.Linear(6, 6), nn.AvgPool1d(2, padding=1, count_include_pad=False))),
+        ("features.1 (AvgPool1d)", "count_include_pad=True"),
     ),
+    "bag": (lambda: TrainingSpec(nn.EmbeddingBag(5, 3), WORDS, X[:, :3], "mse"), ("EmbeddingBag", "nn.Embedding")),
+    "recurrent dropout": (lambda: on(Recurrent()), ("lstm (LSTM)", "dropout=0", "nn.Dropout between them")),
+    "random slope": (lambda: after_linear(nn.RReLU()), ("features.3 (RReLU)", "random numbers")),
+    "lazy": (
+        lambda: TrainingSpec(nn.LazyLinear(6), X, X, "mse"),
+        ("weight", "call the module once on the examples"),
+    ),
+    "old weight norm": (old_weight_norm, ("torch.nn.utils.parametrizations",)),
     "dropout in evaluation too": (
         lambda: on(Applied(lambda x: nn.functional.dropout(x, 0.5))),
         ("forward of the module", "random", "F.dropout(x, p, self.training)"),
@@ -127,18 +147,10 @@ LAYERS: dict[str, tuple[Callable[[], TrainingSpec], tuple[str, ...]]] = {
         lambda: after_linear(nn.BatchNorm1d(6, momentum=None)),
         ("features.3 (BatchNorm1d)", "momentum=0.1"),
     ),
-    "batch norm in evaluation": (
-        lambda: after_linear(StaysInEvaluation(6)),
-        ("features.3 (StaysInEvaluation)", "evaluation"),
-    ),
     "a function": (lambda: on(Applied(lambda x: x.cumsum(1))), ("forward of the module", "CumSum")),
     "loss operator": (
-        lambda: on(Unused().linear, loss=lambda a, b: nn.functional.softplus(a - b).mean()),
-        ("the loss", "Softplus"),
-    ),
-    "label smoothing": (
-        lambda: TrainingSpec(nn.Linear(6, 3), X, torch.tensor([0, 1, 2, 0]), nn.CrossEntropyLoss(label_smoothing=0.1)),
-        ("the loss", "label_smoothing", "log_softmax"),
+        lambda: on(Unused().linear, loss=lambda a, b: (a - b).cumsum(1).mean()),
+        ("the loss", "CumSum", "torch.tril"),
     ),
     "loss of many numbers": (lambda: on(nn.Linear(6, 6), loss=lambda a, b: a - b), ("loss", "(4, 6)", ".mean()")),
     "loss parameter": (lambda: on(nn.Linear(6, 6), loss=LossWithParameter()), ("loss.scale", "into the module")),

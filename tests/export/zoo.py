@@ -163,6 +163,96 @@ def transformer_with_dropout() -> TrainingSpec:
     return TrainingSpec(SequenceFirst(), torch.randn(EXAMPLES, 5, 8), classes(3), "cross_entropy", ("accuracy",))
 
 
+def activations() -> TrainingSpec:
+    """All those for which the runtime has no gradient of its own."""
+    module = nn.Sequential(
+        nn.Linear(5, 8),
+        nn.ELU(),
+        nn.CELU(1.5),
+        nn.SELU(inplace=True),
+        nn.PReLU(8),
+        nn.Softplus(2.0),
+        nn.BatchNorm1d(8),
+        nn.Mish(),
+        nn.Hardswish(inplace=True),
+        nn.Softshrink(0.01),
+        nn.PReLU(),
+        nn.Hardsigmoid(),
+        nn.Linear(8, 3),
+    )
+    loss = nn.CrossEntropyLoss(label_smoothing=0.1)
+    return TrainingSpec(module, torch.randn(EXAMPLES, 5), classes(3), loss, ("accuracy",))
+
+
+class Frozen(nn.Sequential):
+    """A pretrained part as its users freeze it: no gradients, and statistics that stay."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Frozen":
+        return super().train(False)
+
+
+def windows() -> TrainingSpec:
+    """A frozen part, then layers that change the size or normalise without running statistics."""
+    module = nn.Sequential(
+        Frozen(),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+        nn.GroupNorm(2, 4),
+        nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1, output_padding=1, groups=2),
+        nn.InstanceNorm2d(4, affine=True),
+        nn.Conv2d(4, 4, 3),
+        nn.Upsample(scale_factor=2),
+        nn.PixelShuffle(2),
+        nn.Upsample(scale_factor=0.5, mode="bilinear"),
+        nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+        nn.Conv2d(1, 6, 1),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+        nn.LogSoftmax(1),
+    )
+    return TrainingSpec(module, torch.randn(EXAMPLES, 1, 8, 8), classes(3), nn.NLLLoss(), ("accuracy",))
+
+
+class Dense(nn.Module):
+    """Every layer sees the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(2)
+        self.first, self.second = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(5, 3, 3, padding=1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([x, torch.relu(self.first(self.norm(x)))], 1)
+        y = torch.cat([x, y[:, :3], torch.relu(self.second(y))], 1)
+        return self.head(y.amax(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+def dense_connections() -> TrainingSpec:
+    return TrainingSpec(Dense(), torch.randn(EXAMPLES, 2, 6, 6), classes(3), "cross_entropy", ("accuracy",))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, batch_first=True)
+        self.gru = nn.GRU(4, 3, batch_first=True, bidirectional=True)
+        self.cell = nn.GRUCell(6, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.gru(self.lstm(x)[0])[0]
+        return self.head(self.cell(x[:, 0], self.cell(x[:, 1])))  # type: ignore[no-any-return]
+
+
+def recurrent() -> TrainingSpec:
+    return TrainingSpec(Recurrent(), torch.randn(EXAMPLES, 2, 3), classes(3), "cross_entropy", ("accuracy",))
+
+
 ZOO: dict[str, Callable[[], TrainingSpec]] = {
     make.__name__: make
     for make in (
@@ -180,6 +270,10 @@ ZOO: dict[str, Callable[[], TrainingSpec]] = {
         transformer,
         cnn_with_dropout,
         transformer_with_dropout,
+        activations,
+        windows,
+        dense_connections,
+        recurrent,
     )
 }
 
