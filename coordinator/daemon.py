@@ -18,6 +18,7 @@ from coordinator.link import Link
 from coordinator.next_model import first_model, load_model, next_model
 from coordinator.planner import make_task, order_devices
 from coordinator.reception import Reception, Rejected, Taken, Uncounted, Verdict
+from coordinator.rivals import Rivals
 from coordinator.rows import RoundFigures
 from coordinator.settings import Settings
 from coordinator.store import Store
@@ -39,6 +40,7 @@ from protocol.messages import (
     Welcome,
     Withdraw,
 )
+from protocol.restraint import Restraint
 from protocol.topics import Topics
 from protocol.transport import Connected, Disconnected, Event, Incoming, Transport
 
@@ -72,6 +74,8 @@ class Coordinator:
         self._fleet = Fleet(store.devices())
         self._uploads = Uploads(store.updates, self._link)
         self._reception = Reception(store, self._link, self._uploads, bundle.manifest, settings.limits.examples)
+        self._rivals = Rivals(CoordinatorState(store.epoch, accepting=True, run=store.run))
+        self._restraint = Restraint()
         self._greeted: set[str] = set()
         self._noted = dict(self._link.traffic)
         self._uncounted: dict[tuple[str, str], tuple[int, str]] = {}
@@ -114,9 +118,8 @@ class Coordinator:
             case Connected():
                 log.info("connected epoch=%d", self._store.epoch)
                 self._connected, self._outage_logged = True, False
-                self._link.tell_everyone(
-                    "coordinator", CoordinatorState(self._store.epoch, accepting=True), retain=True
-                )
+                self._rivals.connected(now)
+                self._link.tell_everyone("coordinator", self._rivals.own, retain=True)
             case Disconnected(reason):
                 # Once per outage: the transport goes on trying, and says so at every attempt.
                 if not self._outage_logged:
@@ -128,6 +131,7 @@ class Coordinator:
     def _read(self, message: Incoming, now: float) -> None:
         read = self._link.read(message)
         if read is None:
+            self._hear(self._link.read_coordinator(message), now)
             return
         topic, said = read
         device = topic.device
@@ -148,6 +152,16 @@ class Coordinator:
                 self._fleet.left(device, said.boot)
         self._obey(device, said.body, now)
 
+    def _hear(self, said: CoordinatorState | None, now: float) -> None:
+        if said is not None and self._rivals.hear(said, self._settings.fleet, now):
+            self._link.tell_everyone("coordinator", self._rivals.own, retain=True)
+            if self._restraint.unsaid("rival", now) is not None:
+                log.error(
+                    "another coordinator serves this fleet through this broker: run=%s; stop one of the two, "
+                    "devices cannot work for both",
+                    said.run or "unknown",
+                )
+
     def _obey(self, device: str, body: Body, now: float) -> None:
         match body:
             case Offer():
@@ -165,10 +179,12 @@ class Coordinator:
             case Chunk():
                 self._settle(device, self._reception.take(device, body, self._base, now), now)
             case Unavailable(digest, reason):
-                log.warning("unavailable device=%s blob=%s reason=%r", device, digest.hex()[:12], reason)
+                if self._restraint.unsaid((device, "unavailable"), now) is not None:
+                    log.warning("unavailable device=%s blob=%s reason=%r", device, digest.hex()[:12], reason)
                 self._uploads.end(device)
             case DeviceState():
-                log.info("device=%s state=%s", device, body.state)
+                if self._restraint.unsaid((device, "state"), now) is not None:
+                    log.info("device=%s state=%s", device, body.state)
             case _:
                 self._count(device, Rejection("misplaced", f"{type(body).__name__} is not a device's to say"))
 
@@ -242,11 +258,15 @@ class Coordinator:
         """Counts something refused that is of no round. Strangers share one line, there may be any number of them."""
         key = (device if self._fleet.knows(device) else "-", why.reason)
         self._uncounted[key] = (self._uncounted.get(key, (0, ""))[0] + 1, why.detail)
-        self._tell_rejected(device, 0, why)
+        self._tell_rejected(device, 0, why, key)
 
-    def _tell_rejected(self, device: str, number: int, why: Rejection) -> None:
-        log.warning("rejected device=%s round=%d %s", device, number, why)
-        self._emit(UpdateRejected(device, number, why.reason, why.detail))
+    def _tell_rejected(self, device: str, number: int, why: Rejection, kind: tuple[str, str] | None = None) -> None:
+        """All are counted in the store; of a flood not each is said."""
+        unsaid = self._restraint.unsaid(kind or (device, why.reason), self._clock())
+        if unsaid is not None:
+            more = f" (and {unsaid} more before it)" if unsaid else ""
+            log.warning("rejected device=%s round=%d %s%s", device, number, why, more)
+            self._emit(UpdateRejected(device, number, why.reason, why.detail))
 
     # What is due
 
@@ -270,15 +290,16 @@ class Coordinator:
 
     def stop(self) -> None:
         """Says goodbye and writes the last counts."""
-        self._link.tell_everyone("coordinator", CoordinatorState(self._store.epoch, accepting=False), retain=True)
+        self._link.tell_everyone("coordinator", replace(self._rivals.own, accepting=False), retain=True)
         self._note()
 
     def _note(self) -> None:
-        changed, traffic = self._fleet.take_changed(), dict(self._link.traffic)
-        if changed or self._uncounted or traffic != self._noted:
+        changed = self._fleet.take_changed()
+        traffic = {key: t for key, t in self._link.traffic.items() if self._noted.get(key) != t}
+        if changed or self._uncounted or traffic:
             self._store.note(changed, traffic, self._uncounted)
             self._uncounted.clear()
-            self._noted = traffic
+            self._noted |= traffic
 
     def _send_again(self, now: float) -> None:
         for device, (at, retry_s) in tuple(self._retry.items()):

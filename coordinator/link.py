@@ -12,9 +12,10 @@ from protocol.transport import Incoming, Transport, Will
 EVERYONE = "all"
 
 
-def last_will(topics: Topics, epoch: int) -> Will:
+def last_will(topics: Topics, run: str, epoch: int) -> Will:
     """What the broker says when the coordinator is lost."""
-    return Will(topics.everyone("coordinator"), encode(Envelope(epoch, 0, 0, CoordinatorState(epoch, accepting=False))))
+    lost = CoordinatorState(epoch, accepting=False, run=run)
+    return Will(topics.everyone("coordinator"), encode(Envelope(epoch, 0, 0, lost)))
 
 
 class Link:
@@ -44,6 +45,13 @@ class Link:
             if misplaced or (topic.channel == "up/blob") != isinstance(said.body, Chunk):
                 return topic, Rejection("misplaced", f"{type(said.body).__name__} on channel {topic.channel}")
         return topic, said
+
+    def read_coordinator(self, message: Incoming) -> CoordinatorState | None:
+        """What a coordinator of this fleet, this one or another, says of itself; None for any other message."""
+        if message.topic != self._topics.everyone("coordinator"):
+            return None
+        said = decode(message.payload)
+        return said.body if isinstance(said, Envelope) and isinstance(said.body, CoordinatorState) else None
 
     def count_up(self, device: str, message: Incoming, envelope: Envelope) -> None:
         """Takes the sender's own count, which includes what never arrived."""

@@ -92,9 +92,9 @@ def _serve(
 ) -> None:
     topics = Topics(settings.fleet)
     transport = MqttTransport(
-        MqttSettings(parse_url(broker.url), client_id=f"{settings.fleet}-coordinator", longest_retry_s=5.0),
+        MqttSettings(parse_url(broker.url), client_id=f"{settings.fleet}-coordinator-{store.run}", longest_retry_s=5.0),
         topics.of_coordinator(),
-        last_will(topics, store.epoch),
+        last_will(topics, store.run, store.epoch),
         rng=np.random.default_rng(),
     )
     try:

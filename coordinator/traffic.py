@@ -7,7 +7,8 @@ Direction = Literal["up", "down"]
 # The device, and which way: up is the device's own count, down the coordinator's of what it sent there.
 Sender = tuple[str, Direction]
 
-# No board sends this much in one boot; a device that claims more is lying and counts as this.
+# No board sends this much in its life; a device that claims more is lying and counts as this. The sum over the largest
+# fleet still fits the 63 bits of a database.
 MAX_CLAIM_BYTES = 1 << 48
 
 
@@ -26,5 +27,10 @@ class Traffic:
     def counted(self, boot: int, sent_bytes: int) -> "Traffic":
         """After a message that says `sent_bytes` in `boot`. What is late or comes twice changes nothing."""
         if boot > self.boot:
-            return Traffic(boot, sent_bytes, self.total_bytes)
-        return replace(self, sent_bytes=max(self.sent_bytes, sent_bytes)) if boot == self.boot else self
+            return Traffic(boot, sent_bytes, self.total_bytes)._limited()
+        if boot < self.boot:
+            return self
+        return replace(self, sent_bytes=max(self.sent_bytes, sent_bytes))._limited()
+
+    def _limited(self) -> "Traffic":
+        return replace(self, sent_bytes=min(self.sent_bytes, MAX_CLAIM_BYTES - self.earlier_bytes))

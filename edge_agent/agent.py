@@ -29,6 +29,7 @@ from protocol.messages import (
     Welcome,
     Withdraw,
 )
+from protocol.restraint import Restraint
 from protocol.topics import Topics
 from protocol.transfer import Receiving, ask, forget, receive
 from protocol.transport import Connected, Disconnected, Event, Incoming, Transport
@@ -74,6 +75,8 @@ class Agent:
         self._workshop = Workshop(settings.data, base, settings.training.backend, settings.training.threads)
         self._connected, self._outage_logged = False, False
         self._epoch: int | None = None
+        self._coordinator_here = True
+        self._restraint = Restraint()
         self._hello_at, self._hello_retry_s = NEVER, FIRST_RETRY_S
         self._offer_at, self._offer_retry_s = 0.0, FIRST_RETRY_S
         self._unload_at = NEVER
@@ -121,30 +124,36 @@ class Agent:
             return
         if isinstance(envelope, Rejection):
             self.rejected += 1
-            log.warning("message rejected topic=%s %s", event.topic, envelope)
+            unsaid = self._restraint.unsaid(envelope.reason, now)
+            if unsaid is not None:
+                log.warning("message rejected topic=%s %s unsaid=%d", event.topic, envelope, unsaid)
             return
         self._meet(envelope.boot, now)
         self._obey(envelope.body, now)
 
     def _meet(self, epoch: int, now: float) -> None:
         """A coordinator that started anew remembers no transfer and may not know this device is here."""
-        if self._epoch is not None and epoch > self._epoch:
+        # Not only a greater one: a coordinator whose state folder is new counts from one again.
+        if self._epoch is not None and epoch != self._epoch:
             self._hello_at = now + self._rng.uniform(0, GREETING_SPREAD_S)
             self._offer_at, self._offer_retry_s = self._hello_at, FIRST_RETRY_S
             if self._receiving is not None:
                 self._receiving = forget(self._receiving)
-        self._epoch = max(epoch, self._epoch or 0)
+        self._epoch = epoch
 
     def _obey(self, body: Body, now: float) -> None:
         match body:
             case Welcome():
                 self._hello_at, self._hello_retry_s = now + HEARTBEAT_S * self._rng.uniform(0.5, 1.0), FIRST_RETRY_S
-            case CoordinatorState(accepting=False):
-                log.warning("coordinator gone")
+            case CoordinatorState(accepting=accepting):
+                if self._coordinator_here and not accepting:
+                    log.warning("coordinator gone")
+                self._coordinator_here = accepting
             case Task():
                 self._assign(body, now)
             case Withdraw(task, reason):
-                log.info("withdrawn task=%s reason=%s", task, reason)
+                if self.job.task is not None and self.job.task.name == task:
+                    log.info("withdrawn task=%s reason=%s", task, reason)
                 self._on(jobs.Withdrawn(task))
             case Need(digest, indices):
                 self._serve(digest, indices)

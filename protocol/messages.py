@@ -213,10 +213,11 @@ class Unavailable:
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorState:
-    """Coordinator to all, retained, and its own last will: whether it is there. A new `epoch` is a new start."""
+    """Coordinator to all, retained, and its own last will: whether it is there. Each start of `run` is an `epoch`."""
 
     epoch: int
     accepting: bool
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True)

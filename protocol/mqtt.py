@@ -35,6 +35,8 @@ SETUP_S = 30.0
 # A connection that was lost sooner counts as one more failure: two clients of one name that throw each other out, or a
 # broker that takes and drops everyone, must not be hammered at the first retry's pace.
 STABLE_S = 10.0
+# So many of those in a row, and the operator is told what it most likely is. A broker that dies so often is rarer.
+SUSPICIOUS = 4
 # What `close` grants the thread to send the last packets; it is a daemon thread, so that no exit waits longer.
 JOIN_S = 2.0
 
@@ -104,7 +106,7 @@ class MqttTransport:
         self._settings, self._filters, self._will, self._rng = settings, filters, will, rng
         self._session: _Session | None = None
         self._connected_at: float | None = None
-        self._failures = 0
+        self._failures = self._short_lived = 0
         self._retry_at = 0.0
         self._give_up_at = 0.0
         self._unacknowledged: int | None = None
@@ -172,7 +174,14 @@ class MqttTransport:
         assert self._session is not None
         self._session.leave()
         if self._connected_at is not None and now - self._connected_at >= STABLE_S:
-            self._failures = 0
+            self._failures = self._short_lived = 0
+        elif self._connected_at is not None:
+            self._short_lived += 1
+            if self._short_lived >= SUSPICIOUS:
+                reason += (
+                    f"; lost within {STABLE_S:.0f} s of connecting {self._short_lived} times in a row: does another "
+                    f"client use the name {self._settings.client_id!r}? Each needs one of its own"
+                )
         ceiling = min(self._settings.longest_retry_s, self._settings.first_retry_s * 2.0 ** min(self._failures, 32))
         self._failures += 1
         self._retry_at = now + float(self._rng.uniform(0.0, ceiling))

@@ -60,8 +60,8 @@ class Topics:
         return (f"{self._root}/{device}/down/#", f"{self._root}/all/+")
 
     def of_coordinator(self) -> tuple[str, ...]:
-        """The filters the coordinator subscribes to."""
-        return (f"{self._root}/+/state", f"{self._root}/+/up/#")
+        """The filters the coordinator subscribes to: every device, and whoever else says to be the coordinator."""
+        return (f"{self._root}/+/state", f"{self._root}/+/up/#", self.everyone("coordinator"))
 
     def parse(self, topic: str) -> DeviceTopic | None:
         """The device and channel of a topic of this fleet, or None for anything else."""

@@ -162,13 +162,15 @@ def test_an_update_is_offered_until_the_coordinator_hears_it(fleet: Fleet) -> No
     fleet.until(lambda: not fleet.store.outbox())
 
 
-def test_a_new_epoch_of_the_coordinator_is_greeted_and_offered_to(fleet: Fleet) -> None:
+@pytest.mark.parametrize("epochs", [(1, 2), (7, 1)], ids=["restarted", "from a new state folder"])
+def test_a_new_epoch_of_the_coordinator_is_greeted_and_offered_to(fleet: Fleet, epochs: tuple[int, int]) -> None:
+    fleet.coordinator.epoch = epochs[0]
     fleet.coordinator.announce()
     fleet.until(lambda: bool(fleet.coordinator.of(Hello)))
     for _ in range(5):
         fleet.turn()
     before = len(fleet.coordinator.of(Hello))
-    fleet.coordinator.epoch = 2
+    fleet.coordinator.epoch = epochs[1]
     fleet.coordinator.announce()
     fleet.until(lambda: len(fleet.coordinator.of(Hello)) > before)
 

@@ -268,6 +268,7 @@ class Simulation:
     events: list[Event] = field(default_factory=list)
     now: float = 100.0
     examine: Examine = examine
+    client: str = "coordinator"
 
     @classmethod
     def make(cls, folder: Path, devices: int = 3, parameters: int = 20, **rounds: object) -> "Simulation":
@@ -279,15 +280,15 @@ class Simulation:
 
     def start(self) -> None:
         self.store = Store(self.folder / "state", self.settings.limits)
-        will = last_will(TOPICS, self.store.epoch)
-        self.transport = self.broker.connect("coordinator", TOPICS.of_coordinator(), will)
+        will = last_will(TOPICS, self.store.run, self.store.epoch)
+        self.transport = self.broker.connect(self.client, TOPICS.of_coordinator(), will)
         self.coordinator = Coordinator(
             self.settings, self.bundle, self.store, self.transport, lambda: self.now, self.events.append, self.examine
         )
 
     def kill(self) -> None:
         """The process is gone between two instructions: nothing is said or written any more."""
-        self.broker.cut("coordinator")
+        self.broker.cut(self.client)
         self.store.close()
 
     def add(self, device: str) -> FakeAgent:

@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator.fleet import MAX_KNOWN
 from coordinator.fold import Decoded, Weighted, fold
 from coordinator.planner import learning_rate, order_devices, task_seed
 from coordinator.server_step import initial_state, pack_state, server_step, unpack_state
 from coordinator.settings import ServerSettings, TrainingSettings
-from coordinator.traffic import Traffic
+from coordinator.traffic import MAX_CLAIM_BYTES, Traffic
 from edge_agent.runtimes.engine import Vector
 
 N, B = 7, 2
@@ -156,3 +157,11 @@ def test_bytes_are_the_sum_of_each_boots_last_count_whatever_comes_twice_or_late
         repeated = data.draw(st.sampled_from(counts[: at + 1]))
         assert traffic.counted(*repeated) == traffic
     assert traffic.total_bytes == sum(sum(sent) for sent in boots)
+
+
+def test_a_device_that_claims_the_most_in_boot_after_boot_still_fits_the_database_with_all_others() -> None:
+    traffic = Traffic()
+    for boot in range(1, 100):
+        traffic = traffic.counted(boot, MAX_CLAIM_BYTES)
+    assert traffic.total_bytes == MAX_CLAIM_BYTES
+    assert 2 * MAX_KNOWN * MAX_CLAIM_BYTES < 1 << 63

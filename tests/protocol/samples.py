@@ -41,7 +41,7 @@ SAMPLES: dict[str, Body] = {
     "Receipt": Receipt(D, "r/1", "rejected", "norm", "too long"),
     "Withdraw": Withdraw("r/1", "closed"),
     "Unavailable": Unavailable(D, "gone"),
-    "CoordinatorState": CoordinatorState(5, True),
+    "CoordinatorState": CoordinatorState(5, True, "r"),
     "DeviceState": DeviceState("ready"),
     "Announcement": Announcement(4, BlobRef(D, 70000)),
 }
@@ -88,7 +88,7 @@ bodies: st.SearchStrategy[Body] = st.one_of(
     st.builds(Receipt, _digest, _text, st.sampled_from(["accepted", "rejected"]), _text, _text),
     st.builds(Withdraw, _text, _text),
     st.builds(Unavailable, _digest, _text),
-    st.builds(CoordinatorState, _integer, st.booleans()),
+    st.builds(CoordinatorState, _integer, st.booleans(), _text),
     st.builds(DeviceState, st.sampled_from(["ready", "gone", "lost"])),
     st.builds(Announcement, _integer, _blob),
 )
