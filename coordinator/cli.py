@@ -125,7 +125,7 @@ def _round(options: argparse.Namespace) -> int:
 def _export_model(options: argparse.Namespace) -> int:
     import numpy as np
 
-    from protocol.blobs import write_durably
+    from protocol.blobs import read_blob, write_durably
     from protocol.bundle import deploy, open_bundle
 
     settings = coordinator_settings.load(options.config)
@@ -134,12 +134,9 @@ def _export_model(options: argparse.Namespace) -> int:
     bundle = open_bundle(Path(settings.bundle))
     graph = bundle.path(bundle.manifest.inference.path).read_bytes()
     try:
-        vector = np.frombuffer(model.path.read_bytes(), dtype="<f4").astype(np.float32)
-    except OSError as error:
-        raise SparsefleetError(
-            f"{model.path}: version {model.version} cannot be read ({error.strerror}); restore the state folder from a "
-            "backup, or export another version"
-        ) from None
+        vector = np.frombuffer(read_blob(model.path), dtype="<f4").astype(np.float32)
+    except SparsefleetError as error:
+        raise SparsefleetError(f"version {model.version}: {error}; or export another version") from None
     data = deploy(graph, bundle.manifest, vector)
     try:
         write_durably(options.out, data)

@@ -147,7 +147,7 @@ class Coordinator:
         if self._fleet.knows(device):
             self._link.count_up(device, message, said)
             if not isinstance(said.body, DeviceState) or said.body.state == "ready":
-                self._fleet.heard(device, said.boot, time.time())
+                self._fleet.heard(device, said.boot, time.time(), greeting=isinstance(said.body, Hello))
             else:
                 self._fleet.left(device, said.boot)
         self._obey(device, said.body, now)

@@ -51,9 +51,10 @@ class Fleet:
         self._put(replace(before, examples=report.examples, backend=report.backend or before.backend))
         return (before.examples, before.backend) != (self[device].examples, self[device].backend)
 
-    def heard(self, device: str, boot: int, wall_s: float) -> None:
-        """A message came: the device is there."""
-        self._boots[device] = max(boot, self._boots.get(device, 0))
+    def heard(self, device: str, boot: int, wall_s: float, *, greeting: bool = False) -> None:
+        """A message came: the device is there. A greeting's boot counts even if it is lower than the last one: a device
+        whose disk was replaced begins again at one."""
+        self._boots[device] = boot if greeting else max(boot, self._boots.get(device, 0))
         self._put(replace(self._devices[device], present=True, last_seen_s=wall_s))
 
     def left(self, device: str, boot: int) -> None:

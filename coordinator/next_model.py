@@ -44,11 +44,8 @@ def load_model(store: Store, version: ModelVersion, manifest: Manifest) -> Vecto
     """The model of a version, float32[total]. Raises SparsefleetError when the disk no longer has it."""
     try:
         data = store.models.read(version.blob.digest)
-    except OSError as error:
-        raise SparsefleetError(
-            f"{store.models.path(version.blob.digest)}: model version {version.version} cannot be read "
-            f"({error.strerror}); restore the state folder from a backup, or use a new one"
-        ) from None
+    except SparsefleetError as error:
+        raise SparsefleetError(f"model version {version.version}: {error}") from None
     assert len(data) == 4 * manifest.total
     return np.frombuffer(data, dtype="<f4").astype(np.float32)
 

@@ -17,8 +17,10 @@ from coordinator.settings import Settings
 from coordinator.store import Store
 from edge_agent.runtimes.backends import load_evaluator
 from protocol.bundle import Bundle, open_bundle
+from protocol.disk import REMEDY, disk_named, is_disk_trouble
 from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.mqtt import MqttSettings, MqttTransport, free_port, parse_url
+from protocol.restraint import Restraint
 from protocol.topics import Topics
 from protocol.transport import Transport
 
@@ -50,6 +52,19 @@ def run(settings: Settings, emit: Emit, *, exit_when_finished: bool) -> int:
     bundle = open_bundle(Path(settings.bundle))
     examine = open_examination(settings, bundle)
     state = Path(settings.state)
+    with disk_named(state):
+        return _run(settings, bundle, state, examine, emit, signals, exit_when_finished)
+
+
+def _run(
+    settings: Settings,
+    bundle: Bundle,
+    state: Path,
+    examine: Examine | None,
+    emit: Emit,
+    signals: Signals,
+    exit_when_finished: bool,
+) -> int:
     store = Store(state, settings.limits)
     try:
         store.belongs_to(bundle.digest, settings.bundle, settings.fleet)
@@ -109,6 +124,7 @@ def _loop(
     coordinator: Coordinator, transport: Transport, broker: Broker, signals: Signals, exit_when_finished: bool
 ) -> None:
     faults = 0
+    restraint = Restraint()
     while signals.received is None and not (coordinator.finished and exit_when_finished):
         try:
             broker.check(time.monotonic())
@@ -120,9 +136,20 @@ def _loop(
         except ConfigurationError:
             raise
         except Exception as error:
-            faults += 1
-            log.exception("internal fault %d; going on from the store", faults)
+            disk = is_disk_trouble(error)
+            # A disk that is full is waited for: everything accepted is on it, and it is not ours to give up.
+            faults = 0 if disk else faults + 1
+            _log_fault(error, faults, restraint, disk=disk)
             if faults >= MAX_FAULTS:
                 raise SparsefleetError(f"{faults} faults in a row, the last: {error}") from error
             time.sleep(PAUSE_AFTER_FAULT_S)
             coordinator.recover(time.monotonic())
+
+
+def _log_fault(fault: Exception, number: int, restraint: Restraint, *, disk: bool) -> None:
+    if restraint.unsaid(disk, time.monotonic()) is None:
+        return
+    if disk:
+        log.error("the disk failed us: %s; %s; trying again until it works", fault, REMEDY)
+    else:
+        log.exception("internal fault %d; going on from the store", number, exc_info=fault)

@@ -6,6 +6,7 @@ import sqlite3
 import time
 from pathlib import Path
 
+from protocol.disk import disk_named, is_disk_trouble
 from protocol.errors import ConfigurationError, NothingToDoError, SparsefleetError
 
 VERSION = 1
@@ -77,7 +78,7 @@ def lock_folder(state: Path) -> int:
 def locked(state: Path) -> bool:
     """Whether a coordinator runs on this folder."""
     try:
-        descriptor = os.open(state / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(state / LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -112,7 +113,9 @@ def open_reader(state: Path) -> sqlite3.Connection:
     if not path.exists():
         raise NothingToDoError(f"{state}: no coordinator has run here yet; start one with fleet-coordinator run")
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
-    if _version(connection, state) == 0:
+    with disk_named(state):
+        version = _version(connection, state)
+    if version == 0:
         connection.close()
         raise NothingToDoError(f"{state}: no coordinator has run here yet; start one with fleet-coordinator run")
     return connection
@@ -123,6 +126,8 @@ def _version(connection: sqlite3.Connection, state: Path) -> int:
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     except sqlite3.DatabaseError as error:
         connection.close()
+        if is_disk_trouble(error):
+            raise
         raise SparsefleetError(
             f"{state / DATABASE}: {error}; restore it from a backup, or use a new state folder"
         ) from None

@@ -257,11 +257,13 @@ class Agent:
     def _offer(self, now: float) -> None:
         outbox = self._store.outbox()
         for offer in outbox:
-            if self._store.blobs.has(offer.blob.digest):
+            if self._store.blobs.whole(offer.blob):
                 self._link.send("up", offer)
             else:
-                # Somebody removed the file. Waiting for ever would hold back every later update.
-                log.error("update lost task=%s: its payload is gone from %s", offer.task, self._store.blobs.root)
+                # Somebody removed or cut the file. Waiting for ever would hold back every later update.
+                log.error(
+                    "update lost task=%s: its payload is gone from %s, or cut short", offer.task, self._store.blobs.root
+                )
                 self._store.settle(offer.blob.digest, offer.task, accepted=False, reason="payload-gone")
         if outbox:
             self._offer_retry_s, self._offer_at = self._back_off(self._offer_retry_s, now)

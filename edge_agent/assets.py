@@ -10,7 +10,7 @@ import numpy as np
 from edge_agent.runtimes.engine import Vector
 from protocol.blobs import BlobStore, write_durably
 from protocol.bundle import Bundle, open_bundle
-from protocol.errors import BundleError, Rejection
+from protocol.errors import BundleError, Rejection, SparsefleetError
 from protocol.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest
 from protocol.messages import BlobRef, Task
 
@@ -70,7 +70,7 @@ class Assets:
 
     def model(self, task: Task, manifest: Manifest) -> Vector:
         """float32[total]: the model the task starts from."""
-        vector = np.frombuffer(self.blobs.read(task.model.digest), dtype="<f4")
+        vector = np.frombuffer(self._read(task.model.digest), dtype="<f4")
         assert len(vector) == manifest.total
         return vector.astype(np.float32)
 
@@ -80,9 +80,17 @@ class Assets:
         for entry in self._entries(manifest):
             path = root / entry.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(path, self.blobs.read(bytes.fromhex(entry.sha256)))
+            write_durably(path, self._read(bytes.fromhex(entry.sha256)))
         # The manifest goes last: a folder that has one is whole.
-        write_durably(root / MANIFEST_FILE, self.blobs.read(task.manifest.digest))
+        write_durably(root / MANIFEST_FILE, self._read(task.manifest.digest))
+
+    def _read(self, digest: bytes) -> bytes:
+        try:
+            return self.blobs.read(digest)
+        except SparsefleetError as error:
+            # What is fetched can be fetched again; this task is refused, the next one does.
+            self.blobs.remove(digest)
+            raise BundleError(f"{error}; or wait: it is fetched again with the next task") from None
 
     def _root(self, task: Task) -> Path:
         return self.bundles / task.manifest.digest.hex()[:32]
@@ -95,7 +103,7 @@ class Assets:
 
     def _manifest(self, task: Task) -> Manifest:
         path = self._root(task) / MANIFEST_FILE
-        data = path.read_bytes() if path.exists() else self.blobs.read(task.manifest.digest)
+        data = path.read_bytes() if path.exists() else self._read(task.manifest.digest)
         if hashlib.sha256(data).digest() != task.manifest.digest:
             raise BundleError(f"{path}: altered since it was received; remove the folder and it is fetched again")
         return parse_manifest(data)

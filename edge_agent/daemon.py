@@ -14,7 +14,9 @@ from edge_agent import settings as agent_settings
 from edge_agent.agent import Agent
 from edge_agent.link import last_will
 from edge_agent.store import AgentStore
+from protocol.disk import REMEDY, disk_named, is_disk_trouble
 from protocol.mqtt import MqttSettings, MqttTransport, parse_url
+from protocol.restraint import Restraint
 from protocol.topics import Topics
 from protocol.transport import Transport
 
@@ -55,7 +57,9 @@ def run(config: Path) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     signals = _Signals()
     rng = np.random.default_rng()
-    store = AgentStore(agent_settings.state_folder(settings, config), settings.limits.disk_mib << 20)
+    folder = agent_settings.state_folder(settings, config)
+    with disk_named(folder):
+        store = AgentStore(folder, settings.limits.disk_mib << 20)
     topics = Topics(settings.fleet)
     log.info(
         "start device=%s fleet=%s boot=%d outbox=%d", settings.device, settings.fleet, store.boot, len(store.outbox())
@@ -82,6 +86,7 @@ def run(config: Path) -> int:
 
 
 def _loop(agent: Agent, transport: Transport, signals: _Signals) -> None:
+    restraint = Restraint()
     while not signals.received():
         try:
             wait = agent.advance(time.monotonic())
@@ -94,14 +99,20 @@ def _loop(agent: Agent, transport: Transport, signals: _Signals) -> None:
             break
         except Exception as error:
             signals.waiting = False
-            log.exception("internal fault; the task in hand is given back")
+            disk = is_disk_trouble(error)
+            if restraint.unsaid(disk, time.monotonic()) is None:
+                log.debug("another fault of the same kind: %s", error)
+            elif disk:
+                log.error("the disk failed us: %s; %s; the task in hand is given back", error, REMEDY)
+            else:
+                log.exception("internal fault; the task in hand is given back")
             _give_back(agent, error)
             time.sleep(PAUSE_AFTER_FAULT_S)
 
 
 def _give_back(agent: Agent, fault: Exception) -> None:
     try:
-        agent.fail("disk" if isinstance(fault, OSError) else "internal", f"{type(fault).__name__}: {fault}")
+        agent.fail("disk" if is_disk_trouble(fault) else "internal", f"{type(fault).__name__}: {fault}")
     except (OSError, sqlite3.Error) as error:
         # A disk that takes nothing cannot take this either; the task stays in hand and is tried again.
-        log.error("the task could not be given back: %s; free disk space or check the disk", error)
+        log.debug("the task could not be given back: %s", error)

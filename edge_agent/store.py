@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.blobs import BlobStore
+from protocol.disk import is_disk_trouble
 from protocol.errors import ConfigurationError
 from protocol.messages import Offer, Task
 from protocol.records import RecordError, read_record, write_record
@@ -28,7 +29,9 @@ CREATE TABLE outbox (
 CREATE TABLE residual (layout BLOB PRIMARY KEY, vector BLOB NOT NULL);
 CREATE TABLE settled (
     verdict TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (verdict, reason));
-INSERT INTO meta VALUES ('schema', 1), ('boot', 0), ('sequence', 0);
+-- Updates are named by boot and sequence for ever. A device whose disk was replaced counts its boots from one again, so
+-- its sequence starts where no earlier one of the same device has been.
+INSERT INTO meta VALUES ('schema', 1), ('boot', 0), ('sequence', abs(random() >> 16));
 """
 
 
@@ -51,20 +54,24 @@ class AgentStore:
         self._lock = (root / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._lock.close()
             raise ConfigurationError(
                 f"{root}: another edge-agent is using this state folder; stop it or set another `state`"
             ) from None
         try:
             self.database = _open_database(root / "agent.sqlite")
-        except ConfigurationError:
+        except (ConfigurationError, sqlite3.Error):
             self._lock.close()
             raise
-        self.blobs = BlobStore(root / "blobs", limit_bytes)
-        with self.database:
-            self.database.execute("UPDATE meta SET value = value + 1 WHERE key = 'boot'")
-        self.boot = self._meta("boot")
+        try:
+            self.blobs = BlobStore(root / "blobs", limit_bytes)
+            with self.database:
+                self.database.execute("UPDATE meta SET value = value + 1 WHERE key = 'boot'")
+            self.boot = self._meta("boot")
+        except (OSError, sqlite3.Error):
+            self.close()
+            raise
 
     def close(self) -> None:
         self.database.close()
@@ -168,6 +175,8 @@ def _open_database(path: Path) -> sqlite3.Connection:
         schema = int(database.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()[0])
     except sqlite3.DatabaseError as error:
         database.close()
+        if is_disk_trouble(error):
+            raise
         raise ConfigurationError(
             f"{path}: cannot be used ({error}); nothing was changed. Restore it from a backup, or move it away to "
             "start afresh: updates that were not yet received are lost with it"
@@ -187,5 +196,5 @@ def _dump(record: object) -> bytes:
 def _load(cls: type[T], data: bytes) -> T:
     try:
         return read_record(cls, cbor2.loads(data), ignore_unknown=True)
-    except (RecordError, ValueError) as error:
+    except (RecordError, cbor2.CBORDecodeError, ValueError) as error:
         raise ConfigurationError(f"agent.sqlite: damaged record ({error}); move the state folder away") from None

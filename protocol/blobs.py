@@ -13,6 +13,8 @@ from protocol.errors import SparsefleetError
 from protocol.messages import CHUNK_BYTES, MAX_CHUNKS, BlobRef
 from protocol.transfer import Receiving, chunk_length
 
+_RESTORE = "restore the state folder from a backup, or start with a new one"
+
 
 class BlobStore:
     """A folder of blobs. `limit_bytes` bounds what partial and whole blobs may take together."""
@@ -52,8 +54,16 @@ class BlobStore:
         write_durably(self.path(blob.digest), data)
         return blob
 
+    def whole(self, blob: BlobRef) -> bool:
+        """Whether a blob is here in its full length; what its bytes are, only `read` looks at."""
+        try:
+            return self.path(blob.digest).stat().st_size == blob.size
+        except FileNotFoundError:
+            return False
+
     def read(self, digest: bytes) -> bytes:
-        return self.path(digest).read_bytes()
+        """The bytes of a blob. Raises SparsefleetError when they are gone or are not what was stored."""
+        return read_blob(self.path(digest))
 
     def read_chunk(self, digest: bytes, index: int) -> bytes | None:
         """One chunk of a whole blob, or None when there is no such blob or chunk."""
@@ -126,6 +136,17 @@ class BlobStore:
 
     def _have(self, digest: bytes) -> Path:
         return self.root / f"{digest.hex()}.have"
+
+
+def read_blob(path: Path) -> bytes:
+    """The bytes of a whole blob, whose digest is its name. Raises SparsefleetError, as `BlobStore.read`."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise SparsefleetError(f"{path}: is gone; {_RESTORE}") from None
+    if hashlib.sha256(data).hexdigest() != path.name:
+        raise SparsefleetError(f"{path}: was altered or cut short since it was stored; {_RESTORE}")
+    return data
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -263,11 +263,14 @@ def test_bad_data_is_reported_and_the_agent_stays(fleet: Fleet, spoil: Callable[
     fleet.until(lambda: bool(fleet.coordinator.payloads))
 
 
-def test_an_update_whose_payload_vanished_does_not_hold_back_the_next(fleet: Fleet) -> None:
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"cut")], ids=["gone", "cut short"])
+def test_an_update_whose_payload_was_lost_does_not_hold_back_the_next(
+    fleet: Fleet, harm: Callable[[Path], object]
+) -> None:
     fleet.coordinator.deaf_to = (Offer,)
     fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
     fleet.until(lambda: bool(fleet.store.outbox()))
-    fleet.store.blobs.remove(fleet.store.outbox()[0].blob.digest)
+    harm(fleet.store.blobs.path(fleet.store.outbox()[0].blob.digest))
     fleet.coordinator.deaf_to = ()
     fleet.coordinator.say(fleet.coordinator.task(2, ZEROS))
     fleet.until(lambda: bool(fleet.coordinator.payloads) and not fleet.store.outbox())
@@ -284,6 +287,17 @@ def test_a_bundle_altered_on_this_disk_is_refused_once_and_fetched_again(fleet: 
     assert fleet.coordinator.reports[-1].reason == "bundle"
     fleet.coordinator.say(fleet.coordinator.task(3, ZEROS))
     fleet.until(lambda: len(fleet.coordinator.payloads) == 2)
+
+
+def test_a_model_damaged_on_this_disk_is_refused_once_and_fetched_again(fleet: Fleet) -> None:
+    task = fleet.coordinator.task(1, ZEROS)
+    damaged = fleet.store.blobs.path(task.model.digest)
+    damaged.write_bytes(b"cut short")
+    fleet.coordinator.say(task)
+    fleet.until(lambda: bool(fleet.coordinator.reports) and fleet.coordinator.reports[-1].state == "refused")
+    assert "fetched again" in fleet.coordinator.reports[-1].detail
+    fleet.coordinator.say(fleet.coordinator.task(2, ZEROS))
+    fleet.until(lambda: len(fleet.coordinator.payloads) == 1)
 
 
 def test_a_model_of_the_wrong_size_is_refused_before_a_byte_of_it_is_asked_for(fleet: Fleet) -> None:

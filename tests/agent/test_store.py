@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from edge_agent.store import AgentStore
-from protocol.errors import ConfigurationError
+from protocol.disk import disk_named
+from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.messages import BlobRef, Offer
 from tests.agent.test_job import task
 
@@ -154,3 +155,32 @@ def test_a_residual_of_another_layout_or_length_is_not_used(tmp_path: Path) -> N
 def test_a_blob_reference_over_the_limits_cannot_be_made() -> None:
     with pytest.raises(ValueError, match="digest"):
         BlobRef(b"short", 1)
+
+
+def test_a_device_whose_disk_was_replaced_never_gives_an_update_an_earlier_ones_name(tmp_path: Path) -> None:
+    names = set()
+    for disk in ("first", "second", "third"):
+        store = AgentStore(tmp_path / disk, 1 << 20)
+        names |= {(store.boot, store.next_sequence()) for _ in range(100)}
+        store.close()
+    assert len(names) == 300
+    assert all(0 < sequence < 1 << 62 for _, sequence in names)
+
+
+def test_a_full_disk_is_said_to_be_full_and_no_damaged_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_room(path: Path) -> sqlite3.Connection:
+        database = connect(path)
+        database.execute("PRAGMA max_page_count = 1")
+        return database
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", without_room)
+    with pytest.raises(SparsefleetError, match=f"{tmp_path}: database or disk is full; free disk space"):
+        opened(tmp_path)
+
+
+def opened(folder: Path) -> AgentStore:
+    with disk_named(folder):
+        return AgentStore(folder, 1 << 20)

@@ -349,3 +349,34 @@ def test_the_coordinator_in_memory_can_be_had_again_from_the_store(fleet: Simula
     fleet.agents["dev-2"].restart()
     fleet.finish()
     assert [c.devices for c in fleet.committed] == [3, 3, 3]
+
+
+def test_a_device_whose_disk_was_replaced_counts_from_one_and_is_still_seen_to_leave(
+    fleet: Simulation,
+) -> None:
+    fleet.finish()
+    agent = fleet.agents["dev-0"]
+    for boot in (9, 1):
+        agent.heard.clear()
+        agent.boot = boot - 1
+        agent.restart()
+        fleet.until(lambda: any(isinstance(b, Welcome) for b in agent.heard))
+    fleet.broker.cut("dev-0")
+    fleet.until(lambda: "dev-0" not in fleet.coordinator._fleet.present())
+
+
+def test_an_offer_of_an_earlier_round_does_not_silence_the_task_of_this_one(fleet: Simulation) -> None:
+    agent, kept = fleet.agents["dev-0"], []
+
+    def keep(offer: Offer, payload: bytes) -> tuple[Offer, bytes]:
+        kept.append(offer)
+        return offer, payload
+
+    agent.mangle = keep
+    fleet.until(lambda: len(fleet.committed) == 1)
+    agent.silent = True
+    fleet.until(lambda: fleet.coordinator._round is not None and fleet.coordinator._round.number == 2)
+    retry = dict(fleet.coordinator._retry)
+    assert "dev-0" in retry
+    fleet.coordinator.handle(Incoming(TOPICS.device("dev-0", "up"), encode(Envelope(1, 99, 0, kept[0]))), fleet.now)
+    assert fleet.coordinator._retry.get("dev-0") == retry["dev-0"]

@@ -1,5 +1,6 @@
 """The loop of the process: a fault of our own costs a traceback, not the run; too many in a row end it."""
 
+import errno
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,3 +94,30 @@ def test_a_signal_ends_the_loop_after_the_work_in_hand(fleet: Simulation, signal
     signal.raise_signal(signal.SIGTERM)
     process._loop(fleet.coordinator, Polled(fleet), BROKER, signals, exit_when_finished=True)
     assert not fleet.committed
+
+
+def test_a_full_disk_is_waited_for_and_said_without_a_flood(
+    fleet: Simulation, signals: process.Signals, caplog: pytest.LogCaptureFixture
+) -> None:
+    store: Any = fleet.store
+    full = OSError(errno.ENOSPC, "No space left on device")
+    store.put_model = failing(store.put_model, set(range(1, 30)), full)
+    process._loop(fleet.coordinator, Polled(fleet), BROKER, signals, exit_when_finished=True)
+    assert [c.devices for c in fleet.committed] == [3, 3, 3]
+    said = [r.message for r in caplog.records if "No space left" in r.message]
+    assert 1 <= len(said) <= 5
+    assert "free disk space" in said[0]
+    assert not [r for r in caplog.records if r.exc_info]
+
+
+def test_a_payload_that_vanished_before_its_round_closed_ends_the_run_with_its_name_and_a_remedy(
+    fleet: Simulation, signals: process.Signals
+) -> None:
+    fleet.agents["dev-2"].silent = True
+    fleet.until(lambda: len(fleet.store.accepted(1)) == 2)
+    lost = fleet.store.updates.path(fleet.store.accepted(1)[0].digest)
+    lost.unlink()
+    fleet.agents["dev-2"].silent = False
+    fleet.agents["dev-2"].restart()
+    with pytest.raises(SparsefleetError, match=f"5 faults in a row, the last: {lost}: is gone; restore the state"):
+        process._loop(fleet.coordinator, Polled(fleet), BROKER, signals, exit_when_finished=True)

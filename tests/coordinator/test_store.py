@@ -149,3 +149,17 @@ def test_an_update_that_does_not_fit_is_not_taken_and_not_rejected(tmp_path: Pat
     assert store.room_for_update(BlobRef(bytes(32), 8 << 20))
     assert not store.room_for_update(BlobRef(bytes(32), (8 << 20) + 1))
     store.close()
+
+
+def test_a_transaction_that_fails_at_its_commit_leaves_none_open(tmp_path: Path) -> None:
+    store = Store(tmp_path, LimitSettings(disk_mib=16))
+    sql = store._sql
+    sql.execute("CREATE TABLE checked (x INTEGER REFERENCES meta (key) DEFERRABLE INITIALLY DEFERRED)")
+    sql.execute("PRAGMA foreign_keys = ON")
+    with pytest.raises(sqlite3.IntegrityError), store._transaction() as transaction:
+        transaction.execute("INSERT INTO checked VALUES (1)")
+    sql.execute("PRAGMA foreign_keys = OFF")
+    with store._transaction() as transaction:
+        transaction.execute("INSERT OR REPLACE INTO meta VALUES ('after', 1)")
+    assert store._meta("after") == 1
+    store.close()

@@ -239,3 +239,19 @@ def test_a_restart_clears_what_was_half_written(tmp_path: Path) -> None:
     (tmp_path / "abc.tmp").write_bytes(b"half")
     BlobStore(tmp_path, LIMIT)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("data", [b"", DATA[:-1], b"x" + DATA[1:]], ids=["empty", "cut short", "altered"])
+def test_a_blob_damaged_behind_our_back_is_never_taken_for_whole(tmp_path: Path, data: bytes) -> None:
+    store = BlobStore(tmp_path, LIMIT)
+    store.put(DATA)
+    assert store.whole(REF)
+    assert store.read(REF.digest) == DATA
+    store.path(REF.digest).write_bytes(data)
+    with pytest.raises(SparsefleetError, match=f"{REF.digest.hex()}: was altered or cut short.*restore the state"):
+        store.read(REF.digest)
+    assert store.whole(REF) == (len(data) == len(DATA))
+    store.path(REF.digest).unlink()
+    assert not store.whole(REF)
+    with pytest.raises(SparsefleetError, match="is gone; restore the state folder from a backup"):
+        store.read(REF.digest)
