@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coordinator.broker import BrokerKind, start_broker
+from coordinator.broker import Broker, BrokerKind, start_broker
 from protocol import mqtt
 from protocol.mqtt import BrokerAddress, MqttSettings, MqttTransport, free_port, parse_url
 from protocol.transport import Connected, Disconnected, Incoming, Will
@@ -388,3 +388,21 @@ def test_an_encrypted_address_is_refused_by_name() -> None:
 def test_settings_out_of_range_are_refused_by_name(change: dict[str, object], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         MqttSettings(**{"address": BrokerAddress("b", 1), "client_id": "c", **change})  # type: ignore[arg-type]
+
+
+def test_two_clients_of_one_name_are_told_what_it_most_likely_is(mosquitto: Broker) -> None:
+    settings = quick(parse_url(mosquitto.url), "same-name")
+    one, two = (MqttTransport(settings, ("same/#",), rng=np.random.default_rng(seed)) for seed in (1, 2))
+    reasons: list[str] = []
+
+    def said() -> bool:
+        for client in (one, two):
+            event = client.poll(0.02)
+            if isinstance(event, Disconnected):
+                reasons.append(event.reason)
+        return any("does another client use the name 'same-name'" in reason for reason in reasons)
+
+    until(said)
+    assert "name" not in reasons[0], "one lost connection is no reason to suspect anybody"
+    one.close()
+    two.close()
