@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.bundle import open_bundle
+from tests.export.conftest import Zoo
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -70,9 +70,12 @@ def test_a_signal_ends_it_with_a_sentence_and_leaves_nothing(tmp_path: Path, num
     assert list((tmp_path / "bundles").iterdir()) == []
 
 
-def test_otherwise_it_writes_the_bundle_and_gives_its_facts(tmp_path: Path) -> None:
-    process = begin(tmp_path, "pass")
-    out, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (0, "")
-    assert json.loads(out)["parameters"] == 8
-    assert open_bundle(tmp_path / "bundles" / "b").manifest.line == "model"
+def test_otherwise_the_output_and_the_exit_code_are_the_commands_own(zoo: Zoo) -> None:
+    for bundle, code in ((zoo("mlp_regression").root, 0), (ROOT, 3)):
+        done = subprocess.run(
+            [sys.executable, "-m", "export", "show", str(bundle), "--json"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == code
+        assert bool(done.stdout) == (code == 0)
+        if done.stdout:
+            assert json.loads(done.stdout)["line"] == "mlp-regression"
