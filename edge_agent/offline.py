@@ -57,6 +57,8 @@ def train(options: argparse.Namespace) -> int:
 def _recipe(options: argparse.Namespace) -> Recipe:
     if not 1 <= options.steps <= 10_000_000:
         raise ConfigurationError(f"--steps: {options.steps} is outside 1..10000000")
+    if options.seed < 0:
+        raise ConfigurationError(f"--seed: {options.seed} must be at least 0")
     if not 1 <= options.batch_size <= 65536:
         raise ConfigurationError(f"--batch-size: {options.batch_size} is outside 1..65536")
     if not 0 < options.learning_rate < float("inf"):

@@ -2,6 +2,6 @@
 
 import sys
 
-from export.cli import main
+from export.watch import main
 
 sys.exit(main())

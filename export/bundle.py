@@ -242,7 +242,7 @@ def _check_out(out: Path, force: bool) -> None:
 def _temporary_beside(out: Path) -> Iterator[Path]:
     """A folder on the same file system as `out`, gone at the end whatever happened."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.{os.getpid()}.", dir=out.parent))
     try:
         folder.chmod(0o755)
         yield folder

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import glob
 import json
 import sys
 import time
@@ -47,6 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fleet-export: interrupted, nothing was written", file=sys.stderr)
         return SparsefleetError.exit_code
+
+
+def unfinished(argv: Sequence[str] | None, process: int) -> list[Path]:
+    """Folders that an export by this process left when it died."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["show"]:
+        return []
+    out: Path = _parser().parse_args(words).out
+    # As export.bundle names them.
+    return list(out.parent.glob(f".{glob.escape(out.name)}.{process}.*"))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -136,12 +136,6 @@ def _sign(x: Tensor) -> Tensor:
     return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
 
 
-def _einsum(equation: str, tensors: Sequence[Tensor], path: Sequence[int] | None = None) -> Tensor:
-    """As torch runs it: matrix products of what is permuted and reshaped."""
-    result: Tensor = _ATEN.einsum.default.decompose(equation, tensors, path=path)
-    return result
-
-
 def _group_norm(
     x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: bool
 ) -> Tensor:
@@ -221,7 +215,6 @@ TABLE: Mapping[Any, Callable[..., Any]] = {
     _ATEN.hardsigmoid.default: _hardsigmoid,
     _ATEN.hardswish.default: _hardswish,
     _ATEN.sign.default: _sign,
-    _ATEN.einsum.default: _einsum,
     _ATEN.lstm_cell.default: _lstm_cell,
     _ATEN.gru_cell.default: _gru_cell,
     _ATEN.group_norm.default: _group_norm,

@@ -94,6 +94,7 @@ def test_offline_training_prints_loss_time_and_memory(tmp_path: Path, capsys: py
     [
         (["--steps", "0"], "--steps: 0"),
         (["--steps", "5", "--batch-size", "0"], "--batch-size: 0"),
+        (["--steps", "5", "--seed", "-1"], "--seed: -1"),
         (["--steps", "5", "--learning-rate", "nan"], "--learning-rate"),
         (["--steps", "5", "--momentum", "1.5"], "momentum: 1.5"),
         (["--steps", "5", "--backend", "tpu"], "tpu"),

@@ -240,12 +240,12 @@ class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.lstm = nn.LSTM(3, 4, batch_first=True)
-        self.gru = nn.GRU(4, 3, batch_first=True, bidirectional=True)
+        self.both = nn.RNN(4, 3, batch_first=True, bidirectional=True)
         self.cell = nn.GRUCell(6, 4)
         self.head = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.gru(self.lstm(x)[0])[0]
+        x = self.both(self.lstm(x)[0])[0]
         return self.head(self.cell(x[:, 0], self.cell(x[:, 1])))  # type: ignore[no-any-return]
 
 
