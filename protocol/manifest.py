@@ -100,12 +100,14 @@ class Variant:
     """One set of graphs over the same tensors, for example a freeze scheme. `full` trains everything.
 
     dropouts: in the order of the training graph's inputs, after the model's inputs and targets; the same for every
-    backend, so that all of them take the same step from the same seed.
+    backend, so that all of them take the same step from the same seed. frozen: parameters that this variant leaves as
+    they are; their gradient is zero and no graph computes it.
     """
 
     name: str
     backends: Mapping[str, Backend]
     dropouts: tuple[Dropout, ...] = ()
+    frozen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ tensors.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,13 +30,15 @@ class Batch:
 class StepResult:
     """What one forward and backward pass found.
 
-    gradient: float32[parameters], of the batch's loss. buffers: float32[buffers], their values after the pass.
-    Both are the caller's to keep until the next call of the same engine.
+    gradient: float32[parameters], of the batch's loss, zero where the variant freezes. buffers: float32[buffers],
+    their values after the pass. Both are the caller's to keep until the next call of the same engine. metrics: of the
+    outputs in training mode; empty where the backend's graph computes none.
     """
 
     loss: float
     gradient: Vector
     buffers: Vector
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
