@@ -77,8 +77,15 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    if enable_gqa:
-        key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+    weights = attention_weights(query, key, attn_mask, is_causal, scale, enable_gqa)
+    return torch.dropout(weights, dropout_p, True) @ heads(value, query, enable_gqa)
+
+
+def attention_weights(
+    query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool
+) -> Tensor:
+    """Of aten.scaled_dot_product_attention, before dropout."""
+    key = heads(key, query, enable_gqa)
     scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
@@ -86,7 +93,12 @@ def _attention(
         scores = scores.masked_fill(~attn_mask, -torch.inf)
     elif attn_mask is not None:
         scores = scores + attn_mask
-    return torch.dropout(torch.softmax(scores, dim=-1), dropout_p, True) @ value
+    return torch.softmax(scores, dim=-1)
+
+
+def heads(value: Tensor, query: Tensor, grouped: bool) -> Tensor:
+    """Keys or values repeated to the query's number of heads, where several share one."""
+    return value.repeat_interleave(query.shape[-3] // value.shape[-3], -3) if grouped else value
 
 
 def _positive(x: Tensor) -> Tensor:

@@ -41,6 +41,23 @@ def adaptive_max_pool(x: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     return pooled, torch.zeros_like(pooled, dtype=torch.int64)
 
 
+def adaptive_avg_pool(x: Tensor, size: Sequence[int]) -> Tensor:
+    """aten.adaptive_avg_pool1d and 2d: a mean, even windows, or else products with constant matrices, one an axis."""
+    given = x.shape[2:]
+    if all(s == 1 for s in size):
+        return x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
+    if all(g % s == 0 for g, s in zip(given, size, strict=True)):
+        window = [g // s for g, s in zip(given, size, strict=True)]
+        return torch.avg_pool1d(x, window) if len(window) == 1 else torch.ops.aten.avg_pool2d(x, window)  # type: ignore[no-any-return]
+    for axis, (have, want) in enumerate(zip(given, size, strict=True), start=2):
+        shares = torch.zeros(have, want)
+        for i in range(want):
+            begin, end = i * have // want, -(-(i + 1) * have // want)
+            shares[begin:end, i] = 1 / (end - begin)
+        x = (x.transpose(axis, -1) @ shares).transpose(axis, -1)
+    return x
+
+
 def avg_pool2d(
     x: Tensor,
     kernel: Sequence[int],

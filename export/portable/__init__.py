@@ -1,0 +1,1 @@
+"""A training graph of standard ONNX operators, which any stock onnxruntime runs."""

@@ -1,0 +1,186 @@
+"""Convolutions and their gradients, of one and two axes, strided, dilated, in groups, transposed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from export.portable.graph import Graph, UnwritableError, Value
+
+_ATEN = torch.ops.aten
+Rule = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Of one convolution, a number for each axis; `kernel` in values, not dilated."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return {
+            "kernel_shape": list(self.kernel),
+            "strides": list(self.stride),
+            "pads": [*self.padding, *self.padding],
+            "dilations": list(self.dilation),
+            "group": self.groups,
+        }
+
+    @property
+    def pointwise(self) -> bool:
+        """One place to one place: a product of matrices."""
+        return all(k == s == 1 and p == 0 for k, s, p in zip(self.kernel, self.stride, self.padding, strict=True))
+
+
+def _geometry(
+    weight: Value, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+) -> Geometry:
+    kernel = tuple(int(k) for k in weight.shape[2:])
+    if len(kernel) > 2:
+        raise UnwritableError("a convolution of three axes; use nn.Conv2d")
+    n = len(kernel)
+    stride, padding, dilation = (tuple(v) * n if len(v) == 1 else tuple(v) for v in (stride, padding, dilation))
+    return Geometry(kernel, stride, padding, dilation, groups)
+
+
+def _convolution(
+    g: Graph,
+    out: torch.Tensor,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> str:
+    geometry = _geometry(weight, stride, padding, dilation, groups)
+    inputs = [x.name, weight.name] + ([] if bias is None else [bias.name])
+    if not transposed:
+        return g.op("Conv", *inputs, **geometry.attributes)
+    extra = list(output_padding) * len(geometry.kernel) if len(output_padding) == 1 else list(output_padding)
+    return g.op("ConvTranspose", *inputs, **geometry.attributes, output_padding=extra)
+
+
+def _backward(
+    g: Graph,
+    out: Any,
+    gradient: Value,
+    x: Value,
+    weight: Value,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    wanted: Sequence[bool],
+) -> tuple[str | None, ...]:
+    geometry = _geometry(weight, stride, padding, dilation, groups)
+    to_input = to_weight = to_bias = None
+    if wanted[0]:
+        to_input = (
+            g.op("Conv", gradient.name, weight.name, **geometry.attributes)
+            if transposed
+            else input_gradient(g, gradient, x, weight, geometry)
+        )
+    if wanted[1]:
+        # Of a transposed convolution the two change places: its input is the smaller.
+        image, small = (gradient, x) if transposed else (x, gradient)
+        to_weight = weight_gradient(g, small, image, weight, geometry)
+    if wanted[2]:
+        to_bias = g.sum(gradient.name, [0, *range(2, gradient.rank)])
+    return to_input, to_weight, to_bias
+
+
+def input_gradient(g: Graph, gradient: Value, x: Value, weight: Value, geometry: Geometry) -> str:
+    """float32[batch, channels, ...]: every gradient spread over the window that it came from."""
+    if geometry.pointwise and geometry.groups == 1:
+        turned = g.transpose(weight.name, 1, 0, *range(2, weight.rank))
+        return g.op("Conv", gradient.name, turned, **geometry.attributes)
+    left = []
+    for axis, (k, s, p, d) in enumerate(
+        zip(geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, strict=True), start=2
+    ):
+        reached = (_fixed(gradient, axis) - 1) * s - 2 * p + d * (k - 1) + 1
+        left.append(_fixed(x, axis) - reached)
+    return g.op("ConvTranspose", gradient.name, weight.name, **geometry.attributes, output_padding=left)
+
+
+def weight_gradient(g: Graph, small: Value, image: Value, weight: Value, geometry: Geometry) -> str:
+    """The weight's gradient: for every place of the kernel, the product of `small` and of what lay under that place.
+
+    small: float32[batch, groups * m, ...], at the places where the kernel was put. image: float32[batch, groups * c,
+    ...], what it was put on. The result is float32[groups * m, c, *kernel].
+    """
+    groups, taps = geometry.groups, _count(geometry.kernel)
+    spots = [_fixed(small, axis) for axis in range(2, small.rank)]
+    m, c = _fixed(small, 1) // groups, _fixed(image, 1) // groups
+    area = _count(spots)
+    windows = _windows(g, image, geometry, spots)
+    columns = windows[0] if taps == 1 else g.op("Concat", *windows, axis=1)
+    rows = g.op("Reshape", small.name, g.ints(0, groups, m, area) if groups > 1 else g.ints(0, m, area))
+    if groups == 1:
+        columns = g.op("Reshape", columns, g.ints(0, taps * c, area))
+        products = g.op("MatMul", rows, g.transpose(columns, 0, 2, 1))
+        order, shape = (0, 2, 1), (m, taps, c)
+    else:
+        # From taps, groups, channels to groups, taps, channels.
+        columns = g.op("Reshape", columns, g.ints(0, taps, groups, c * area))
+        columns = g.op("Reshape", g.transpose(columns, 0, 2, 1, 3), g.ints(0, groups, taps * c, area))
+        products = g.op("MatMul", rows, g.transpose(columns, 0, 1, 3, 2))
+        order, shape = (0, 2, 1), (groups * m, taps, c)
+    summed = g.reshape(g.sum(products, [0]), shape)
+    return g.reshape(summed if taps == 1 else g.transpose(summed, *order), weight.shape)
+
+
+def _windows(g: Graph, image: Value, geometry: Geometry, spots: Sequence[int]) -> list[str]:
+    """What lies under each place of the kernel: float32[batch, channels, *spots], one for each."""
+    axes = range(2, image.rank)
+    padded = image.name
+    if any(geometry.padding):
+        pads = [0, 0, *geometry.padding, 0, 0, *geometry.padding]
+        padded = g.op("Pad", image.name, g.ints(*pads))
+    places = [()]
+    for k in geometry.kernel:
+        places = [(*place, i) for place in places for i in range(k)]
+    whole = all(
+        k == 1 and p == 0 and s == 1 for k, p, s in zip(geometry.kernel, geometry.padding, geometry.stride, strict=True)
+    )
+    if whole:
+        return [padded]
+    found = []
+    for place in places:
+        starts = [i * d for i, d in zip(place, geometry.dilation, strict=True)]
+        ends = [b + (n - 1) * s + 1 for b, n, s in zip(starts, spots, geometry.stride, strict=True)]
+        found.append(g.op("Slice", padded, g.ints(*starts), g.ints(*ends), g.ints(*axes), g.ints(*geometry.stride)))
+    return found
+
+
+def _fixed(value: Value, axis: int) -> int:
+    size = value.shape[axis]
+    if not isinstance(size, int):
+        raise UnwritableError("a convolution over an axis that depends on the batch")
+    return size
+
+
+def _count(sizes: Sequence[int]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total
+
+
+RULES: Mapping[Any, Rule] = {
+    _ATEN.convolution.default: _convolution,
+    _ATEN.convolution_backward.default: _backward,
+}
