@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from edge_agent.runtimes.evaluator import Evaluator
 from edge_agent.runtimes.ort_training import NAME as ORT_TRAINING
 from edge_agent.runtimes.ort_training import OrtTrainingEngine
-from edge_agent.runtimes.reference import Record, load_record
+from edge_agent.runtimes.reference import Record, load_record, model_digest
 from export import graph_surgery as surgery
 from export import ort_artifacts, parity, reference
 from export.capture import WithLoss, classes_of, program, refuse_randomness, to_onnx, try_out
@@ -242,7 +242,7 @@ def _with_record(
     found = parity.whole_record(few.spec, manifest)
     (folder / REFERENCE_FILE).write_bytes(reference.format_record(found, few, manifest))
     files = sorted((*manifest.files, _entry(folder, REFERENCE_FILE)), key=lambda entry: entry.path)
-    digest = reference.model_digest(flat_model(spec.module, manifest.tensors))
+    digest = model_digest(flat_model(spec.module, manifest.tensors))
     manifest = replace(manifest, files=tuple(files), reference=Reference(REFERENCE_FILE, digest))
     whole = found if reference.same_examples(few.spec, near) else parity.whole_record(near, manifest)
     return manifest, load_record(Bundle(folder, manifest, b"")), whole

@@ -6,14 +6,13 @@ lowest and highest value; where even two examples do not fit PACKED_BYTES, the f
 no picture any more, and still of the range that the model is fed.
 """
 
-import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from edge_agent.runtimes.comparison import sampled
-from edge_agent.runtimes.engine import Array, Vector
+from edge_agent.runtimes.engine import Array
 from edge_agent.runtimes.reference import FORMAT, KINDS, Record, unscaled
 from edge_agent.runtimes.safetensors import format_tensors
 from export.parity import is_finite
@@ -67,11 +66,6 @@ def same_examples(one: TrainingSpec, other: TrainingSpec) -> bool:
     """Whether torch would be given the same values."""
     pairs = zip(one.input_tensors + one.target_tensors, other.input_tensors + other.target_tensors, strict=True)
     return all(torch.equal(a.detach().cpu(), b.detach().cpu()) for a, b in pairs)
-
-
-def model_digest(model: Vector) -> str:
-    """The SHA-256 by which whoever holds a model, float32[total], knows it for the one that the steps start from."""
-    return hashlib.sha256(model.astype("<f4").tobytes()).hexdigest()
 
 
 def format_record(record: Record, few: Small, manifest: Manifest) -> bytes:

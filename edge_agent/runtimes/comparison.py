@@ -5,6 +5,7 @@ than SHARE of the model's largest counts as that much, and any other magnitude b
 to zero, as the gradient of a bias before BatchNorm, is the rounding of its much larger terms.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -70,8 +71,17 @@ class Difference:
         return self.difference <= self.tolerance
 
     @property
+    def excess(self) -> float:
+        """How many times its tolerance the difference is; infinite where it is no number."""
+        return self.difference / self.tolerance if self.difference >= 0 else math.inf
+
+    @property
     def what(self) -> str:
         return _SAID[self.kind].format(self.tensor)
+
+    def __str__(self) -> str:
+        said = f"differs from torch's by {self.difference:.2e} of its magnitude, the tolerance is {self.tolerance:.0e}"
+        return f"{self.what} {said}"
 
 
 def whole(tensor: str, values: Array) -> Expected:

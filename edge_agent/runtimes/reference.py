@@ -4,6 +4,7 @@
 (loss, gradients, running statistics), three steps of SGD with momentum, and evaluation. docs/bundle.md has its layout.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,11 @@ def parse_record(manifest: Manifest, name: str, data: bytes) -> Record:
         v.name: {kind: _expected(file, manifest, v.name, kind, examples) for kind in KINDS} for v in manifest.variants
     }
     return Record(batch, str(file.text.get("torch", "")), steps)
+
+
+def model_digest(model: Vector) -> str:
+    """The SHA-256 by which whoever holds a model, float32[total], knows it for the one that the steps start from."""
+    return hashlib.sha256(model.astype("<f4").tobytes()).hexdigest()
 
 
 def sizes(manifest: Manifest, kind: Kind, examples: int) -> dict[str, int]:
