@@ -1,10 +1,12 @@
 """The table of backends, and the choice of one for a bundle on this machine."""
 
+import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 
-from edge_agent.runtimes import numpy_reference, ort_training
+import numpy as np
+
+from edge_agent.runtimes import numpy_reference, onnx_session, ort_training
 from edge_agent.runtimes.engine import Engine, Vector
 from edge_agent.runtimes.evaluator import Evaluator
 from edge_agent.runtimes.numpy_reference import NumpyEngine
@@ -26,15 +28,10 @@ class BackendEntry:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The engine chosen, and why, in words for a log line.
-
-    verdicts: of the backends whose recorded step was compared with torch's: what was wrong, or "" if it agreed. Hand
-    them to the next choice for the same bundle and runtime, and nothing is compared again.
-    """
+    """The engine chosen, and why, in words for a log line."""
 
     engine: Engine
     reason: str
-    verdicts: Mapping[str, str] = field(default_factory=dict)
 
 
 # In order of preference.
@@ -54,21 +51,22 @@ def choose(
     variant: str = "full",
     *,
     model: Vector | None = None,
-    known: Mapping[str, str] = MappingProxyType({}),
+    verdicts: dict[str, str] | None = None,
 ) -> Choice:
     """Opens the wanted backend, or with "auto" the first that the bundle holds and this machine runs.
 
     Runs means: its graphs load, and it takes torch's recorded step as torch took it. For that the record must lie in
     the bundle's folder, and the exported model there or in `model`: float32[total]; where it does not, nothing is
-    compared. known: verdicts of an earlier choice for this bundle with this runtime. Raises ConfigurationError naming
-    every backend considered, why it is not usable and what to do; BundleError if graphs could not be loaded.
+    compared. verdicts: what came of it, by backend: what was wrong, or "" if it agreed; added to, and taken as it is by
+    a later choice for the same bundle and runtime, which then compares nothing. Raises ConfigurationError naming every
+    backend considered, why it is not usable and what to do; BundleError if graphs could not be loaded.
     """
     if wanted != AUTO and wanted not in BACKENDS:
         raise ConfigurationError(f"backend: {wanted!r} is unknown; use {AUTO!r} or one of {', '.join(BACKENDS)}")
     graphs = held(bundle, variant)
     step = _recorded(bundle, model)
     refused: dict[str, str] = {}
-    verdicts, error = dict(known), ConfigurationError
+    verdicts, error = {} if verdicts is None else verdicts, ConfigurationError
     for name in BACKENDS if wanted == AUTO else (wanted,):
         reason = why_not(name, graphs) or verdicts.get(name)
         if not reason:
@@ -79,10 +77,19 @@ def choose(
             except BundleError as failure:
                 reason, error = str(failure), BundleError
         if not reason:
-            return Choice(engine, _why(wanted, refused) + said, verdicts)
+            return Choice(engine, _why(wanted, refused) + said)
         refused[name] = reason
     told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
     raise error(f"backend: none is usable for variant {variant!r} here. {told}. Known: {', '.join(BACKENDS)}")
+
+
+def runtime_name() -> str:
+    """What a verdict on a backend holds for: another release, or another processor, may compute something else."""
+    try:
+        version = onnx_session.import_onnxruntime().__version__
+    except ConfigurationError:
+        version = "none"
+    return f"onnxruntime {version}, numpy {np.__version__}, {platform.machine()}"
 
 
 def load_evaluator(bundle: Bundle, threads: int = 1, variant: str = "full") -> Evaluator | NumpyEngine:
