@@ -31,7 +31,6 @@ def options_of(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
     parser.add_argument("--backend", default=ALL, help=f"a backend's name (default: {ALL})")
     parser.add_argument("--variant", default="full", help="the variant to replay (default: full)")
-    parser.add_argument("--threads", type=int, default=1, help="of one step (default: 1)")
     parser.add_argument("--json", action="store_true", help="print every difference as one JSON object")
     return parser.parse_args(list(words))
 
@@ -39,7 +38,7 @@ def options_of(words: Sequence[str]) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """Replays and prints; returns the exit code."""
     bundle = open_bundle(options.bundle)
-    replayed = certify(bundle, options.backend, options.variant, options.threads)
+    replayed = certify(bundle, options.backend, options.variant)
     ok = all(r.ok for r in replayed if r.ran)
     if options.json:
         said = {
