@@ -72,7 +72,8 @@ class Agent:
         self._topics = Topics(settings.fleet)
         self._link = Link(transport, self._topics, settings.device, store.boot)
         self._assets = Assets(store.blobs.root.parent / "bundles", store.blobs, settings.training.backend)
-        self._workshop = Workshop(settings.data, base, settings.training.backend, settings.training.threads)
+        state = store.blobs.root.parent
+        self._workshop = Workshop(settings.data, base, state, settings.training.backend, settings.training.threads)
         self._connected, self._outage_logged = False, False
         self._epoch: int | None = None
         self._coordinator_here = True
@@ -303,8 +304,8 @@ class Agent:
         try:
             parse_codec(task.codec)
             bundle = self._assets.bundle(task)
-            self._bench = self._workshop.bench(bundle)
             model = self._assets.model(task, bundle.manifest)
+            self._bench = self._workshop.bench(bundle, model, task.model.digest)
             self._training = self._workshop.begin(self._bench, task, model)
         except ConfigurationError as error:
             log.error("task=%s refused: %s", task.name, error)

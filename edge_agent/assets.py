@@ -38,7 +38,7 @@ class Assets:
             return Rejection("manifest", str(error))
         if task.model.size != manifest.total * 4:
             return Rejection("model", f"{task.model.size} bytes where the manifest says {manifest.total * 4}")
-        wanted = [] if self._complete(task) else self._files(manifest)
+        wanted = [] if self._complete(task) else self._files(manifest, task)
         if not self.blobs.has(task.model.digest):
             wanted.append(task.model)
         missing = tuple(blob for blob in wanted if not self.blobs.has(blob.digest))
@@ -51,16 +51,19 @@ class Assets:
         """Removes every blob that neither this task nor `others` (what waits in the outbox) needs."""
         keep = others | {task.manifest.digest, task.model.digest}
         if self._has_manifest(task) and not self._complete(task):
-            keep |= {blob.digest for blob in self._files(self._manifest(task))}
+            keep |= {blob.digest for blob in self._files(self._manifest(task), task)}
         self.blobs.keep_only(keep)
 
     def bundle(self, task: Task) -> Bundle:
         """The task's bundle, in its own folder; assembled on first use. Raises BundleError when it does not fit."""
         root = self._root(task)
         manifest = self._manifest(task)
-        names = frozenset(e.path for e in self._entries(manifest))
         if not self._complete(task):
             self._assemble(root, task, manifest)
+        # A folder from a later round lacks the record, which nothing asks for then.
+        names = frozenset(
+            e.path for e in self._entries(manifest, task) if not _is_record(manifest, e) or (root / e.path).is_file()
+        )
         try:
             return open_bundle(root, only=names)
         except BundleError:
@@ -77,7 +80,7 @@ class Assets:
     def _assemble(self, root: Path, task: Task, manifest: Manifest) -> None:
         for old in self.bundles.glob("*"):
             shutil.rmtree(old, ignore_errors=True)
-        for entry in self._entries(manifest):
+        for entry in self._entries(manifest, task):
             path = root / entry.path
             path.parent.mkdir(parents=True, exist_ok=True)
             write_durably(path, self._read(bytes.fromhex(entry.sha256)))
@@ -108,13 +111,20 @@ class Assets:
             raise BundleError(f"{path}: altered since it was received; remove the folder and it is fetched again")
         return parse_manifest(data)
 
-    def _files(self, manifest: Manifest) -> list[BlobRef]:
-        return [BlobRef(bytes.fromhex(e.sha256), e.size) for e in self._entries(manifest)]
+    def _files(self, manifest: Manifest, task: Task) -> list[BlobRef]:
+        return [BlobRef(bytes.fromhex(e.sha256), e.size) for e in self._entries(manifest, task)]
 
-    def _entries(self, manifest: Manifest) -> list[FileEntry]:
+    def _entries(self, manifest: Manifest, task: Task) -> list[FileEntry]:
         paths: dict[str, None] = {}
         for variant in manifest.variants:
             for name, backend in variant.backends.items():
                 if self.backend in ("auto", name):
                     paths |= dict.fromkeys(p for role, p in backend.files.items() if role not in UNUSED_ROLES)
+        # Torch's steps can be replayed by whoever holds the model that they start from, which is the first round's.
+        if manifest.reference is not None and manifest.reference.model == task.model.digest.hex():
+            paths[manifest.reference.path] = None
         return [manifest.file(path) for path in paths]
+
+
+def _is_record(manifest: Manifest, entry: FileEntry) -> bool:
+    return manifest.reference is not None and entry.path == manifest.reference.path

@@ -10,6 +10,7 @@ examples:
   edge-agent config sample > agent.toml     # every key, with its default
   edge-agent run --config agent.toml        # join the fleet and train when asked
   edge-agent train --bundle bundle --data shard.npz --steps 20
+  edge-agent check --bundle bundle          # does this device compute what torch computes?
 
 {EXIT_CODES}
 """
@@ -31,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="join the fleet and train when asked; stops on Ctrl-C or SIGTERM")
     run.add_argument("--config", type=Path, required=True, help="agent.toml; see: edge-agent config sample")
+    run.add_argument("--backend", help="in place of the configuration's; auto, or a backend's name")
     run.set_defaults(command=_run)
 
     train = commands.add_parser(
@@ -54,6 +56,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--json", action="store_true", help="one JSON object instead of text")
     train.set_defaults(command=_train)
 
+    check = commands.add_parser(
+        "check",
+        help="try a bundle on this device: runtime, backend, agreement with torch, time of a step",
+        epilog="example: edge-agent check --bundle bundle\nexit codes: 0 no check failed, 1 one did, 3 no bundle",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    check.add_argument("--bundle", type=Path, required=True, help="folder made by fleet-export")
+    check.add_argument("--config", type=Path, help="agent.toml, for its backend and threads")
+    check.add_argument("--backend", help="in place of the configuration's (default: auto)")
+    check.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    check.set_defaults(command=_check)
+
     config = commands.add_parser("config", help="about the configuration file")
     actions = config.add_subparsers(required=True, metavar="ACTION")
     sample = actions.add_parser("sample", help="print a configuration with every key")
@@ -65,13 +79,19 @@ def _run(options: argparse.Namespace) -> int:
     # Imported here so that --help and mistakes answer at once.
     from edge_agent.daemon import run
 
-    return run(options.config)
+    return run(options.config, options.backend)
 
 
 def _train(options: argparse.Namespace) -> int:
     from edge_agent.offline import train
 
     return train(options)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from edge_agent.check import run
+
+    return run(options)
 
 
 def _sample(_: argparse.Namespace) -> int:

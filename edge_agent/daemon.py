@@ -51,9 +51,10 @@ class _Signals:
             raise _Stop
 
 
-def run(config: Path) -> int:
-    """Runs the agent until it is told to stop. Raises ConfigurationError when it cannot start."""
-    settings = agent_settings.load(config)
+def run(config: Path, backend: str | None = None) -> int:
+    """Runs the agent until it is told to stop. backend: in place of the configuration's. Raises ConfigurationError when
+    it cannot start."""
+    settings = agent_settings.load(config, backend)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     signals = _Signals()
     rng = np.random.default_rng()

@@ -1,6 +1,6 @@
 """Every setting of an agent, with its bounds; read once from agent.toml."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge_agent.data import DataSettings
@@ -94,9 +94,19 @@ class AgentSettings:
         check_name("fleet", self.fleet)
 
 
-def load(path: Path) -> AgentSettings:
-    """The settings in a file. Raises ConfigurationError naming the key."""
-    return load_settings(AgentSettings, path)
+def load(path: Path, backend: str | None = None) -> AgentSettings:
+    """The settings in a file, with another backend if one is given. Raises ConfigurationError naming the key."""
+    settings = load_settings(AgentSettings, path)
+    return settings if backend is None else replace(settings, training=training(backend, settings.training))
+
+
+def training(backend: str | None, given: TrainingSettings | None = None) -> TrainingSettings:
+    """How to train, by the defaults unless given, with another backend if one is named on the command line."""
+    given = given or TrainingSettings()
+    try:
+        return given if backend is None else replace(given, backend=backend)
+    except ValueError as error:
+        raise ConfigurationError(f"--{error}") from None
 
 
 def state_folder(settings: AgentSettings, config: Path) -> Path:

@@ -18,15 +18,16 @@ from torch.nn.parameter import is_lazy
 from edge_agent.runtimes.evaluator import Evaluator
 from edge_agent.runtimes.ort_training import NAME as ORT_TRAINING
 from edge_agent.runtimes.ort_training import OrtTrainingEngine
+from edge_agent.runtimes.reference import Record, load_record, model_digest
 from export import graph_surgery as surgery
-from export import ort_artifacts, parity
+from export import ort_artifacts, parity, reference
 from export.capture import WithLoss, classes_of, program, refuse_randomness, to_onnx, try_out
 from export.decompositions import faithful, trainable
 from export.dropout import masks_to_inputs
 from export.inference import places_of
 from export.layout import Ports, flat_model, ports_of, tensors_of
 from export.spec import TrainingSpec
-from protocol.bundle import PARAMETERS_FILE, Bundle
+from protocol.bundle import PARAMETERS_FILE, REFERENCE_FILE, Bundle
 from protocol.errors import BundleError, ConfigurationError
 from protocol.manifest import (
     FORMAT,
@@ -36,6 +37,7 @@ from protocol.manifest import (
     FileEntry,
     Inference,
     Manifest,
+    Reference,
     Tensor,
     Variant,
     format_manifest,
@@ -219,9 +221,31 @@ def _with_parity(spec: TrainingSpec, graphs: Graphs, manifest: Manifest, folder:
     except BundleError as error:
         raise BundleError(ort_artifacts.explain(graphs.train, str(error))) from error
     ort_artifacts.check_optimizer(folder / FILES["train"], folder / FILES["optimizer"], folder / FILES["checkpoint"])
-    spec = parity.beside(spec)
-    parity.evaluation(spec, manifest, Evaluator(draft, FILES["eval"]))
-    return replace(manifest, parity={ORT_TRAINING: parity.prove(spec, manifest, engine)})
+    near = parity.beside(spec)
+    manifest, brief, whole = _with_record(spec, near, manifest, folder)
+    draft = Bundle(folder, manifest, b"")
+    evaluator = Evaluator(draft, FILES["eval"])
+    parity.evaluation(near, manifest, evaluator, whole)
+    measured = {ORT_TRAINING: parity.prove(near, manifest, engine, whole)}
+    # What devices will replay is the file, so it is the file that has to hold.
+    parity.evaluation(near, manifest, evaluator, brief)
+    parity.prove(near, manifest, engine, brief)
+    return replace(manifest, parity=measured)
+
+
+def _with_record(
+    spec: TrainingSpec, near: TrainingSpec, manifest: Manifest, folder: Path
+) -> tuple[Manifest, Record, Record]:
+    """The manifest with torch's steps on a few examples written beside it, these as read back, and the steps on all
+    examples, which are proven but not kept."""
+    few = reference.small(spec, near)
+    found = parity.whole_record(few.spec, manifest)
+    (folder / REFERENCE_FILE).write_bytes(reference.format_record(found, few, manifest))
+    files = sorted((*manifest.files, _entry(folder, REFERENCE_FILE)), key=lambda entry: entry.path)
+    digest = model_digest(flat_model(spec.module, manifest.tensors))
+    manifest = replace(manifest, files=tuple(files), reference=Reference(REFERENCE_FILE, digest))
+    whole = found if reference.same_examples(few.spec, near) else parity.whole_record(near, manifest)
+    return manifest, load_record(Bundle(folder, manifest, b"")), whole
 
 
 def _entry(folder: Path, path: str) -> FileEntry:

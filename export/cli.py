@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from export import verify
 from protocol.bundle import open_bundle
 from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.manifest import Manifest
@@ -22,6 +23,7 @@ examples:
   fleet-export examples/digits_cnn.py:digits --out bundles/digits
   fleet-export mypackage.models:classifier --out bundles/classifier --model-version 2 --json
   fleet-export show bundles/digits
+  fleet-export verify bundles/digits
 
 FUNCTION takes no arguments and returns an export.TrainingSpec. A bundle is written whole or not at all, and only after
 one step and three optimiser steps in ONNX Runtime agree with torch.
@@ -41,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["show"]:
             return _show(_show_parser().parse_args(words[1:]))
+        if words[:1] == ["verify"]:
+            return verify.run(verify.options_of(words[1:]))
         return _export(_parser().parse_args(words))
     except SparsefleetError as error:
         print(f"fleet-export: {error}", file=sys.stderr)
@@ -53,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def unfinished(argv: Sequence[str] | None, process: int) -> list[Path]:
     """Folders that an export by this process left when it died."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["show"]:
+    if words[:1] in (["show"], ["verify"]):
         return []
     out: Path = _parser().parse_args(words).out
     # As export.bundle names them.

@@ -11,6 +11,7 @@ from protocol.errors import BundleError
 from protocol.manifest import MANIFEST_FILE, FileEntry, Manifest, parse_manifest
 
 PARAMETERS_FILE = "parameters.safetensors"
+REFERENCE_FILE = "reference.safetensors"
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,15 @@ class Inference:
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """Where the record of torch's own steps lies, and the SHA-256 of the model they start from: the exported one, as
+    float32 in manifest order. Whoever holds that model can replay them."""
+
+    path: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class Parity:
     """What the exporter measured against torch before it wrote the bundle: largest relative differences."""
 
@@ -148,6 +157,7 @@ class Manifest:
     variants: tuple[Variant, ...]
     inference: Inference
     parity: Mapping[str, Parity]
+    reference: Reference | None = None
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:

@@ -74,7 +74,7 @@ def test_the_four_jobs_run_as_the_readme_says(tmp_path: Path, monkeypatch: pytes
     for command in agent + coordinator:
         if "sample" in command:
             run(command, tmp_path)
-        if command[1] == "train":
+        if command[1] in ("train", "check"):
             assert "step" in run(command, tmp_path)
     on_a_free_port(tmp_path / "agent.toml", tmp_path / "coordinator.toml")
 

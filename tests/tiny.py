@@ -3,11 +3,13 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol.bundle import PARAMETERS_FILE, Bundle, open_bundle
+from edge_agent.runtimes.safetensors import format_tensors
+from protocol.bundle import PARAMETERS_FILE, REFERENCE_FILE, Bundle, open_bundle
 from protocol.manifest import (
     FORMAT,
     MANIFEST_FILE,
@@ -16,6 +18,7 @@ from protocol.manifest import (
     Inference,
     Manifest,
     Port,
+    Reference,
     Tensor,
     Variant,
     format_manifest,
@@ -36,8 +39,36 @@ def safetensors(tensors: dict[str, npt.NDArray[np.float32]]) -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
-def write_bundle(root: Path, *, version: int = 1) -> Bundle:
-    """Writes a bundle of zeros and opens it."""
+def reference() -> bytes:
+    """A record of softmax regression from zeros on four examples, its steps written out here once more."""
+    x = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [-1, 0, 0]], np.float32)
+    y = np.array([0, 1, 0, 1])
+    w, velocity = np.zeros((CLASSES, FEATURES + 1)), np.zeros((CLASSES, FEATURES + 1))
+    ones = np.hstack([x, np.ones((4, 1))])
+    gradients = []
+    for _ in range(3):
+        p = np.exp(ones @ w.T)
+        p /= p.sum(axis=1, keepdims=True)
+        gradients.append((p - np.eye(CLASSES)[y]).T @ ones / 4)
+        velocity = 0.9 * velocity + gradients[-1] + 1e-3 * w
+        w = w - 0.05 * velocity
+    found = {
+        "loss": [np.full(1, np.log(2))],
+        "gradient": [gradients[0][:, :-1], gradients[0][:, -1]],
+        "statistics": [],
+        "three steps": [w[:, :-1], w[:, -1]],
+        "evaluation": [np.full(1, np.log(2)), np.zeros((4, CLASSES))],
+    }
+    arrays: dict[str, npt.NDArray[Any]] = {"batch/x": x.ravel(), "batch/y": y.astype(np.uint8)}
+    for kind, parts in found.items():
+        flat = [part.astype(np.float32).ravel() for part in parts]
+        arrays[f"values/full/{kind}"] = np.concatenate([np.zeros(0, np.float32), *flat])
+        arrays[f"magnitudes/full/{kind}"] = np.array([np.abs(part).max() for part in flat], np.float32)
+    return format_tensors(arrays, {"format": "1", "examples": "4", "torch": "by hand"})
+
+
+def write_bundle(root: Path, *, version: int = 1, recorded: bool = False) -> Bundle:
+    """Writes a bundle of zeros and opens it. recorded: with reference steps."""
     root.mkdir(parents=True, exist_ok=True)
     weight, bias = np.zeros((CLASSES, FEATURES), np.float32), np.zeros(CLASSES, np.float32)
     files = {
@@ -46,6 +77,8 @@ def write_bundle(root: Path, *, version: int = 1) -> Bundle:
         "numpy/graph.bin": bytes(range(256)) * 600,
         "inference.onnx": bytes(TOTAL * 4),
     }
+    if recorded:
+        files[REFERENCE_FILE] = reference()
     for name, data in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +100,7 @@ def write_bundle(root: Path, *, version: int = 1) -> Bundle:
         variants=(Variant("full", {"numpy": Backend({"graph": "numpy/graph.bin"}, requires="numpy")}),),
         inference=Inference("inference.onnx", {"weight": 0, "bias": FEATURES * CLASSES * 4}),
         parity={},
+        reference=Reference(REFERENCE_FILE, hashlib.sha256(bytes(TOTAL * 4)).hexdigest()) if recorded else None,
     )
     (root / MANIFEST_FILE).write_bytes(format_manifest(manifest))
     return open_bundle(root)

@@ -1,14 +1,19 @@
 """The table of backends, and the choice of one for a bundle on this machine."""
 
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from edge_agent.runtimes import numpy_reference, ort_training
-from edge_agent.runtimes.engine import Engine
+import numpy as np
+
+from edge_agent.runtimes import numpy_reference, onnx_session, ort_training
+from edge_agent.runtimes.engine import Engine, Vector
 from edge_agent.runtimes.evaluator import Evaluator
 from edge_agent.runtimes.numpy_reference import NumpyEngine
-from protocol.bundle import Bundle
-from protocol.errors import ConfigurationError
+from edge_agent.runtimes.parameters import initial_model
+from edge_agent.runtimes.reference import Record, load_record, one_step
+from protocol.bundle import PARAMETERS_FILE, Bundle
+from protocol.errors import BundleError, ConfigurationError, DataError
 
 AUTO = "auto"
 
@@ -39,30 +44,57 @@ BACKENDS: Mapping[str, BackendEntry] = {
 }
 
 
-def choose(bundle: Bundle, wanted: str = AUTO, threads: int = 1, variant: str = "full") -> Choice:
+def choose(
+    bundle: Bundle,
+    wanted: str = AUTO,
+    threads: int = 1,
+    variant: str = "full",
+    *,
+    model: Vector | None = None,
+    verdicts: dict[str, str] | None = None,
+) -> Choice:
     """Opens the wanted backend, or with "auto" the first that the bundle holds and this machine runs.
 
-    Raises ConfigurationError naming every backend considered, why it is not usable and what to do.
+    Runs means: its graphs load, and it takes torch's recorded step as torch took it. For that the record must lie in
+    the bundle's folder, and the exported model there or in `model`: float32[total]; where it does not, nothing is
+    compared. verdicts: what came of it, by backend: what was wrong, or "" if it agreed; added to, and taken as it is by
+    a later choice for the same bundle and runtime, which then compares nothing. Raises ConfigurationError naming every
+    backend considered, why it is not usable and what to do; BundleError if graphs could not be loaded.
     """
     if wanted != AUTO and wanted not in BACKENDS:
         raise ConfigurationError(f"backend: {wanted!r} is unknown; use {AUTO!r} or one of {', '.join(BACKENDS)}")
-    held = _held(bundle, variant)
+    graphs = held(bundle, variant)
+    step = _recorded(bundle, model)
     refused: dict[str, str] = {}
+    verdicts, error = {} if verdicts is None else verdicts, ConfigurationError
     for name in BACKENDS if wanted == AUTO else (wanted,):
-        reason = _why_not(name, held)
-        if reason is not None:
-            refused[name] = reason
-            continue
-        return Choice(BACKENDS[name].open(bundle, variant, threads), _why(wanted, refused))
-    said = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-    raise ConfigurationError(
-        f"backend: none is usable for variant {variant!r} here. {said}. Known: {', '.join(BACKENDS)}"
-    )
+        reason = why_not(name, graphs) or verdicts.get(name)
+        if not reason:
+            try:
+                engine = BACKENDS[name].open(bundle, variant, threads)
+                said = _probe(engine, bundle, step, variant, verdicts)
+                reason = verdicts.get(name)
+            except BundleError as failure:
+                reason, error = str(failure), BundleError
+        if not reason:
+            return Choice(engine, _why(wanted, refused) + said)
+        refused[name] = reason
+    told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+    raise error(f"backend: none is usable for variant {variant!r} here. {told}. Known: {', '.join(BACKENDS)}")
+
+
+def runtime_name() -> str:
+    """What a verdict on a backend holds for: another release, or another processor, may compute something else."""
+    try:
+        version = onnx_session.import_onnxruntime().__version__
+    except ConfigurationError:
+        version = "none"
+    return f"onnxruntime {version}, numpy {np.__version__}, {platform.machine()}"
 
 
 def load_evaluator(bundle: Bundle, threads: int = 1, variant: str = "full") -> Evaluator | NumpyEngine:
     """Evaluates flat models; stock onnxruntime is enough. Raises ConfigurationError."""
-    for name, files in _held(bundle, variant).items():
+    for name, files in held(bundle, variant).items():
         if "eval" in files:
             return Evaluator(bundle, files["eval"], threads)
         if name == numpy_reference.NAME:
@@ -70,8 +102,8 @@ def load_evaluator(bundle: Bundle, threads: int = 1, variant: str = "full") -> E
     raise ConfigurationError(f"bundle: variant {variant!r} holds no evaluation graph; export it again")
 
 
-def _held(bundle: Bundle, variant: str) -> dict[str, Mapping[str, str]]:
-    """The backends of the variant, each with its files by role."""
+def held(bundle: Bundle, variant: str) -> dict[str, Mapping[str, str]]:
+    """The backends of the variant, each with its files by role. Raises ConfigurationError if there is no such one."""
     for known in bundle.manifest.variants:
         if known.name == variant:
             return {name: backend.files for name, backend in known.backends.items()}
@@ -79,10 +111,42 @@ def _held(bundle: Bundle, variant: str) -> dict[str, Mapping[str, str]]:
     raise ConfigurationError(f"variant: {variant!r} is not in this bundle; it holds {names}")
 
 
-def _why_not(name: str, held: Mapping[str, object]) -> str | None:
-    if name not in held:
-        return f"the bundle holds no graphs for it, only for {', '.join(held)}; export it with this backend"
+def why_not(name: str, graphs: Mapping[str, object]) -> str | None:
+    """Why a bundle with these graphs is not run by this backend here, with the remedy, or None if it may be."""
+    if name not in graphs:
+        return f"the bundle holds no graphs for it, only for {', '.join(graphs)}; export it with this backend"
     return BACKENDS[name].why_not()
+
+
+def _recorded(bundle: Bundle, model: Vector | None) -> tuple[Record, Vector] | None:
+    """Torch's recorded steps and the model they start from, where both are at hand."""
+    reference = bundle.manifest.reference
+    if reference is None or not bundle.path(reference.path).is_file():
+        return None
+    if model is None and not (bundle.root / PARAMETERS_FILE).is_file():
+        return None
+    return load_record(bundle), initial_model(bundle) if model is None else model
+
+
+def _probe(
+    engine: Engine, bundle: Bundle, step: tuple[Record, Vector] | None, variant: str, verdicts: dict[str, str]
+) -> str:
+    """Compares the recorded step, adds the verdict, and says what came of it; without a record it says nothing."""
+    if engine.name in verdicts:
+        return "; it agreed with torch's recorded step before"
+    if step is None:
+        return (
+            "" if bundle.manifest.reference is None else "; not compared with torch's recorded step, which is not here"
+        )
+    record, model = step
+    try:
+        rows = one_step(engine, bundle.manifest, model, record, variant)
+    except DataError as error:
+        verdicts[engine.name] = f"it does not take the batch of torch's recorded step: {error}"
+        return ""
+    worst = max(rows, key=lambda row: row.excess)
+    verdicts[engine.name] = "" if worst.ok else f"it computes something else here: {worst}; install another onnxruntime"
+    return f"; it agrees with torch's recorded step within {max(row.difference for row in rows):.0e}"
 
 
 def _why(wanted: str, refused: Mapping[str, str]) -> str:

@@ -1,0 +1,172 @@
+"""`edge-agent check`: does this device run the bundle, does it compute what torch computed, and how fast.
+
+A check is a function of what is given to one finding; the table below the types names them all, in order.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from edge_agent import settings as agent_settings
+from edge_agent.runtimes.backends import AUTO, choose, runtime_name
+from edge_agent.runtimes.certificate import ALL, Replayed, by_kind, certify, facts
+from edge_agent.runtimes.parameters import initial_model
+from edge_agent.runtimes.reference import SEED, load_record
+from protocol.bundle import Bundle, open_bundle
+from protocol.errors import ConfigurationError, SparsefleetError
+
+Status = Literal["ok", "warning", "error"]
+# Of timed steps, after the first, which prepares the runtime.
+TIMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What is checked: a bundle whose files are whole, and the backend and threads that would be used."""
+
+    bundle: Bundle
+    backend: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found, in words; what to do about it unless all is well; more lines, and facts for --json."""
+
+    status: Status
+    said: str
+    remedy: str = ""
+    details: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does every check and prints what was found; returns the exit code."""
+    given = _given(options)
+    found = {name: check(given) for name, check in CHECKS.items()}
+    failed = [name for name, finding in found.items() if finding.status == "error"]
+    if options.json:
+        print(json.dumps({"ok": not failed, "checks": {name: _facts(finding) for name, finding in found.items()}}))
+    else:
+        print("\n".join(_lines(found)))
+    return SparsefleetError.exit_code if failed else 0
+
+
+def files(given: Given) -> Finding:
+    """The bundle's files are those that its manifest lists: they were read when it was opened."""
+    manifest = given.bundle.manifest
+    size = sum(entry.size for entry in manifest.files)
+    said = f"{manifest.line} version {manifest.version}: {len(manifest.files)} files, {size:,} bytes, digests agree"
+    return Finding("ok", said, facts={"line": manifest.line, "version": manifest.version, "bytes": size})
+
+
+def runtime(given: Given) -> Finding:
+    """Which software would train."""
+    name = f"{runtime_name()}, Python {platform.python_version()}"
+    if name.startswith("onnxruntime none"):
+        return Finding("warning", name, "pip install 'sparsefleet[agent-ort-training]'", facts={"runtime": name})
+    return Finding("ok", name, facts={"runtime": name})
+
+
+def backend(given: Given) -> Finding:
+    """Which backend would be chosen, and why."""
+    try:
+        choice = choose(given.bundle, given.backend, given.threads)
+    except ConfigurationError as error:
+        return Finding("error", str(error), "install what one of them needs, or export the bundle for what is here")
+    return Finding("ok", f"{choice.engine.name}: {choice.reason}", facts={"backend": choice.engine.name})
+
+
+def parity(given: Given) -> Finding:
+    """Torch's recorded steps, replayed by every backend that would be considered and runs here."""
+    wanted = ALL if given.backend == AUTO else given.backend
+    if given.bundle.manifest.reference is None:
+        return Finding("warning", "the bundle holds no reference steps", "export it again with this version")
+    try:
+        replayed = certify(given.bundle, wanted, threads=given.threads)
+    except ConfigurationError as error:
+        return Finding("error", str(error), "export the bundle again")
+    ran = [one for one in replayed if one.ran]
+    details = tuple(line for one in replayed for line in _parity_lines(one))
+    said = {"backends": [facts(one) for one in replayed]}
+    if not ran:
+        return Finding("error", "no backend runs here", "see backend", details, said)
+    wrong = [one.backend for one in ran if not one.ok]
+    if not wrong:
+        names = ", ".join(one.backend for one in ran)
+        return Finding("ok", f"{names}: all tensors within tolerance of torch's steps", "", details, said)
+    # What is passed over does no harm.
+    status: Status = "error" if len(wrong) == len(ran) else "warning"
+    remedy = "install another onnxruntime, and tell its makers or ours"
+    return Finding(status, f"{', '.join(wrong)}: computes something else than torch here", remedy, details, said)
+
+
+def step_time(given: Given) -> Finding:
+    """How long a training step takes on the recorded batch."""
+    if given.bundle.manifest.reference is None:
+        return Finding("warning", "not timed, for want of a batch", "edge-agent train with some data tells")
+    try:
+        record, model = load_record(given.bundle), initial_model(given.bundle)
+        engine = choose(given.bundle, given.backend, given.threads).engine
+        seconds = []
+        for _ in range(1 + TIMED):
+            started = time.perf_counter()
+            engine.step(model, record.batch, SEED)
+            seconds.append(time.perf_counter() - started)
+    except ConfigurationError as error:
+        return Finding("error", f"no step could be taken: {error}", "see backend and parity")
+    first, then = 1e3 * seconds[0], 1e3 * float(np.median(seconds[1:]))
+    said = (
+        f"{then:.1f} ms a step of {len(record.batch)} examples with {given.threads} threads (the first {first:.1f} ms)"
+    )
+    return Finding("ok", said, facts={"ms": round(then, 3), "first_ms": round(first, 3), "batch": len(record.batch)})
+
+
+CHECKS: Mapping[str, Callable[[Given], Finding]] = {
+    "files": files,
+    "runtime": runtime,
+    "backend": backend,
+    "parity": parity,
+    "step time": step_time,
+}
+
+
+def _given(options: argparse.Namespace) -> Given:
+    if options.config is None:
+        training = agent_settings.training(options.backend)
+    else:
+        training = agent_settings.load(options.config, options.backend).training
+    return Given(open_bundle(options.bundle), training.backend, training.threads)
+
+
+def _parity_lines(replayed: Replayed) -> list[str]:
+    if replayed.absent or replayed.failed:
+        return [
+            f"{replayed.backend}: {'not run' if replayed.absent else 'failed'}: {replayed.absent or replayed.failed}"
+        ]
+    wrong = [row for row in replayed.rows if not row.ok]
+    lines = [
+        f"{replayed.backend:14}{row.kind:13}{row.difference:9.1e} of {row.tolerance:.0e}  {row.tensor}"
+        for row in by_kind(replayed.rows)
+    ]
+    return lines + [f"{replayed.backend:14}FAIL: {row}" for row in wrong]
+
+
+def _lines(found: Mapping[str, Finding]) -> list[str]:
+    lines = []
+    for name, finding in found.items():
+        lines.append(f"{finding.status:9}{name:11}{finding.said}")
+        lines += [f"{'':20}{line}" for line in finding.details]
+        if finding.remedy:
+            lines.append(f"{'':20}remedy: {finding.remedy}")
+    return lines
+
+
+def _facts(finding: Finding) -> dict[str, Any]:
+    return {"status": finding.status, "said": finding.said, "remedy": finding.remedy, **finding.facts}
