@@ -1,202 +1,109 @@
-"""A bundle from a TrainingSpec: three graphs, artifacts, parameters, parity, and the manifest last."""
+"""A bundle from a TrainingSpec: graphs, artifacts, parameters, parity, and the manifest last."""
 
 import contextlib
-import copy
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
-import torch
 from safetensors.numpy import save
-from torch.nn.parameter import is_lazy
 
+from edge_agent.runtimes.backends import BACKENDS
 from edge_agent.runtimes.evaluator import Evaluator
 from edge_agent.runtimes.ort_training import NAME as ORT_TRAINING
-from edge_agent.runtimes.ort_training import OrtTrainingEngine
+from edge_agent.runtimes.portable import NAME as PORTABLE
 from edge_agent.runtimes.reference import Record, load_record, model_digest
 from export import graph_surgery as surgery
 from export import ort_artifacts, parity, reference
-from export.capture import WithLoss, classes_of, program, refuse_randomness, to_onnx, try_out
-from export.decompositions import faithful, trainable
-from export.dropout import masks_to_inputs
+from export.graphs import Graphs, Report, capture
 from export.inference import places_of
-from export.layout import Ports, flat_model, ports_of, tensors_of
+from export.layout import flat_model
 from export.spec import TrainingSpec
 from protocol.bundle import PARAMETERS_FILE, REFERENCE_FILE, Bundle
 from protocol.errors import BundleError, ConfigurationError
 from protocol.manifest import (
     FORMAT,
     MANIFEST_FILE,
+    MAX_REASON,
     Backend,
-    Dropout,
     FileEntry,
     Inference,
     Manifest,
     Reference,
-    Tensor,
     Variant,
     format_manifest,
 )
 
-# A graph is one protobuf message, which ends at 2 GiB; external data, the way round it, is refused everywhere.
-MAX_MODEL_BYTES = 2_000_000_000
 INFERENCE_FILE = "inference.onnx"
-FOLDER = ORT_TRAINING
-FILES = {
-    "train": f"{FOLDER}/training_model.onnx",
-    "eval": f"{FOLDER}/eval_model.onnx",
-    "optimizer": f"{FOLDER}/optimizer_model.onnx",
-    "checkpoint": f"{FOLDER}/checkpoint",
+EVALUATION_FILE = f"{PORTABLE}/eval.onnx"
+PORTABLE_FILES = {"train": f"{PORTABLE}/train.onnx", "eval": EVALUATION_FILE}
+ARTIFACTS = {
+    "train": f"{ORT_TRAINING}/training_model.onnx",
+    "eval": EVALUATION_FILE,
+    "optimizer": f"{ORT_TRAINING}/optimizer_model.onnx",
+    "checkpoint": f"{ORT_TRAINING}/checkpoint",
 }
-REQUIRES = "onnxruntime-training-cpu==1.19.2"
-
-Report = Callable[[str], None]
+# Any stock release from the first that reads these graphs on.
+PORTABLE_REQUIRES = "onnxruntime>=1.17"
+ARTIFACTS_REQUIRES = "onnxruntime-training-cpu==1.19.2"
+# What is made where nothing is said. The second is left out, with the reason, where it cannot be made.
+MADE = (PORTABLE, ORT_TRAINING)
 
 
 def _silent(stage: str) -> None:
     """Tells nobody."""
 
 
-@dataclass(frozen=True, slots=True)
-class Graphs:
-    """The three graphs over one tensor table. `train` still knows which layer each node came from."""
-
-    train: onnx.ModelProto
-    evaluation: onnx.ModelProto
-    inference: onnx.ModelProto
-    tensors: tuple[Tensor, ...]
-    ports: Ports
-    dropouts: tuple[Dropout, ...]
-
-
 def write_bundle(
-    spec: TrainingSpec, out: Path, *, line: str, force: bool = False, report: Report = _silent
+    spec: TrainingSpec,
+    out: Path,
+    *,
+    line: str,
+    force: bool = False,
+    backends: Collection[str] = MADE,
+    report: Report = _silent,
 ) -> Manifest:
     """Writes the bundle folder `out`, whole or not at all. `report` is told of each stage.
 
-    The module's mode is left as it was. Raises ConfigurationError if `out` is taken, BundleError if the model cannot
-    be trained on devices.
+    backends: of MADE; the portable one is always made. The manifest says which of them could not be and why. The
+    module's mode is left as it was. Raises ConfigurationError if `out` is taken, BundleError if the model cannot be
+    trained on devices.
     """
     _check_out(out, force)
     with _restored(spec), _temporary_beside(out) as folder:
-        graphs = capture(spec, report)
-        report("building ONNX Runtime training artifacts")
+        graphs = capture(spec, report, artifacts=ORT_TRAINING in backends)
+        report("writing graphs and parameters")
         manifest = _write_files(spec, graphs, line, folder)
+        if ORT_TRAINING in backends:
+            report("building ONNX Runtime training artifacts")
+            manifest = _with_artifacts(graphs, manifest, folder)
         report("checking parity with torch")
-        manifest = _with_parity(spec, graphs, manifest, folder)
+        manifest = _with_parity(spec, manifest, folder)
         (folder / MANIFEST_FILE).write_bytes(format_manifest(manifest))
         _settle(folder, out)
     return manifest
 
 
-def capture(spec: TrainingSpec, report: Report = _silent) -> Graphs:
-    """The three graphs of a spec. Raises BundleError naming the layer that stands in the way."""
-    _check_module(spec)
-    report("capturing the training graph")
-    spec.module.train()
-    every = tensors_of(spec)
-    with _buffers_kept(spec, {t.name for t in every if t.kind == "buffer"}):
-        outputs = try_out(spec).outputs
-    _check_copies(spec)
-    # Clones, because torch takes one tensor given twice, as an autoencoder's input and target, for one argument.
-    arguments = tuple(t.detach().clone() for t in (*spec.input_tensors, *spec.target_tensors))
-    taken = {name for name, _ in (*spec.module.named_parameters(), *spec.module.named_buffers())} | {"loss"}
-    captured = program(WithLoss(spec), arguments)
-    ports = ports_of(spec, outputs, classes_of(captured, len(arguments)), taken)
-    names = [p.name for p in (*ports.inputs, *ports.targets)]
-    given = ["loss", *(p.name for p in ports.outputs)]
-    train = to_onnx(trainable(captured), names, given)
-    report("capturing the evaluation graph")
-    spec.module.eval()
-    captured = program(WithLoss(spec), arguments)
-    refuse_randomness(captured)
-    evaluation = to_onnx(faithful(captured), names, given)
-    for model in (train, evaluation):
-        surgery.use_module_names(model, spec.module)
-    inference = surgery.without_loss(evaluation, names[: len(ports.inputs)], given[1:])
-    tensors = _used(every, train)
-    dropouts = masks_to_inputs(train)
-    _finish(train, evaluation, inference, tensors)
-    return Graphs(train, evaluation, inference, tensors, ports, dropouts)
-
-
-def _check_module(spec: TrainingSpec) -> None:
-    for name, value in (*spec.module.named_parameters(), *spec.module.named_buffers()):
-        if is_lazy(value):
-            raise BundleError(f"{name}: has no shape yet; call the module once on the examples before giving it")
-    sizes = {name: 4 * p.numel() for name, p in spec.module.named_parameters()}
-    if sum(sizes.values()) > MAX_MODEL_BYTES:
-        name = max(sizes, key=sizes.__getitem__)
-        raise BundleError(
-            f"module: {sum(sizes.values())} bytes of parameters are over the limit of {MAX_MODEL_BYTES}, "
-            f"{sizes[name]} of them in {name}; use a smaller model"
-        )
-
-
-def _check_copies(spec: TrainingSpec) -> None:
-    try:
-        copy.deepcopy(spec.module)
-    except RuntimeError as error:
-        raise BundleError(
-            "module: holds a tensor that was computed from its parameters and cannot be copied, as of torch.nn.utils."
-            "weight_norm; compute it in forward, or use torch.nn.utils.parametrizations"
-        ) from error
-
-
-def _finish(
-    train: onnx.ModelProto, evaluation: onnx.ModelProto, inference: onnx.ModelProto, tensors: tuple[Tensor, ...]
-) -> None:
-    # Of the training graph only the loss is asked; its other outputs would be copied at every step.
-    del train.graph.output[1:]
-    surgery.settle_casts(train)
-    surgery.average_pools_to_convolutions(train)
-    surgery.train_batch_norms(train, tensors)
-    surgery.complete_nodes(train)
-    surgery.part_constants(train, tensors)
-    for model in (train, evaluation, inference):
-        surgery.order_initializers(model, tensors)
-    surgery.tensors_to_inputs(evaluation, tensors)
-    surgery.strip(evaluation)
-    surgery.strip(inference)
-
-
-def _used(tensors: tuple[Tensor, ...], train: onnx.ModelProto) -> tuple[Tensor, ...]:
-    """Without frozen tensors that the training graph does not hold; the places close up."""
-    held = {i.name for i in train.graph.initializer}
-    kept, offset = [], 0
-    for tensor in tensors:
-        if tensor.name not in held:
-            if tensor.kind != "frozen":
-                raise BundleError(f"{tensor.name}: takes no part in training; remove it or set requires_grad=False")
-            continue
-        kept.append(replace(tensor, offset=offset))
-        offset += tensor.size
-    return tuple(kept)
-
-
 def _write_files(spec: TrainingSpec, graphs: Graphs, line: str, folder: Path) -> Manifest:
-    """Everything but the manifest, which is returned without its parity record."""
-    (folder / FOLDER).mkdir()
-    ort_artifacts.generate(graphs.train, graphs.tensors, folder / FOLDER)
-    trained = onnx.load(folder / FILES["train"], load_external_data=False)
-    surgery.strip(trained)
-    inference = graphs.inference.SerializeToString()
-    for path, model in (
-        (FILES["train"], trained),
-        (FILES["eval"], graphs.evaluation),
-        (INFERENCE_FILE, graphs.inference),
-    ):
+    """Everything that any stock runtime needs. The manifest returned lacks records and further backends."""
+    (folder / PORTABLE).mkdir()
+    models = {
+        PORTABLE_FILES["train"]: graphs.train,
+        EVALUATION_FILE: graphs.evaluation,
+        INFERENCE_FILE: graphs.inference,
+    }
+    for path, model in models.items():
         surgery.refuse_external_data(path, model)
+        surgery.refuse_other_domains(path, model)
         (folder / path).write_bytes(model.SerializeToString())
     flat = flat_model(spec.module, graphs.tensors)
     parts = {t.name: flat[t.offset : t.offset + t.size].reshape(t.shape) for t in graphs.tensors}
     (folder / PARAMETERS_FILE).write_bytes(save(parts))
-    paths = sorted([PARAMETERS_FILE, INFERENCE_FILE, *FILES.values()])
+    inference = (folder / INFERENCE_FILE).read_bytes()
     return Manifest(
         format=FORMAT,
         line=line,
@@ -207,29 +114,65 @@ def _write_files(spec: TrainingSpec, graphs: Graphs, line: str, folder: Path) ->
         outputs=graphs.ports.outputs,
         loss=spec.loss_name,
         metrics=tuple(spec.metrics),
-        files=tuple(_entry(folder, path) for path in paths),
-        variants=(Variant("full", {ORT_TRAINING: Backend(FILES, REQUIRES)}, graphs.dropouts),),
+        files=tuple(_entry(folder, path) for path in sorted([PARAMETERS_FILE, *models])),
+        variants=(Variant("full", {PORTABLE: Backend(PORTABLE_FILES, PORTABLE_REQUIRES)}, graphs.dropouts),),
         inference=Inference(INFERENCE_FILE, places_of(inference, graphs.tensors)),
         parity={},
     )
 
 
-def _with_parity(spec: TrainingSpec, graphs: Graphs, manifest: Manifest, folder: Path) -> Manifest:
-    draft = Bundle(folder, manifest, b"")
-    try:
-        engine = OrtTrainingEngine(draft)
-    except BundleError as error:
-        raise BundleError(ort_artifacts.explain(graphs.train, str(error))) from error
-    ort_artifacts.check_optimizer(folder / FILES["train"], folder / FILES["optimizer"], folder / FILES["checkpoint"])
+def _with_artifacts(graphs: Graphs, manifest: Manifest, folder: Path) -> Manifest:
+    """With the training runtime's artifacts, or with the reason why they are left out."""
+    (folder / ORT_TRAINING).mkdir()
+    reason = graphs.artifacts if isinstance(graphs.artifacts, str) else BACKENDS[ORT_TRAINING].why_not()
+    if reason is None:
+        assert isinstance(graphs.artifacts, onnx.ModelProto)
+        try:
+            ort_artifacts.generate(graphs.artifacts, graphs.tensors, folder / ORT_TRAINING)
+            paths = (folder / ARTIFACTS[role] for role in ("train", "optimizer", "checkpoint"))
+            ort_artifacts.check(graphs.artifacts, *paths)
+        except BundleError as error:
+            reason = str(error)
+    if reason is not None:
+        return _without_artifacts(manifest, folder, reason)
+    trained = onnx.load(folder / ARTIFACTS["train"], load_external_data=False)
+    surgery.strip(trained)
+    surgery.refuse_external_data(ARTIFACTS["train"], trained)
+    (folder / ARTIFACTS["train"]).write_bytes(trained.SerializeToString())
+    entries = [_entry(folder, path) for path in ARTIFACTS.values() if path != EVALUATION_FILE]
+    files = tuple(sorted((*manifest.files, *entries), key=lambda entry: entry.path))
+    full = manifest.variants[0]
+    made = {**full.backends, ORT_TRAINING: Backend(ARTIFACTS, ARTIFACTS_REQUIRES)}
+    return replace(manifest, files=files, variants=(replace(full, backends=made),))
+
+
+def _without_artifacts(manifest: Manifest, folder: Path, reason: str) -> Manifest:
+    shutil.rmtree(folder / ORT_TRAINING)
+    full = manifest.variants[0]
+    kept = {name: backend for name, backend in full.backends.items() if name != ORT_TRAINING}
+    files = tuple(f for f in manifest.files if not f.path.startswith(f"{ORT_TRAINING}/"))
+    variants = (replace(full, backends=kept),)
+    return replace(manifest, files=files, variants=variants, left_out={ORT_TRAINING: reason[:MAX_REASON]})
+
+
+def _with_parity(spec: TrainingSpec, manifest: Manifest, folder: Path) -> Manifest:
     near = parity.beside(spec)
     manifest, brief, whole = _with_record(spec, near, manifest, folder)
-    draft = Bundle(folder, manifest, b"")
-    evaluator = Evaluator(draft, FILES["eval"])
-    parity.evaluation(near, manifest, evaluator, whole)
-    measured = {ORT_TRAINING: parity.prove(near, manifest, engine, whole)}
-    # What devices will replay is the file, so it is the file that has to hold.
-    parity.evaluation(near, manifest, evaluator, brief)
-    parity.prove(near, manifest, engine, brief)
+    evaluator = Evaluator(Bundle(folder, manifest, b""), EVALUATION_FILE)
+    # What devices will replay is the file, so it is the file that has to hold, too.
+    for record in (whole, brief):
+        parity.evaluation(near, manifest, evaluator, record)
+    measured = {}
+    for name in manifest.variants[0].backends:
+        engine = BACKENDS[name].open(Bundle(folder, manifest, b""), "full", 1)
+        try:
+            measured[name] = parity.prove(near, manifest, engine, whole)
+            parity.prove(near, manifest, engine, brief)
+        except BundleError as error:
+            if name == PORTABLE:
+                raise
+            measured.pop(name, None)
+            manifest = _without_artifacts(manifest, folder, str(error))
     return replace(manifest, parity=measured)
 
 
@@ -301,24 +244,3 @@ def _restored(spec: TrainingSpec) -> Iterator[None]:
     finally:
         for layer, mode in modes.items():
             layer.training = mode
-
-
-@contextlib.contextmanager
-def _buffers_kept(spec: TrainingSpec, running: set[str]) -> Iterator[None]:
-    """A pass in training mode moves running statistics; the bundle holds the user's. Refuses what else it moves."""
-    before = {name: buffer.clone() for name, buffer in spec.module.named_buffers()}
-    moved = []
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, buffer in spec.module.named_buffers():
-                if not torch.equal(buffer, before[name]):
-                    moved.append(name)
-                    buffer.copy_(before[name])
-    for name in moved:
-        if name not in running and not name.endswith("num_batches_tracked"):
-            raise BundleError(
-                f"{name}: a buffer that training writes; of such only BatchNorm's running statistics can travel: keep "
-                "this state out of forward"
-            )

@@ -6,7 +6,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -62,6 +62,15 @@ _INSTEAD = {
 _CONVERSION_FAILURES = EAGER_FAILURES + (torch.onnx.errors.OnnxExporterError,)
 
 
+# As edge_agent/runtimes/metrics.py has them, of the first output and the first target.
+METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "accuracy": lambda output, target: (output.argmax(1) == target).to(torch.float32).mean(),
+    "binary_accuracy": lambda output, target: ((output > 0) == (target > 0.5)).to(torch.float32).mean(),
+    "mae": lambda output, target: (output - target).abs().mean(),
+    "mse": lambda output, target: (output - target).square().mean(),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What one eager pass gave: the loss and the outputs as a tuple."""
@@ -83,6 +92,18 @@ class WithLoss(nn.Module):
         result = self.module(*arguments[: self.inputs])
         loss = self.loss(result, *arguments[self.inputs :])
         return (loss, *result) if isinstance(result, tuple | list) else (loss, result)
+
+
+class Measured(WithLoss):
+    """The module with its loss and metrics: the loss, every metric, then the module's outputs."""
+
+    def __init__(self, spec: TrainingSpec) -> None:
+        super().__init__(spec)
+        self._metrics = [METRICS[name] for name in spec.metrics]
+
+    def forward(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        loss, *outputs = super().forward(*arguments)
+        return (loss, *(metric(outputs[0], arguments[self.inputs]) for metric in self._metrics), *outputs)
 
 
 def try_out(spec: TrainingSpec) -> Outcome:

@@ -9,11 +9,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from export.capture import MODULE, layer_of
+from export.capture import MODULE, OPSET, layer_of
+from export.portable.graph import IR
 from protocol.errors import BundleError
-from protocol.manifest import Tensor
+from protocol.manifest import NEXT, Tensor
 
-NEXT = ".next"
+STANDARD = ("", "ai.onnx")
 # How many of their inputs get a gradient whether it is asked for or not.
 _GRADIENT_OF_ALL = {"Concat": None, "BatchNormalization": 1}
 _GRADIENT_READS = {"LayerNormalization": ("mean", "deviation"), "SoftmaxCrossEntropyLoss": ("log_probability",)}
@@ -195,6 +196,23 @@ def strip(model: onnx.ModelProto) -> None:
         value.doc_string = ""
         del value.metadata_props[:]
     del model.metadata_props[:]
+
+
+def stamp(model: onnx.ModelProto) -> None:
+    """Marks a graph of these operators with the lowest versions that have them all."""
+    assert {o.version for o in model.opset_import if o.domain in STANDARD} == {OPSET}
+    model.ir_version = IR
+
+
+def refuse_other_domains(path: str, model: onnx.ModelProto) -> None:
+    """Raises BundleError if the graph needs more than the standard's own operators."""
+    for node in model.graph.node:
+        if node.domain not in STANDARD:
+            raise BundleError(
+                f"{path}: {layer_of(node)} needs {node.domain}.{node.op_type}, which is no standard operator"
+            )
+    if model.functions:
+        raise BundleError(f"{path}: has functions of its own, {model.functions[0].name} first; report this")
 
 
 def refuse_external_data(path: str, model: onnx.ModelProto) -> None:

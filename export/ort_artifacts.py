@@ -65,13 +65,16 @@ def _stamp(path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def check_optimizer(train: Path, optimizer: Path, checkpoint: Path) -> None:
-    """Loads the optimiser graph, which proves its stamps. The agent updates by itself; others may use the graph."""
+def check(model: onnx.ModelProto, train: Path, optimizer: Path, checkpoint: Path) -> None:
+    """Loads the artifacts. Of the optimiser that proves its stamps: the agent updates by itself, others may use it."""
     native = native_training()
     assert native is not None, "the export extra brings the training wheel"
     device = native.OrtDevice(native.OrtDevice.cpu(), native.OrtDevice.default_memory(), 0)
     state = native.load_checkpoint(str(checkpoint))
-    module = native.Module(str(train), state, None, device, session_options(1))
+    try:
+        module = native.Module(str(train), state, None, device, session_options(1))
+    except RuntimeError as error:
+        raise BundleError(explain(model, first_line(error))) from error
     try:
         native.Optimizer(str(optimizer), state, device, session_options(1))
     except RuntimeError as error:

@@ -48,7 +48,7 @@ def adaptive_avg_pool(x: Tensor, size: Sequence[int]) -> Tensor:
         return x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
     if all(g % s == 0 for g, s in zip(given, size, strict=True)):
         window = [g // s for g, s in zip(given, size, strict=True)]
-        return torch.avg_pool1d(x, window) if len(window) == 1 else torch.ops.aten.avg_pool2d(x, window)  # type: ignore[no-any-return]
+        return torch.avg_pool1d(x, window) if len(window) == 1 else torch.ops.aten.avg_pool2d(x, window)
     for axis, (have, want) in enumerate(zip(given, size, strict=True), start=2):
         shares = torch.zeros(have, want)
         for i in range(want):

@@ -4,13 +4,13 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from protocol.errors import BundleError
 from protocol.records import RecordError, read_record, write_record
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST_FILE = "manifest.json"
 
 # Bounds on what a device will read before it trusts anything in it.
@@ -18,6 +18,10 @@ MAX_MANIFEST_BYTES = 4 << 20
 MAX_TENSORS = 10_000
 MAX_ELEMENTS = 1 << 30
 MAX_DIMENSIONS = 16
+# Of the reason why a backend was left out.
+MAX_REASON = 1000
+# How graphs name what they give beside the loss and the model's outputs.
+METRIC, GRADIENT, NEXT = "metric.", ".grad", ".next"
 
 Kind = Literal["parameter", "buffer", "frozen"]
 DataType = Literal["float32", "int64"]
@@ -142,7 +146,10 @@ class Parity:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A whole bundle. The flat vector is float32[parameters | buffers | frozen], in the order of `tensors`."""
+    """A whole bundle. The flat vector is float32[parameters | buffers | frozen], in the order of `tensors`.
+
+    left_out: backends that the exporter could not make, with why.
+    """
 
     format: int
     line: str
@@ -158,6 +165,7 @@ class Manifest:
     inference: Inference
     parity: Mapping[str, Parity]
     reference: Reference | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:

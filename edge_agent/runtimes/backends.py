@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_agent.runtimes import numpy_reference, onnx_session, ort_training
+from edge_agent.runtimes import numpy_reference, onnx_session, ort_training, portable
 from edge_agent.runtimes.engine import Engine, Vector
 from edge_agent.runtimes.evaluator import Evaluator
 from edge_agent.runtimes.numpy_reference import NumpyEngine
@@ -36,6 +36,7 @@ class Choice:
 
 # In order of preference.
 BACKENDS: Mapping[str, BackendEntry] = {
+    portable.NAME: BackendEntry(portable.why_not, portable.PortableEngine),
     ort_training.NAME: BackendEntry(
         ort_training.why_not,
         ort_training.OrtTrainingEngine,

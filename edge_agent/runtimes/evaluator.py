@@ -10,7 +10,6 @@ import numpy as np
 
 from edge_agent.runtimes import onnx_session
 from edge_agent.runtimes.engine import Batch, Evaluation, Vector
-from edge_agent.runtimes.metrics import measure
 from protocol.bundle import Bundle
 from protocol.errors import DataError
 from protocol.manifest import Manifest
@@ -28,12 +27,18 @@ class Evaluator:
 
     def evaluate(self, model: Vector, batch: Batch) -> Evaluation:
         """Loss and metrics in evaluation mode. model: float32[total], not changed."""
-        loss, output, *_ = self.outputs(model, batch)
-        metrics = measure(self._manifest.metrics, output, batch.targets[0])
+        loss, *rest = self._run(model, batch)
+        names = self._manifest.metrics
+        metrics: dict[str, float] = {name: float(value) for name, value in zip(names, rest[: len(names)], strict=True)}
         return Evaluation(float(loss), metrics, len(batch))
 
     def outputs(self, model: Vector, batch: Batch) -> list[Any]:
         """The loss, then every output of the model in manifest order, as arrays."""
+        loss, *rest = self._run(model, batch)
+        return [loss, *rest[len(self._manifest.metrics) :]]
+
+    def _run(self, model: Vector, batch: Batch) -> list[Any]:
+        """The loss, the metrics, and the outputs."""
         assert model.shape == (self._manifest.total,), f"{model.shape} is no model of this bundle"
         values = onnx_session.arrays(self._manifest, batch)
         model = np.ascontiguousarray(model, dtype=np.float32)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -150,9 +151,7 @@ def _windows(g: Graph, image: Value, geometry: Geometry, spots: Sequence[int]) -
     if any(geometry.padding):
         pads = [0, 0, *geometry.padding, 0, 0, *geometry.padding]
         padded = g.op("Pad", image.name, g.ints(*pads))
-    places = [()]
-    for k in geometry.kernel:
-        places = [(*place, i) for place in places for i in range(k)]
+    places = product(*(range(k) for k in geometry.kernel))
     whole = all(
         k == 1 and p == 0 and s == 1 for k, p, s in zip(geometry.kernel, geometry.padding, geometry.stride, strict=True)
     )

@@ -12,8 +12,8 @@ from torch.export import ExportedProgram
 from torch.export.exported_program import _decompose_exported_program
 from torch.fx import Interpreter, Node
 
-from export.capture import BATCH, EAGER_FAILURES, layer_of_fx, quiet
 from export import windows
+from export.capture import BATCH, EAGER_FAILURES, METRICS, layer_of_fx, quiet
 from export.decompositions import attention_weights, heads
 from protocol.errors import BundleError
 from protocol.manifest import Dropout
@@ -32,14 +32,6 @@ _KEPT = frozenset(
         _ATEN.hardtanh_backward.default,
     }
 )
-
-Metric = Callable[[Tensor, Tensor], Tensor]
-METRICS: Mapping[str, Metric] = {
-    "accuracy": lambda output, target: (output.argmax(1) == target).to(torch.float32).mean(),
-    "binary_accuracy": lambda output, target: ((output > 0) == (target > 0.5)).to(torch.float32).mean(),
-    "mae": lambda output, target: (output - target).abs().mean(),
-    "mse": lambda output, target: (output - target).square().mean(),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +74,7 @@ def joint(captured: ExportedProgram, arguments: tuple[Tensor, ...], inputs: int,
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    return {op: rule for op, rule in core_aten_decompositions().items() if op not in _KEPT}
+    return {op: rule for op, rule in dict(core_aten_decompositions()).items() if op not in _KEPT}
 
 
 class _Step(nn.Module):

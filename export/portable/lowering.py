@@ -15,8 +15,9 @@ from export.portable import arithmetic, convolution, normalisation, pooling, red
 from export.portable.graph import BATCH, IR, ONNX_TYPES, OPSET, Graph, UnwritableError, Value
 from export.portable.joint import Joint
 from protocol.errors import BundleError
+from protocol.manifest import GRADIENT, METRIC, NEXT
 
-GRADIENT, NEXT, METRIC, LOSS = ".grad", ".next", "metric.", "loss"
+LOSS = "loss"
 
 Rule = Callable[..., Any]
 RULES: Mapping[Any, Rule] = {
@@ -71,7 +72,7 @@ def write(
 def _written(g: Graph, node: Node, values: Mapping[Node, Any]) -> Any:
     if node.target is operator.getitem:
         source = values[node.args[0]]  # type: ignore[index]
-        return source[node.args[1]]  # type: ignore[index]
+        return source[node.args[1]]
     if node.target in _SILENT or not _is_aten(node):
         return node.meta.get("val")
     rule = RULES.get(node.target)
@@ -83,8 +84,8 @@ def _written(g: Graph, node: Node, values: Mapping[Node, Any]) -> Any:
         result = rule(g, node.meta["val"], *arguments, **options)
     except UnwritableError as error:
         raise BundleError(
-            f"{layer_of_fx(node)}: needs {error}, which standard ONNX operators do not train; replace it with layers of "
-            "docs/operators.md"
+            f"{layer_of_fx(node)}: needs {error}, which standard ONNX operators do not train; replace it with "
+            "layers of docs/operators.md"
         ) from None
     out = node.meta["val"]
     if isinstance(out, torch.Tensor):
@@ -112,7 +113,7 @@ def _outputs(
     moved: dict[str, Value] = {}
     left = iter(metrics)
     for spec in joint.program.graph_signature.output_specs:
-        value = values[by_name[spec.arg.name]] if spec.arg.name in by_name else None
+        value = values[by_name[spec.arg.name]]
         name = joint.names.get(spec.target or "", "").removeprefix(MODULE)
         if spec.kind is OutputKind.LOSS_OUTPUT:
             loss.append((LOSS, value))

@@ -123,10 +123,12 @@ def _backward(
 ) -> tuple[str | None, ...]:
     axes = [0, *range(2, x.rank)]
     if training:
-        assert saved_mean is not None and saved_deviation is not None
+        assert saved_mean is not None
+        assert saved_deviation is not None
         mean, deviation = saved_mean.name, saved_deviation.name
     else:
-        assert running_mean is not None and running_variance is not None
+        assert running_mean is not None
+        assert running_variance is not None
         mean = running_mean.name
         deviation = g.op("Reciprocal", g.op("Sqrt", g.op("Add", running_variance.name, g.constant(eps))))
     scale = deviation if weight is None else g.op("Mul", weight.name, deviation)

@@ -147,7 +147,7 @@ def _average_pool(
         attributes = _attributes(kernel, stride, padding, (1,) * len(kernel), False)
         del attributes["dilations"]
         return g.op("AveragePool", x.name, **attributes, count_include_pad=1)
-    # Before 1.20 onnxruntime counts what the last window holds beyond the padding. Here nothing is left for it to count.
+    # Before 1.20 onnxruntime also counts what lies beyond the padding; here nothing is left for it to count.
     beyond = [max(b, 0) for b in _beyond(size, spots, kernel, stride, padding)]
     after = [p + b for p, b in zip(padding, beyond, strict=True)]
     padded = g.op("Pad", x.name, g.ints(0, 0, *padding, 0, 0, *after))
