@@ -62,12 +62,13 @@ _INSTEAD = {
 _CONVERSION_FAILURES = EAGER_FAILURES + (torch.onnx.errors.OnnxExporterError,)
 
 
-# As edge_agent/runtimes/metrics.py has them, of the first output and the first target.
+# As edge_agent/runtimes/metrics.py has them, of the first output and the first target: float64, so that shares of
+# a batch add up to the share of all.
 METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "accuracy": lambda output, target: (output.argmax(1) == target).to(torch.float32).mean(),
-    "binary_accuracy": lambda output, target: ((output > 0) == (target > 0.5)).to(torch.float32).mean(),
-    "mae": lambda output, target: (output - target).abs().mean(),
-    "mse": lambda output, target: (output - target).square().mean(),
+    "accuracy": lambda output, target: (output.argmax(1) == target).to(torch.float64).mean(),
+    "binary_accuracy": lambda output, target: ((output > 0) == (target > 0.5)).to(torch.float64).mean(),
+    "mae": lambda output, target: (output - target).abs().to(torch.float64).mean(),
+    "mse": lambda output, target: (output - target).square().to(torch.float64).mean(),
 }
 
 

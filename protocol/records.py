@@ -47,11 +47,13 @@ def read_record(cls: type[T], source: object, *, where: str = "", ignore_unknown
 
 
 def write_record(record: object) -> dict[str, Any]:
-    """The mapping that `read_record` turns back into `record`; keys that hold their default None or () are left out."""
+    """The mapping that `read_record` turns back into `record`; keys that hold their default None, () or {} are left out."""
     result: dict[str, Any] = {}
     for field in dataclasses.fields(record):  # type: ignore[arg-type]
         value = getattr(record, field.name)
         if value in (None, ()) and value == field.default:
+            continue
+        if value == {} and field.default_factory is dict:
             continue
         result[field.name] = _write(value)
     return result

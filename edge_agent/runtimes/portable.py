@@ -10,7 +10,7 @@ import numpy as np
 
 from edge_agent.runtimes import onnx_session
 from edge_agent.runtimes.dropout import masks
-from edge_agent.runtimes.engine import Batch, Evaluation, StepResult, Vector
+from edge_agent.runtimes.engine import Array, Batch, Evaluation, StepResult, Vector
 from edge_agent.runtimes.evaluator import Evaluator
 from protocol.bundle import Bundle
 from protocol.errors import BundleError, ConfigurationError, DataError
@@ -37,7 +37,8 @@ class PortableEngine:
         self._evaluator: Evaluator | None = None
         self._gradient = np.zeros(manifest.parameters, dtype=np.float32)
         self._buffers = np.zeros(manifest.buffers, dtype=np.float32)
-        self._scalars = np.zeros(1 + len(manifest.metrics), dtype=np.float32)
+        self._loss = np.zeros(1, dtype=np.float32)
+        self._metrics = np.zeros(len(manifest.metrics), dtype=np.float64)
         self._still = [t for t in manifest.tensors if t.kind == "buffer" and t.name + NEXT not in given]
         wanted = given - self._bind_outputs(given)
         if wanted or read - set(self._feed_names()) - {t.name for t in manifest.tensors}:
@@ -60,8 +61,8 @@ class PortableEngine:
             raise DataError(f"batch: the runtime refuses it: {onnx_session.first_line(error)}") from None
         for t in self._still:
             self._buffers[t.offset - self._manifest.parameters :][: t.size] = model[t.offset : t.offset + t.size]
-        metrics = dict(zip(self._manifest.metrics, self._scalars[1:].tolist(), strict=True))
-        return StepResult(float(self._scalars[0]), self._gradient, self._buffers, metrics)
+        metrics: dict[str, float] = dict(zip(self._manifest.metrics, self._metrics.tolist(), strict=True))
+        return StepResult(float(self._loss[0]), self._gradient, self._buffers, metrics)
 
     def evaluate(self, model: Vector, batch: Batch) -> Evaluation:
         """One evaluation-mode pass. model: float32[total], not changed."""
@@ -86,9 +87,9 @@ class PortableEngine:
 
     def _bind_outputs(self, given: set[str]) -> set[str]:
         """Binds every output that the manifest knows of, in the graph's order; returns their names."""
-        places: dict[str, tuple[Vector, tuple[int, ...]]] = {"loss": (self._scalars[:1], ())}
-        for i, name in enumerate(self._manifest.metrics, start=1):
-            places[METRIC + name] = (self._scalars[i : i + 1], ())
+        places: dict[str, tuple[Array, tuple[int, ...]]] = {"loss": (self._loss, ())}
+        for i, name in enumerate(self._manifest.metrics):
+            places[METRIC + name] = (self._metrics[i : i + 1], ())
         for t in self._manifest.tensors:
             if t.kind == "parameter":
                 places[t.name + GRADIENT] = (self._gradient[t.offset :][: t.size], t.shape)
@@ -97,7 +98,7 @@ class PortableEngine:
         for name in (node.name for node in self._session.get_outputs()):
             if name in places:
                 part, shape = places[name]
-                self._binding.bind_output(name, "cpu", 0, np.float32, shape, part.ctypes.data)
+                self._binding.bind_output(name, "cpu", 0, part.dtype.type, shape, part.ctypes.data)
         return given & places.keys()
 
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from edge_agent.runtimes.backends import BACKENDS, BackendEntry
 from edge_agent.runtimes.engine import Batch, StepResult, Vector
 from edge_agent.runtimes.ort_training import OrtTrainingEngine
+from edge_agent.runtimes.portable import PortableEngine
 from export import TrainingSpec, bundle, parity
 from export.bundle import write_bundle
 from protocol.bundle import Bundle, open_bundle
@@ -59,14 +61,14 @@ def test_force_does_not_replace_a_folder_that_is_no_bundle(tmp_path: Path) -> No
 
 
 def test_an_engine_that_is_off_by_little_gets_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Skewed(OrtTrainingEngine):
+    class Skewed(PortableEngine):
         def step(self, model: Vector, batch: Batch, seed: int) -> StepResult:
             result = super().step(model, batch, seed)
             gradient = result.gradient.copy()
             gradient[3] += 0.01 * np.abs(gradient).max()
             return StepResult(result.loss, gradient, result.buffers)
 
-    monkeypatch.setattr(bundle, "OrtTrainingEngine", Skewed)
+    monkeypatch.setattr(bundle, "BACKENDS", {**BACKENDS, "portable": BackendEntry(lambda: None, Skewed)})
     with pytest.raises(BundleError, match=r"gradient of 0\.weight: differs from torch by"):
         write_bundle(spec_of("mlp_regression"), tmp_path / "b", line="skewed")
     assert list(tmp_path.iterdir()) == []

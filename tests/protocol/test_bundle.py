@@ -13,7 +13,7 @@ import pytest
 from protocol import manifest as module
 from protocol.bundle import PARAMETERS_FILE, deploy, open_bundle
 from protocol.errors import BundleError
-from protocol.manifest import MANIFEST_FILE, Dropout, Manifest, format_manifest, parse_manifest
+from protocol.manifest import FORMAT, MANIFEST_FILE, Dropout, Manifest, format_manifest, parse_manifest
 
 FILES = {"train.onnx": b"train", "portable/eval.onnx": b"eval" * 100, PARAMETERS_FILE: b"p" * 24}
 
@@ -25,7 +25,7 @@ def entry(path: str, data: bytes) -> dict[str, Any]:
 def source() -> dict[str, Any]:
     """A manifest as JSON has it: three tensors in six elements, the middle one a buffer that is not deployed."""
     return {
-        "format": 1,
+        "format": FORMAT,
         "line": "tiny",
         "version": 1,
         "tensors": [
@@ -97,7 +97,7 @@ def put(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (put("format", value=2), "format: 2 is not the format"),
+        (put("format", value=1), "format: 1 is not the format"),
         (put("extra", value=1), "extra: unknown key"),
         (put("tensors", 0, "extra", value=1), "tensors[0].extra: unknown key"),
         (put("tensors", value=[]), "inputs: a bundle has at least"),

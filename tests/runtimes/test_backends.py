@@ -15,6 +15,7 @@ from onnx.external_data_helper import convert_model_to_external_data
 from edge_agent.runtimes import backends, onnx_session, ort_training
 from edge_agent.runtimes.backends import BackendEntry, choose, load_evaluator
 from edge_agent.runtimes.numpy_reference import NumpyEngine
+from edge_agent.runtimes.portable import PortableEngine
 from protocol.bundle import Bundle
 from protocol.errors import BundleError, ConfigurationError
 from protocol.manifest import Variant
@@ -28,6 +29,7 @@ import numpy as np
 from edge_agent.runtimes.backends import choose, load_evaluator
 from edge_agent.runtimes.engine import Batch
 from edge_agent.runtimes.parameters import initial_model
+from edge_agent.runtimes.portable import PortableEngine
 from protocol.bundle import open_bundle
 
 assert "onnxruntime" not in sys.modules
@@ -53,22 +55,22 @@ def test_a_training_step_imports_neither_torch_nor_onnx_where_they_are_installed
 
 def test_the_first_usable_backend_is_chosen_and_says_why(zoo: Zoo, tmp_path: Path) -> None:
     choice = choose(zoo("mlp_classification"))
-    assert choice.engine.name == "ort-training"
+    assert choice.engine.name == "portable"
     said = r"the preferred one, and usable here; it agrees with torch's recorded step within \de-\d\d"
     assert re.fullmatch(said, choice.reason)
     choice = choose(write_bundle(tmp_path))
     assert choice.engine.name == "numpy"
-    assert "ort-training is not usable (the bundle holds no graphs for it, only for numpy" in choice.reason
+    assert "portable is not usable (the bundle holds no graphs for it, only for numpy" in choice.reason
 
 
 def test_a_named_backend_is_used_or_refused_but_never_replaced(zoo: Zoo, tmp_path: Path) -> None:
     assert choose(write_bundle(tmp_path), "numpy").reason == "named in the settings"
-    with pytest.raises(ConfigurationError, match="numpy: the bundle holds no graphs for it, only for ort-training"):
+    with pytest.raises(ConfigurationError, match="numpy: the bundle holds no graphs for it, only for ort-training, p"):
         choose(zoo("mlp_classification"), "numpy")
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones(zoo: Zoo) -> None:
-    with pytest.raises(ConfigurationError, match="'tflite' is unknown; use 'auto' or one of ort-training, numpy"):
+    with pytest.raises(ConfigurationError, match="'tflite' is unknown; use 'auto' or one of portable, ort"):
         choose(zoo("mlp_classification"), "tflite")
 
 
@@ -76,10 +78,15 @@ def test_where_nothing_can_run_every_reason_and_remedy_is_named(zoo: Zoo, monkey
     entry = BackendEntry(
         lambda: "onnxruntime 1.23.2 here cannot train; pip install the other", ort_training.OrtTrainingEngine
     )
-    monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS, "ort-training": entry})
+    absent = BackendEntry(lambda: "onnxruntime: cannot be imported; pip install it", PortableEngine)
+    monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS, "ort-training": entry, "portable": absent})
     with pytest.raises(ConfigurationError) as refusal:
         choose(zoo("mlp_classification"))
-    for words in ("ort-training: onnxruntime 1.23.2 here cannot train; pip", "numpy: the bundle holds no graphs"):
+    for words in (
+        "portable: onnxruntime: cannot be imported; pip install it",
+        "ort-training: onnxruntime 1.23.2 here cannot train; pip",
+        "numpy: the bundle holds no graphs",
+    ):
         assert words in str(refusal.value)
 
 
@@ -105,8 +112,8 @@ def test_a_bundle_without_an_evaluation_graph_cannot_be_evaluated(zoo: Zoo, tmp_
 def test_a_graph_with_external_data_is_never_handed_to_the_runtime(zoo: Zoo, tmp_path: Path) -> None:
     bundle = zoo("cnn_1d")
     copy = Path(shutil.copytree(bundle.root, tmp_path / "b"))
-    for role, load in (("eval", load_evaluator), ("train", choose)):
-        path = copy / bundle.manifest.variants[0].backends["ort-training"].files[role]
+    graphs = bundle.manifest.variants[0].backends["portable"].files
+    for path, load in ((copy / graphs["eval"], load_evaluator), (copy / graphs["train"], PortableEngine)):
         model = onnx.load(path)
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(4096, np.float32), "big"))
         convert_model_to_external_data(model, location="../../passwd", size_threshold=0)
