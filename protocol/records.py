@@ -47,7 +47,7 @@ def read_record(cls: type[T], source: object, *, where: str = "", ignore_unknown
 
 
 def write_record(record: object) -> dict[str, Any]:
-    """The mapping that `read_record` turns back into `record`; keys that hold their default None, () or {} are left out."""
+    """The mapping that `read_record` turns back into `record`, without keys at a default of None, () or {}."""
     result: dict[str, Any] = {}
     for field in dataclasses.fields(record):  # type: ignore[arg-type]
         value = getattr(record, field.name)
