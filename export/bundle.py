@@ -181,8 +181,7 @@ def _with_record(
 ) -> tuple[Manifest, Record, Record]:
     """The manifest with torch's steps on a few examples written beside it, these as read back, and the steps on all
     examples, which are proven but not kept."""
-    few = reference.small(spec, near)
-    found = parity.whole_record(few.spec, manifest)
+    few, found = reference.recorded(spec, near, manifest)
     (folder / REFERENCE_FILE).write_bytes(reference.format_record(found, few, manifest))
     files = sorted((*manifest.files, _entry(folder, REFERENCE_FILE)), key=lambda entry: entry.path)
     digest = model_digest(flat_model(spec.module, manifest.tensors))

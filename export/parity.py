@@ -43,9 +43,14 @@ def batch_of(spec: TrainingSpec) -> Batch:
 
 def beside(spec: TrainingSpec) -> TrainingSpec:
     """The spec with noise on its floating inputs, or as it is where torch's loss would not be finite with it."""
-    generator = torch.Generator().manual_seed(SEED)
-    moved = replace(spec, inputs=tuple(_noisy(t.detach().cpu(), generator) for t in spec.input_tensors))
+    moved = noised(spec, SEED)
     return moved if is_finite(moved) else spec
+
+
+def noised(spec: TrainingSpec, seed: int) -> TrainingSpec:
+    """The spec with noise from this seed on its floating inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    return replace(spec, inputs=tuple(_noisy(t.detach().cpu(), generator) for t in spec.input_tensors))
 
 
 def is_finite(spec: TrainingSpec) -> bool:

@@ -130,8 +130,7 @@ def test_the_record_of_a_large_model_is_small_and_read_as_torch_found_it() -> No
     spec = TrainingSpec(module, torch.rand(4, 3, 224, 224), torch.randint(0, 100, (4,)), "cross_entropy")
     manifest = manifest_of(spec)
     assert manifest.parameters > 5_000_000
-    few = reference.small(spec, beside(spec))
-    found = whole_record(few.spec, manifest)
+    few, found = reference.recorded(spec, beside(spec), manifest)
     data = reference.format_record(found, few, manifest)
     assert len(data) < 400_000
     record = parse_record(manifest, REFERENCE_FILE, data)
