@@ -251,3 +251,27 @@ def test_a_frozen_parameter_stays_and_has_no_gradient_in_torchs_steps() -> None:
             np.testing.assert_array_equal(last.values, whole.values)
     still = steps["last"]["three steps"][0]
     np.testing.assert_array_equal(still.values, spec.module.get_parameter("0.weight").detach().numpy().ravel())
+
+
+class Kink(nn.Module):
+    """Its slope is one or nothing, as its weight times the input is above one or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x * self.weight - 1)
+
+
+def test_the_record_is_of_examples_where_rounding_does_not_decide_the_gradient() -> None:
+    spec = TrainingSpec(Kink(), torch.tensor([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]]), torch.zeros(2, 3), "mse")
+    manifest = manifest_of(spec)
+    on_the_kink = whole_record(spec, manifest)
+    assert reference.sensitivity(spec, manifest, on_the_kink) < reference.STEADY, "its slope is as small as its value"
+    steep = replace(spec, loss=lambda output, target: (10 * output - target).sum())
+    assert reference.sensitivity(steep, manifest, whole_record(steep, manifest)) > 0.01
+    near = replace(steep, inputs=steep.input_tensors[0] * 1)
+    few, record = reference.recorded(steep, near, manifest)
+    assert not reference.same_examples(few.spec, near)
+    assert reference.sensitivity(few.spec, manifest, record) < reference.STEADY
