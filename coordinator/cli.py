@@ -197,7 +197,7 @@ def _table(title: str, names: list[str], rows: list[list[str]]) -> None:
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
-        words = name in ("device", "backend", "phase", "reason", "detail", "metric", "")
+        words = name in ("device", "backend", "variant", "phase", "reason", "detail", "metric", "")
         table.add_column(name, justify="left" if words else "right", no_wrap=name != "detail")
     for row in rows:
         table.add_row(*row)

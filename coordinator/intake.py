@@ -1,7 +1,8 @@
 """The checks every update passes, in one order, each with its own reason: see `check_offer` and `check_payload`.
 
-identity, freshness (run, round, task), declared codec and size, base model, examples, figures; then, once its blob is
-whole and its digest right: bounded decode, layout and shape, finite. A rejection is a value and changes nothing.
+identity, freshness (run, round, task), declared codec, variant and size, base model, examples, figures; then, once
+its blob is whole and its digest right: bounded decode, layout and shape, finite. A rejection is a value and changes
+nothing.
 """
 
 import math
@@ -13,6 +14,7 @@ from coordinator.fold import Decoded
 from coordinator.round import OPEN, Phase
 from edge_agent.runtimes.engine import Vector
 from protocol.errors import Rejection
+from protocol.layout import Layout, layout_of, take
 from protocol.manifest import Manifest
 from protocol.messages import Offer, Task
 from sparse.codecs import PayloadError, decode_update, max_update_bytes, parse_codec
@@ -43,7 +45,11 @@ def check_offer(offer: Offer, run: str, seat: Seat, manifest: Manifest) -> Rejec
     assert task is not None
     if offer.codec != task.codec:
         return Rejection("codec", f"{offer.codec[:60]!r} where the task says {task.codec!r}")
-    limit = max_update_bytes(manifest.parameters, manifest.buffers, parse_codec(task.codec))
+    if all(offer.variant != known.name for known in manifest.variants):
+        names = ", ".join(known.name for known in manifest.variants)
+        return Rejection("variant", f"{offer.variant[:60]!r} is not in this bundle, which holds {names}")
+    layout = layout_of(manifest, offer.variant)
+    limit = max_update_bytes(layout.n_parameters, layout.n_buffers, parse_codec(task.codec))
     if offer.blob.size > limit:
         return Rejection("too-large", f"{offer.blob.size} bytes are over the limit of {limit} for {task.codec}")
     if offer.base != task.model.digest:
@@ -74,25 +80,22 @@ def _check_freshness(offer: Offer, run: str, seat: Seat) -> Rejection | None:
     return None
 
 
-def check_payload(payload: bytes, task: Task, manifest: Manifest, base: Vector) -> Decoded | Rejection:
+def check_payload(payload: bytes, codec: str, layout: Layout, base: Vector) -> Decoded | Rejection:
     """The decoded deltas of a payload whose digest was right. base: float32[total], what they are added to."""
     try:
-        decoded = decode_payload(payload, task.codec, manifest)
+        decoded = decode_payload(payload, codec, layout)
     except PayloadError as error:
         return Rejection(error.reason, error.detail)
-    parameters, buffers = decoded
-    n = manifest.parameters
     with np.errstate(over="ignore", invalid="ignore"):
-        sums = (base[:n] + parameters, base[n : n + manifest.buffers] + buffers)
+        sums = [take(base, parts) + d for parts, d in zip((layout.parameters, layout.buffers), decoded, strict=True)]
     if not all(np.isfinite(values).all() for values in sums):
         return Rejection("nonfinite", "the update has values that are not finite, or make the model so")
     return decoded
 
 
-def decode_payload(payload: bytes, codec: str, manifest: Manifest) -> Decoded:
-    """The deltas of a payload, float32[parameters] and float32[buffers]. Raises PayloadError."""
-    layout = manifest.layout_digest()
-    return decode_update(payload, manifest.parameters, manifest.buffers, layout, parse_codec(codec))
+def decode_payload(payload: bytes, codec: str, layout: Layout) -> Decoded:
+    """The deltas of a payload: of what its variant trains, and of the buffers it moves. Raises PayloadError."""
+    return decode_update(payload, layout.n_parameters, layout.n_buffers, layout.digest, parse_codec(codec))
 
 
 def weigh(examples: int, most: int) -> int:

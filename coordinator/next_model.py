@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coordinator.evaluate import Examine
-from coordinator.fold import Weighted, fold
+from coordinator.fold import Decoded, Weighted, fold
 from coordinator.intake import decode_payload
 from coordinator.rows import AcceptedUpdate, ModelVersion
 from coordinator.server_step import initial_state, pack_state, server_step, unpack_state
@@ -16,6 +16,7 @@ from edge_agent.runtimes.engine import Evaluation, Vector
 from edge_agent.runtimes.parameters import initial_model
 from protocol.bundle import Bundle
 from protocol.errors import SparsefleetError
+from protocol.layout import layout_of
 from protocol.manifest import Manifest
 from protocol.messages import BlobRef
 
@@ -63,19 +64,21 @@ def next_model(
     """Folds, steps, stores and evaluates. A function of the accepted set; to do it again gives the same bytes."""
     started = clock()
     updates = {update.device: update for update in accepted}
-    delta, buffer_delta = fold(
-        [Weighted(u.device, u.weight) for u in updates.values()],
-        lambda device: decode_payload(store.updates.read(updates[device].digest), updates[device].codec, manifest),
-        manifest.parameters,
-        manifest.buffers,
-    )
+    layouts = {variant: layout_of(manifest, variant) for variant in {u.variant for u in updates.values()}}
+
+    def decode(device: str) -> Decoded:
+        update = updates[device]
+        return decode_payload(store.updates.read(update.digest), update.codec, layouts[update.variant])
+
+    weighted = [Weighted(u.device, u.weight, layouts[u.variant]) for u in updates.values()]
+    folded = fold(weighted, decode, manifest.parameters, manifest.buffers)
     state = unpack_state(store.models.read(base.server_state))
-    state, after = server_step(settings.server, state, model, delta, buffer_delta)
+    state, after = server_step(settings.server, state, model, folded)
     blob, state_blob = store.put_model(_bytes(after)), store.put_model(pack_state(state))
-    folded = clock()
+    done = clock()
     found = examine(after) if examine is not None else None
     version = _version(base.version + 1, blob, state_blob, found)
-    return Made(version, after, folded - started, clock() - folded)
+    return Made(version, after, done - started, clock() - done)
 
 
 def _version(number: int, model: BlobRef, state: BlobRef, found: Evaluation | None) -> ModelVersion:

@@ -12,6 +12,7 @@ from coordinator.store import Store
 from coordinator.uploads import Uploads
 from edge_agent.runtimes.engine import Vector
 from protocol.errors import Rejection
+from protocol.layout import layout_of
 from protocol.manifest import Manifest
 from protocol.messages import Chunk, Offer, Receipt, Task
 
@@ -104,7 +105,7 @@ class Reception:
     def _check(self, payload: bytes, offer: Offer, task: Task, base: Vector) -> Rejection | None:
         if len(payload) != offer.blob.size:
             return Rejection("size", f"{len(payload)} bytes where {offer.blob.size} were offered")
-        checked = check_payload(payload, task, self._manifest, base)
+        checked = check_payload(payload, task.codec, layout_of(self._manifest, offer.variant), base)
         return checked if isinstance(checked, Rejection) else None
 
     def _reject(self, device: str, offer: Offer, why: Rejection) -> Verdict:

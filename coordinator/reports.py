@@ -43,12 +43,13 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRow:
-    """One device over the whole run. rounds: how many it was asked to join."""
+    """One device over the whole run. variant: of its last update; rounds: how many it was asked to join."""
 
     device: str
     present: bool
     examples: int | None
     backend: str
+    variant: str | None
     rounds: int
     accepted: int
     rejected: int
@@ -91,6 +92,7 @@ class TaskRow:
     loss: float | None
     train_s: float | None
     bytes: int | None
+    variant: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,7 @@ class Reports:
         running = locked(self._state)
         rows = self._sql.execute(
             "SELECT device, present, examples, backend, "
+            "(SELECT variant FROM updates u WHERE u.device = d.device ORDER BY round DESC LIMIT 1), "
             "(SELECT count(*) FROM tasks t WHERE t.device = d.device), "
             "(SELECT count(*) FROM updates u WHERE u.device = d.device), "
             "(SELECT coalesce(sum(count), 0) FROM rejections r WHERE r.device = d.device), "
@@ -233,7 +236,7 @@ class Reports:
             raise NothingToDoError(f"round {number}: there is none (yet); fleet-coordinator rounds lists them")
         figures = self._sql.execute(f"{_ROUND} AND round = ?", (number,)).fetchone()
         tasks = self._sql.execute(
-            "SELECT t.device, phase, reason, detail, examples, weight, steps, loss, train_s, size "
+            "SELECT t.device, phase, reason, detail, examples, weight, steps, loss, train_s, size, variant "
             "FROM tasks t LEFT JOIN updates u USING (round, device) WHERE t.round = ? ORDER BY t.device",
             (number,),
         )

@@ -48,6 +48,7 @@ class AcceptedUpdate:
     weight: int
     train_s: float
     codec: str
+    variant: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from protocol.disk import disk_named, is_disk_trouble
 from protocol.errors import ConfigurationError, NothingToDoError, SparsefleetError
 
-VERSION = 1
+VERSION = 2
 DATABASE = "coordinator.sqlite"
 LOCK = "lock"
 
@@ -42,6 +42,7 @@ CREATE TABLE updates (
   round INTEGER NOT NULL, device TEXT NOT NULL, update_boot INTEGER NOT NULL, update_sequence INTEGER NOT NULL,
   digest BLOB NOT NULL, size INTEGER NOT NULL, kept INTEGER NOT NULL DEFAULT 1, examples INTEGER NOT NULL,
   weight INTEGER NOT NULL, steps INTEGER NOT NULL, loss REAL NOT NULL, train_s REAL NOT NULL, codec TEXT NOT NULL,
+  variant TEXT NOT NULL DEFAULT 'full',
   UNIQUE (round, device), UNIQUE (device, update_boot, update_sequence)
 );
 CREATE TABLE receipts (
@@ -55,6 +56,10 @@ CREATE TABLE rejections (
 ) WITHOUT ROWID;
 CREATE TABLE decisions (round INTEGER NOT NULL, at_s REAL NOT NULL, what TEXT NOT NULL);
 """
+
+
+# What brings a store of the version before up to each version.
+_STEPS = {2: "ALTER TABLE updates ADD COLUMN variant TEXT NOT NULL DEFAULT 'full';"}
 
 
 def lock_folder(state: Path) -> int:
@@ -104,6 +109,9 @@ def open_writer(state: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous=FULL")
     if version == 0:
         connection.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={VERSION};COMMIT;")
+    elif version < VERSION:
+        steps = "".join(_STEPS[number] for number in range(version + 1, VERSION + 1))
+        connection.executescript(f"BEGIN;{steps}PRAGMA user_version={VERSION};COMMIT;")
     return connection
 
 
@@ -118,6 +126,12 @@ def open_reader(state: Path) -> sqlite3.Connection:
     if version == 0:
         connection.close()
         raise NothingToDoError(f"{state}: no coordinator has run here yet; start one with fleet-coordinator run")
+    if version < VERSION:
+        connection.close()
+        raise ConfigurationError(
+            f"{path}: schema version {version} was written by an older version of sparsefleet; fleet-coordinator run "
+            f"brings it up to version {VERSION}"
+        )
     return connection
 
 

@@ -1,8 +1,9 @@
 """The server step: how the mean delta of a round becomes the next model.
 
 `add` is FedAvg; `momentum` is FedAvgM (Hsu et al. 2019, section 4); `adam` is FedAdam (Reddi et al. 2021, algorithm 2)
-without the paper's floor on the second moment, which starts at zero here. Only parameters are stepped: buffers take
-their mean delta as it is, and frozen tensors stay.
+without the paper's floor on the second moment, which starts at zero here. Only parameters are stepped, and of them
+those that somebody trained: the others stay, with their moments. Buffers take their mean delta as it is, and frozen
+tensors stay.
 """
 
 import struct
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coordinator.fold import Delta
+from coordinator.fold import Delta, Folded
 from coordinator.settings import ServerSettings
 from edge_agent.runtimes.engine import Vector
 
@@ -31,30 +32,38 @@ def initial_state() -> ServerState:
 
 
 def server_step(
-    settings: ServerSettings, state: ServerState, model: Vector, delta: Delta, buffer_delta: Delta
+    settings: ServerSettings, state: ServerState, model: Vector, folded: Folded
 ) -> tuple[ServerState, Vector]:
     """The next state and model, float32[total]; `model` is float32[total], not changed.
 
     Moments of another length than the rule needs (after a change of the setting) start again from zero.
     """
-    n, end = len(delta), len(delta) + len(buffer_delta)
+    n = len(folded.parameters)
+    end = n + len(folded.buffers)
     assert len(model) >= end
     first, second = _moment(state.first, n), _moment(state.second, n)
-    stepped = delta
-    if settings.step == "momentum":
-        first = settings.momentum * first + delta
-        stepped = first
-    elif settings.step == "adam":
-        first = settings.beta1 * first + (1 - settings.beta1) * delta
-        second = settings.beta2 * second + (1 - settings.beta2) * delta * delta
-        stepped = first / (np.sqrt(second) + settings.epsilon)
     after = model.copy()
     # A server learning rate that makes the model overflow is seen in its evaluation, not in a warning here.
     with np.errstate(over="ignore"):
-        after[:n] = (model[:n].astype(np.float64) + settings.learning_rate * stepped).astype(np.float32)
-        after[n:end] = (model[n:end].astype(np.float64) + buffer_delta).astype(np.float32)
+        for part in folded.trained:
+            stepped = _step(settings, first[part], second[part], folded.parameters[part])
+            after[part] = (model[part].astype(np.float64) + settings.learning_rate * stepped).astype(np.float32)
+        after[n:end] = (model[n:end].astype(np.float64) + folded.buffers).astype(np.float32)
     kept = {"add": (False, False), "momentum": (True, False), "adam": (True, True)}[settings.step]
     return ServerState(state.steps + 1, _kept(first, kept[0]), _kept(second, kept[1])), after
+
+
+def _step(settings: ServerSettings, first: Delta, second: Delta, delta: Delta) -> Delta:
+    """The step of one part of the parameters, float64[part]; its moments are updated in place."""
+    if settings.step == "momentum":
+        first[:] = settings.momentum * first + delta
+        return first
+    if settings.step == "adam":
+        first[:] = settings.beta1 * first + (1 - settings.beta1) * delta
+        second[:] = settings.beta2 * second + (1 - settings.beta2) * delta * delta
+        stepped: Delta = first / (np.sqrt(second) + settings.epsilon)
+        return stepped
+    return delta
 
 
 def pack_state(state: ServerState) -> bytes:

@@ -187,7 +187,7 @@ class Store:
         with self._transaction() as sql:
             sql.execute(
                 "INSERT INTO updates (round, device, update_boot, update_sequence, digest, size, examples, weight, "
-                "steps, loss, train_s, codec) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "steps, loss, train_s, codec, variant) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     offer.round,
                     device,
@@ -201,6 +201,7 @@ class Store:
                     offer.loss,
                     offer.train_s,
                     offer.codec,
+                    offer.variant,
                 ),
             )
             rows.insert_receipt(sql, device, offer, receipt)
@@ -233,7 +234,8 @@ class Store:
     def accepted(self, number: int) -> tuple[AcceptedUpdate, ...]:
         """The set of a round, in device order."""
         found = self._sql.execute(
-            "SELECT device, digest, weight, train_s, codec FROM updates WHERE round = ? ORDER BY device", (number,)
+            "SELECT device, digest, weight, train_s, codec, variant FROM updates WHERE round = ? ORDER BY device",
+            (number,),
         )
         return tuple(AcceptedUpdate(device, bytes(digest), *rest) for device, digest, *rest in found)
 

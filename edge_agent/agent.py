@@ -9,6 +9,7 @@ import numpy as np
 from edge_agent import job as jobs
 from edge_agent.assets import Assets
 from edge_agent.link import Link
+from edge_agent.runtimes.backends import UnusableError
 from edge_agent.settings import AgentSettings
 from edge_agent.store import AgentStore
 from edge_agent.training import DivergedError, LocalTraining
@@ -71,9 +72,9 @@ class Agent:
         self._settings, self._store, self._rng = settings, store, rng
         self._topics = Topics(settings.fleet)
         self._link = Link(transport, self._topics, settings.device, store.boot)
-        self._assets = Assets(store.blobs.root.parent / "bundles", store.blobs, settings.training.backend)
         state = store.blobs.root.parent
-        self._workshop = Workshop(settings.data, base, state, settings.training.backend, settings.training.threads)
+        self._workshop = Workshop(settings.data, base, state, settings.training)
+        self._assets = Assets(state / "bundles", store.blobs, settings.training.variant, self._workshop.selected)
         self._connected, self._outage_logged = False, False
         self._epoch: int | None = None
         self._coordinator_here = True
@@ -240,7 +241,7 @@ class Agent:
         self._on(jobs.Stopped("failed", reason, detail))
 
     def _wait(self, now: float) -> float:
-        if self.job.phase == "training":
+        if self.job.phase == "training" or (self.job.phase == "fetching" and self._receiving is None):
             return 0.0
         due = [self._unload_at]
         if self._connected:
@@ -307,14 +308,19 @@ class Agent:
             model = self._assets.model(task, bundle.manifest)
             self._bench = self._workshop.bench(bundle, model, task.model.digest)
             self._training = self._workshop.begin(self._bench, task, model)
+        except UnusableError as error:
+            # Still fetching: the next backend's files are what is missing now.
+            log.warning("backend=%s is not usable, another is tried: %s", error.backend, error)
         except ConfigurationError as error:
-            log.error("task=%s refused: %s", task.name, error)
-            self._on(jobs.Stopped("refused", error.reason, str(error)))
+            self._refuse(task, error.reason, error)
         except ValueError as error:
-            log.error("task=%s refused: %s", task.name, error)
-            self._on(jobs.Stopped("refused", "task", str(error)))
+            self._refuse(task, "task", error)
         else:
             self._on(jobs.Prepared())
+
+    def _refuse(self, task: Task, reason: str, error: Exception) -> None:
+        log.error("task=%s refused: %s", task.name, error)
+        self._on(jobs.Stopped("refused", reason, str(error)))
 
     def _train(self) -> None:
         assert self._training is not None

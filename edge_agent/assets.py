@@ -2,15 +2,18 @@
 
 import hashlib
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from edge_agent.runtimes.backends import Selection
 from edge_agent.runtimes.engine import Vector
 from protocol.blobs import BlobStore, write_durably
 from protocol.bundle import Bundle, open_bundle
-from protocol.errors import BundleError, Rejection, SparsefleetError
+from protocol.errors import BundleError, ConfigurationError, Rejection, SparsefleetError
 from protocol.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest
 from protocol.messages import BlobRef, Task
 
@@ -20,11 +23,15 @@ UNUSED_ROLES = frozenset({"optimizer"})
 
 @dataclass(frozen=True, slots=True)
 class Assets:
-    """The bundles folder and the blob store of one agent. `backend` narrows what is fetched; "auto" fetches all."""
+    """The bundles folder and the blob store of one agent. Only the files of its variant and of one backend are fetched.
+
+    select: which backend, by manifest and digest; it may change its mind. Raises ConfigurationError when none serves.
+    """
 
     bundles: Path
     blobs: BlobStore
-    backend: str
+    variant: str
+    select: Callable[[Manifest, bytes], Selection]
 
     def missing(self, task: Task) -> tuple[BlobRef, ...] | Rejection:
         """What is still to be fetched, in order; sizes are checked before the first byte is asked for."""
@@ -38,7 +45,13 @@ class Assets:
             return Rejection("manifest", str(error))
         if task.model.size != manifest.total * 4:
             return Rejection("model", f"{task.model.size} bytes where the manifest says {manifest.total * 4}")
-        wanted = [] if self._complete(task) else self._files(manifest, task)
+        if all(self.variant != v.name for v in manifest.variants):
+            names = ", ".join(v.name for v in manifest.variants)
+            return Rejection("variant", f"{self.variant!r} is not in this bundle, which holds {names}; set `variant`")
+        try:
+            wanted = self._absent(task)
+        except ConfigurationError as error:
+            return Rejection(error.reason, str(error))
         if not self.blobs.has(task.model.digest):
             wanted.append(task.model)
         missing = tuple(blob for blob in wanted if not self.blobs.has(blob.digest))
@@ -50,22 +63,18 @@ class Assets:
     def keep_only_for(self, task: Task, others: set[bytes]) -> None:
         """Removes every blob that neither this task nor `others` (what waits in the outbox) needs."""
         keep = others | {task.manifest.digest, task.model.digest}
-        if self._has_manifest(task) and not self._complete(task):
-            keep |= {blob.digest for blob in self._files(self._manifest(task), task)}
+        if self._has_manifest(task):
+            # A task that cannot be done here is refused as soon as it is looked at; until then it needs nothing.
+            with suppress(ConfigurationError):
+                keep |= {blob.digest for blob in self._absent(task)}
         self.blobs.keep_only(keep)
 
     def bundle(self, task: Task) -> Bundle:
         """The task's bundle, in its own folder; assembled on first use. Raises BundleError when it does not fit."""
         root = self._root(task)
-        manifest = self._manifest(task)
-        if not self._complete(task):
-            self._assemble(root, task, manifest)
-        # A folder from a later round lacks the record, which nothing asks for then.
-        names = frozenset(
-            e.path for e in self._entries(manifest, task) if not _is_record(manifest, e) or (root / e.path).is_file()
-        )
+        self._assemble(root, task)
         try:
-            return open_bundle(root, only=names)
+            return open_bundle(root, only=frozenset(entry.path for entry in self._entries(task)))
         except BundleError:
             # Altered on this disk: this task is refused, the next one fetches the bundle anew.
             shutil.rmtree(root, ignore_errors=True)
@@ -77,15 +86,17 @@ class Assets:
         assert len(vector) == manifest.total
         return vector.astype(np.float32)
 
-    def _assemble(self, root: Path, task: Task, manifest: Manifest) -> None:
+    def _assemble(self, root: Path, task: Task) -> None:
         for old in self.bundles.glob("*"):
-            shutil.rmtree(old, ignore_errors=True)
-        for entry in self._entries(manifest, task):
+            if old != root:
+                shutil.rmtree(old, ignore_errors=True)
+        for entry in self._entries(task):
             path = root / entry.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(path, self._read(bytes.fromhex(entry.sha256)))
-        # The manifest goes last: a folder that has one is whole.
-        write_durably(root / MANIFEST_FILE, self._read(task.manifest.digest))
+            if not _is_there(path, entry):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_durably(path, self._read(bytes.fromhex(entry.sha256)))
+        if not (root / MANIFEST_FILE).exists():
+            write_durably(root / MANIFEST_FILE, self._read(task.manifest.digest))
 
     def _read(self, digest: bytes) -> bytes:
         try:
@@ -98,11 +109,8 @@ class Assets:
     def _root(self, task: Task) -> Path:
         return self.bundles / task.manifest.digest.hex()[:32]
 
-    def _complete(self, task: Task) -> bool:
-        return (self._root(task) / MANIFEST_FILE).exists()
-
     def _has_manifest(self, task: Task) -> bool:
-        return self._complete(task) or self.blobs.has(task.manifest.digest)
+        return (self._root(task) / MANIFEST_FILE).exists() or self.blobs.has(task.manifest.digest)
 
     def _manifest(self, task: Task) -> Manifest:
         path = self._root(task) / MANIFEST_FILE
@@ -111,20 +119,22 @@ class Assets:
             raise BundleError(f"{path}: altered since it was received; remove the folder and it is fetched again")
         return parse_manifest(data)
 
-    def _files(self, manifest: Manifest, task: Task) -> list[BlobRef]:
-        return [BlobRef(bytes.fromhex(e.sha256), e.size) for e in self._entries(manifest, task)]
+    def _absent(self, task: Task) -> list[BlobRef]:
+        """What is not in the bundle's folder yet."""
+        root = self._root(task)
+        entries = [e for e in self._entries(task) if not _is_there(root / e.path, e)]
+        return [BlobRef(bytes.fromhex(e.sha256), e.size) for e in entries]
 
-    def _entries(self, manifest: Manifest, task: Task) -> list[FileEntry]:
-        paths: dict[str, None] = {}
-        for variant in manifest.variants:
-            for name, backend in variant.backends.items():
-                if self.backend in ("auto", name):
-                    paths |= dict.fromkeys(p for role, p in backend.files.items() if role not in UNUSED_ROLES)
+    def _entries(self, task: Task) -> list[FileEntry]:
+        manifest = self._manifest(task)
+        backend = manifest.variant(self.variant).backends[self.select(manifest, task.manifest.digest).name]
+        paths = dict.fromkeys(path for role, path in backend.files.items() if role not in UNUSED_ROLES)
         # Torch's steps can be replayed by whoever holds the model that they start from, which is the first round's.
         if manifest.reference is not None and manifest.reference.model == task.model.digest.hex():
             paths[manifest.reference.path] = None
         return [manifest.file(path) for path in paths]
 
 
-def _is_record(manifest: Manifest, entry: FileEntry) -> bool:
-    return manifest.reference is not None and entry.path == manifest.reference.path
+def _is_there(path: Path, entry: FileEntry) -> bool:
+    """Whether a file of this size is there; its bytes are held against the manifest when the bundle is opened."""
+    return path.is_file() and path.stat().st_size == entry.size

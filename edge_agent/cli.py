@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--momentum", type=float, default=0.9, help="for sgd (default: 0.9)")
     train.add_argument("--weight-decay", type=float, default=0.0, help="default: 0")
     train.add_argument("--backend", default="auto", help="default: the first of the bundle's that runs here")
+    train.add_argument("--variant", default="full", help="of the bundle, as fleet-export show lists (default: full)")
     train.add_argument("--threads", type=int, default=1, help="of one training step (default: 1)")
     train.add_argument("--seed", type=int, default=0, help="of the examples' order (default: 0)")
     train.add_argument("--json", action="store_true", help="one JSON object instead of text")

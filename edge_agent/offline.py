@@ -16,6 +16,7 @@ from edge_agent.runtimes.parameters import initial_model
 from edge_agent.training import LocalTraining, Recipe
 from protocol.bundle import open_bundle
 from protocol.errors import ConfigurationError
+from protocol.layout import layout_of
 
 
 def train(options: argparse.Namespace) -> int:
@@ -24,12 +25,13 @@ def train(options: argparse.Namespace) -> int:
     recipe = _recipe(options)
     bundle = open_bundle(options.bundle)
     dataset = load(_data(options), bundle.manifest)
-    choice = choose(bundle, options.backend, options.threads)
-    training = LocalTraining(choice.engine, bundle.manifest, dataset, recipe, initial_model(bundle))
+    choice = choose(bundle, options.backend, options.threads, options.variant)
+    model = initial_model(bundle)
+    training = LocalTraining(choice.engine, bundle.manifest, dataset, recipe, model, options.variant)
     losses, milliseconds = [], []
     first_step_s = 0.0
     if not options.json:
-        print(f"backend {choice.engine.name}: {choice.reason}; {len(dataset)} examples")
+        print(f"backend {choice.engine.name}: {choice.reason}; variant {options.variant}; {len(dataset)} examples")
     while not training.finished:
         step = training.step()
         first_step_s = first_step_s or time.monotonic() - started
@@ -40,6 +42,8 @@ def train(options: argparse.Namespace) -> int:
     facts = {
         "backend": choice.engine.name,
         "reason": choice.reason,
+        "variant": options.variant,
+        "trained": layout_of(bundle.manifest, options.variant).n_parameters,
         "examples": len(dataset),
         "steps": training.done,
         "loss": losses,

@@ -6,6 +6,7 @@ from pathlib import Path
 from edge_agent.data import DataSettings
 from edge_agent.runtimes.backends import AUTO, BACKENDS
 from protocol.errors import ConfigurationError
+from protocol.manifest import FULL, is_variant_name
 from protocol.mqtt import parse_url
 from protocol.settings import load_settings
 from protocol.topics import check_name
@@ -28,6 +29,7 @@ target = "y"                       # name of the target array
 
 [training]
 backend = "auto"                   # auto, or a backend's name
+variant = "full"                   # which of the bundle's variants to train; full trains all of the model
 threads = 1                        # threads for one training step
 idle_unload_s = 60.0               # let go of runtime and data after so long without work
 
@@ -54,12 +56,18 @@ class TrainingSettings:
     """How this device trains."""
 
     backend: str = "auto"
+    variant: str = FULL
     threads: int = 1
     idle_unload_s: float = 60.0
 
     def __post_init__(self) -> None:
         if self.backend not in (AUTO, *BACKENDS):
             raise ValueError(f"backend: {self.backend!r} is unknown; use {AUTO!r} or one of {', '.join(BACKENDS)}")
+        if not is_variant_name(self.variant):
+            raise ValueError(
+                f"variant: {self.variant!r} is no name of a variant; {FULL!r} trains everything, fleet-export show "
+                "lists a bundle's others"
+            )
         if not 1 <= self.threads <= 64:
             raise ValueError(f"threads: {self.threads} is outside 1..64")
         if not 0 <= self.idle_unload_s <= 86400:

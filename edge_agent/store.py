@@ -125,7 +125,8 @@ class AgentStore:
         return tuple(_load(Offer, row[0]) for row in rows)
 
     def settle(self, digest: bytes, task: str, *, accepted: bool, reason: str) -> Settled | None:
-        """Ends the update that a receipt names: its residual takes force if it was accepted, and only then.
+        """Ends the update that a receipt names: its residual takes force if it was accepted, and only then. What other
+        layouts (another model, another variant) left unsent goes: it would be stale when they came back.
 
         None when there is no such update, as for a receipt that came twice.
         """
@@ -136,6 +137,7 @@ class AgentStore:
             return None
         with self.database:
             if accepted:
+                self.database.execute("DELETE FROM residual WHERE layout != ?", (row[1],))
                 self.database.execute("INSERT OR REPLACE INTO residual VALUES (?, ?)", (row[1], row[2]))
             self.database.execute("DELETE FROM outbox WHERE task = ?", (task,))
             self.database.execute(

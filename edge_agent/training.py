@@ -8,9 +8,10 @@ import numpy as np
 
 from edge_agent.data import Dataset, batches
 from edge_agent.runtimes import optimizers
-from edge_agent.runtimes.engine import Batch, Engine, Vector
+from edge_agent.runtimes.engine import Batch, Engine, StepResult, Vector
 from protocol.errors import SparsefleetError
-from protocol.manifest import Manifest
+from protocol.layout import layout_of, put, take
+from protocol.manifest import FULL, Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,9 @@ class DivergedError(SparsefleetError):
 class LocalTraining:
     """A run of local steps over one dataset from one model. The same arguments give the same result.
 
-    `advance` does steps until a time budget is used up, so that one thread can train and listen.
+    Only what the variant trains goes through the optimiser: what it freezes does not move, by weight decay and momentum
+    neither, and has no moments in memory. `advance` does steps until a time budget is used up, so that one thread can
+    train and listen.
     """
 
     def __init__(
@@ -61,14 +64,14 @@ class LocalTraining:
         dataset: Dataset,
         recipe: Recipe,
         model: Vector,
+        variant: str = FULL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine, self._manifest, self._recipe, self._clock = engine, manifest, recipe, clock
         self._model = model.copy()
-        self._parameters = self._model[: manifest.parameters]
-        self._buffers = self._model[manifest.parameters : manifest.parameters + manifest.buffers]
-        self._anchor = self._parameters.copy() if recipe.optimizer.proximal else None
-        self._optimizer = optimizers.init(recipe.optimizer, manifest.parameters)
+        self._layout = layout_of(manifest, variant)
+        self._anchor = take(self._model, self._layout.parameters).copy() if recipe.optimizer.proximal else None
+        self._optimizer = optimizers.init(recipe.optimizer, self._layout.n_parameters)
         rng = np.random.default_rng(recipe.seed)
         self._batches: Iterator[Batch] = batches(dataset, recipe.batch_size, rng)
         self._per_epoch = max(1, len(dataset) // recipe.batch_size)
@@ -92,22 +95,28 @@ class LocalTraining:
                 f"step {self.done + 1}: the loss is {result.loss} and the gradient is not finite throughout; lower the "
                 f"learning rate (now {self._recipe.learning_rate:g}) or check the data's scale"
             )
-        self._optimizer, updated = optimizers.step(
-            self._recipe.optimizer,
-            self._optimizer,
-            self._parameters,
-            result.gradient,
-            self._recipe.learning_rate,
-            self._anchor,
-        )
-        self._parameters[:] = updated
-        self._buffers[:] = result.buffers
+        self._update(result)
         self.done += 1
         self._losses.append(result.loss)
         del self._losses[: -self._per_epoch]
         seconds = self._clock() - started
         self._seconds += seconds
         return Step(self.done, result.loss, seconds)
+
+    def _update(self, result: StepResult) -> None:
+        trained = self._layout.parameters
+        self._optimizer, updated = optimizers.step(
+            self._recipe.optimizer,
+            self._optimizer,
+            take(self._model, trained),
+            take(result.gradient, trained),
+            self._recipe.learning_rate,
+            self._anchor,
+        )
+        put(self._model, trained, updated)
+        for part in self._layout.buffers:
+            first = self._manifest.parameters
+            self._model[part] = result.buffers[part.start - first : part.stop - first]
 
     def advance(self, budget_s: float) -> bool:
         """Steps until all are done (True) or the budget is used up (False); at least one step."""

@@ -6,6 +6,7 @@ from edge_agent.runtimes.engine import Vector
 from edge_agent.store import AgentStore
 from edge_agent.training import Trained
 from edge_agent.workshop import Bench
+from protocol.layout import layout_of, take
 from protocol.messages import Offer, Task
 from sparse.codecs import encode_update, parse_codec
 
@@ -16,12 +17,11 @@ def pack(store: AgentStore, task: Task, bench: Bench, base: Vector, trained: Tra
     base: float32[total], the model the task started from. The payload is on disk before the outbox names it; a kill
     in between leaves a blob that nothing names and the next task clears away.
     """
-    manifest = bench.manifest
-    delta = np.subtract(trained.model, base)[: manifest.parameters + manifest.buffers]
-    parameters, buffers = delta[: manifest.parameters], delta[manifest.parameters :]
-    layout = manifest.layout_digest()
-    residual = store.residual(layout, manifest.parameters)
-    payload, residual = encode_update(parameters, buffers, residual, parse_codec(task.codec), layout)
+    layout = layout_of(bench.manifest, bench.variant)
+    delta = np.subtract(trained.model, base)
+    parameters, buffers = take(delta, layout.parameters), take(delta, layout.buffers)
+    residual = store.residual(layout.digest, layout.n_parameters)
+    payload, residual = encode_update(parameters, buffers, residual, parse_codec(task.codec), layout.digest)
     offer = Offer(
         blob=store.blobs.put(payload),
         run=task.run,
@@ -34,6 +34,7 @@ def pack(store: AgentStore, task: Task, bench: Bench, base: Vector, trained: Tra
         loss=trained.loss,
         train_s=trained.seconds,
         codec=task.codec,
+        variant=bench.variant,
     )
-    store.keep_update(offer, layout, residual)
+    store.keep_update(offer, layout.digest, residual)
     return offer

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from edge_agent.data import Dataset, DataSettings, load
 from edge_agent.probes import recall, remember
-from edge_agent.runtimes.backends import Choice, choose, runtime_name
+from edge_agent.runtimes.backends import Choice, Selection, UnusableError, open_selected, runtime_name, select
 from edge_agent.runtimes.engine import Vector
 from edge_agent.runtimes.optimizers import OptimizerSettings
+from edge_agent.settings import TrainingSettings
 from edge_agent.training import LocalTraining, Recipe
 from protocol.bundle import Bundle
+from protocol.errors import ConfigurationError
 from protocol.manifest import Manifest
 from protocol.messages import Task
 from protocol.records import write_record
@@ -26,6 +28,7 @@ class Bench:
 
     digest: bytes
     manifest: Manifest
+    variant: str
     choice: Choice
     dataset: Dataset
 
@@ -33,16 +36,25 @@ class Bench:
 class Workshop:
     """Makes local training out of tasks. Nothing heavy is imported or loaded before the first one."""
 
-    def __init__(self, data: DataSettings, base: Path, state: Path, backend: str, threads: int) -> None:
-        self._data, self._base, self._state, self._backend, self._threads = data, base, state, backend, threads
+    def __init__(self, data: DataSettings, base: Path, state: Path, training: TrainingSettings) -> None:
+        self._data, self._base, self._state, self._training = data, base, state, training
         self._bench: Bench | None = None
+        self._failed: dict[bytes, dict[str, str]] = {}
 
     @property
     def loaded(self) -> bool:
         return self._bench is not None
 
+    def selected(self, manifest: Manifest, bundle: bytes) -> Selection:
+        """The backend for a bundle, by its manifest and digest. Raises ConfigurationError when none serves."""
+        failed = dict(self._failed.get(bundle, {}))
+        if manifest.reference is not None:
+            failed |= {name: said for name, said in recall(self._state, bundle, self._compared_by()).items() if said}
+        return select(manifest, self._training.backend, self._training.variant, failed)
+
     def bench(self, bundle: Bundle, model: Vector, digest: bytes) -> Bench:
-        """Runtime and data for a bundle. Raises ConfigurationError when either cannot serve.
+        """Runtime and data for a bundle. Raises ConfigurationError when either cannot serve, and UnusableError when the
+        selected backend cannot but there is another one: `selected` names it, and its files may still be missing.
 
         model, digest: float32[total] that the task starts from. Where it is the exported one, backends are compared
         with torch's recorded step, and what comes of it is remembered.
@@ -50,25 +62,43 @@ class Workshop:
         if self._bench is None or self._bench.digest != bundle.digest:
             self._bench = None
             dataset = load(self._data, bundle.manifest, self._base)
-            choice = self._choose(bundle, model, digest)
-            log.info("backend=%s examples=%d why=%r", choice.engine.name, len(dataset), choice.reason)
-            self._bench = Bench(bundle.digest, bundle.manifest, choice, dataset)
+            choice = self._open(bundle, model, digest)
+            name, variant = choice.engine.name, self._training.variant
+            log.info("backend=%s variant=%s examples=%d why=%r", name, variant, len(dataset), choice.reason)
+            self._bench = Bench(bundle.digest, bundle.manifest, variant, choice, dataset)
         return self._bench
 
-    def _choose(self, bundle: Bundle, model: Vector, digest: bytes) -> Choice:
-        reference = bundle.manifest.reference
+    def _open(self, bundle: Bundle, model: Vector, digest: bytes) -> Choice:
+        selected = self.selected(bundle.manifest, bundle.digest)
+        try:
+            return self._compared(bundle, selected, model, digest)
+        except UnusableError as error:
+            self._failed.setdefault(bundle.digest, {})[error.backend] = str(error)
+            try:
+                self.selected(bundle.manifest, bundle.digest)
+            except ConfigurationError as none_left:
+                # The next task tries again: what was missing may have been installed.
+                del self._failed[bundle.digest]
+                raise error.kind(str(none_left)) from error
+            raise
+
+    def _compared(self, bundle: Bundle, selected: Selection, model: Vector, digest: bytes) -> Choice:
+        reference, threads, variant = bundle.manifest.reference, self._training.threads, self._training.variant
         if reference is None:
-            return choose(bundle, self._backend, self._threads)
-        runtime = runtime_name()
-        known = recall(self._state, bundle.digest, runtime)
+            return open_selected(bundle, selected, threads, variant)
+        known = recall(self._state, bundle.digest, self._compared_by())
         verdicts = dict(known)
         start = model if digest.hex() == reference.model else None
         try:
-            return choose(bundle, self._backend, self._threads, model=start, verdicts=verdicts)
+            return open_selected(bundle, selected, threads, variant, model=start, verdicts=verdicts)
         finally:
-            # Also when none was usable: in a later round there is nothing to compare with.
+            # Also when it was not usable: in a later round there is nothing to compare with.
             if verdicts != known:
-                remember(self._state, bundle.digest, runtime, verdicts)
+                remember(self._state, bundle.digest, self._compared_by(), verdicts)
+
+    def _compared_by(self) -> str:
+        """What a verdict is of, besides the bundle: each variant has graphs of its own."""
+        return f"{runtime_name()}, variant {self._training.variant}"
 
     def begin(self, bench: Bench, task: Task, model: Vector) -> LocalTraining:
         """The local steps that a task asks for, from float32[total] `model`. Raises ValueError on a bad optimiser."""
@@ -80,7 +110,7 @@ class Workshop:
             optimizer=OptimizerSettings(**write_record(task.optimizer)),
             seed=task.seed,
         )
-        return LocalTraining(bench.choice.engine, bench.manifest, bench.dataset, recipe, model)
+        return LocalTraining(bench.choice.engine, bench.manifest, bench.dataset, recipe, model, bench.variant)
 
     def unload(self) -> None:
         """Lets go of runtime and data, so that an idle agent is small again."""

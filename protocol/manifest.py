@@ -1,17 +1,20 @@
 """What a bundle says of itself: tensors and their places in the flat vector, inputs, graphs, files and digests."""
 
-import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from protocol.errors import BundleError
+from protocol.errors import BundleError, ConfigurationError
 from protocol.records import RecordError, read_record, write_record
 
 FORMAT = 2
 MANIFEST_FILE = "manifest.json"
+# The variant that trains everything.
+FULL = "full"
+_VARIANT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 # Bounds on what a device will read before it trusts anything in it.
 MAX_MANIFEST_BYTES = 4 << 20
@@ -105,13 +108,14 @@ class Variant:
 
     dropouts: in the order of the training graph's inputs, after the model's inputs and targets; the same for every
     backend, so that all of them take the same step from the same seed. frozen: parameters that this variant leaves as
-    they are; their gradient is zero and no graph computes it.
+    they are; their gradient is zero and no graph computes it. frozen_buffers: running statistics that it leaves too.
     """
 
     name: str
     backends: Mapping[str, Backend]
     dropouts: tuple[Dropout, ...] = ()
     frozen: tuple[str, ...] = ()
+    frozen_buffers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +191,7 @@ class Manifest:
             names.add(t.name)
         if offset > MAX_ELEMENTS:
             raise ValueError(f"tensors: {offset} elements are more than the limit of {MAX_ELEMENTS}")
+        _check_variants(self)
 
     def count(self, *kinds: Kind) -> int:
         """How many float32 elements the tensors of these kinds hold."""
@@ -204,16 +209,44 @@ class Manifest:
     def total(self) -> int:
         return self.count("parameter", "buffer", "frozen")
 
-    def layout_digest(self) -> bytes:
-        """Eight bytes that two sides share exactly when they mean the same tensors at the same places."""
-        said = json.dumps([[t.name, list(t.shape), t.kind] for t in self.tensors], separators=(",", ":"))
-        return hashlib.sha256(said.encode()).digest()[:8]
+    def variant(self, name: str) -> Variant:
+        """The variant of this name. Raises ConfigurationError naming those there are."""
+        for known in self.variants:
+            if known.name == name:
+                return known
+        names = ", ".join(v.name for v in self.variants)
+        raise ConfigurationError(f"variant: {name!r} is not in this bundle; it holds {names}")
 
     def file(self, path: str) -> FileEntry:
         for entry in self.files:
             if entry.path == path:
                 return entry
         raise BundleError(f"bundle: the manifest names {path!r} but does not list it among its files")
+
+
+def is_variant_name(name: str) -> bool:
+    """Whether a variant can be called so: it names folders, and stands in messages and tables."""
+    return _VARIANT_NAME.fullmatch(name) is not None
+
+
+def _check_variants(manifest: Manifest) -> None:
+    kinds = {t.name: t.kind for t in manifest.tensors}
+    for place, variant in enumerate(manifest.variants):
+        where = f"variants: {variant.name}"
+        if not is_variant_name(variant.name):
+            raise ValueError(f"variants: {variant.name!r} must be 1 to 63 of a-z, 0-9 and '-'")
+        if any(other.name == variant.name for other in manifest.variants[:place]):
+            raise ValueError(f"{where} is there twice")
+        for names, kind in ((variant.frozen, "parameter"), (variant.frozen_buffers, "buffer")):
+            wrong = next((name for name in names if kinds.get(name) != kind), None)
+            if wrong is not None:
+                raise ValueError(f"{where} freezes {wrong!r}, which is no {kind} of this bundle")
+            if len(set(names)) < len(names):
+                raise ValueError(f"{where} freezes a {kind} twice")
+        if variant.name == FULL and (variant.frozen or variant.frozen_buffers):
+            raise ValueError(f"{where} trains everything and freezes nothing")
+        if variant.frozen and len(variant.frozen) == sum(kind == "parameter" for kind in kinds.values()):
+            raise ValueError(f"{where} freezes every parameter; leave at least one to train")
 
 
 def parse_manifest(data: bytes) -> Manifest:

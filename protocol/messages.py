@@ -27,9 +27,10 @@ WINDOW = 8
 MAX_BLOB_BYTES = 1 << 32
 MAX_CHUNKS = MAX_BLOB_BYTES // CHUNK_BYTES
 MAX_TEXT = 2000
-# Names are repeated in answers, logs and tables, so they end sooner: run, task, version of an agent, backend, codec.
+# Names are repeated in answers, logs and tables, so they end sooner: run, task, version of an agent, backend, codec,
+# variant.
 MAX_NAME = 100
-_NAMES = frozenset({"run", "task", "agent", "backend", "codec"})
+_NAMES = frozenset({"run", "task", "agent", "backend", "codec", "variant"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,8 @@ class TaskReport:
 class Offer:
     """Device to coordinator: an update is ready. Sent again until a Need or a Receipt answers it.
 
-    `update_boot` and `update_sequence` name the update; two different payloads never share a name.
+    `update_boot` and `update_sequence` name the update; two different payloads never share a name. `variant` says what
+    it is made of: the tensors that this variant of the bundle trains.
     """
 
     blob: BlobRef
@@ -150,6 +152,7 @@ class Offer:
     loss: float
     train_s: float
     codec: str
+    variant: str = "full"
 
     @property
     def task(self) -> str:

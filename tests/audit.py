@@ -7,6 +7,7 @@ import numpy as np
 
 from edge_agent.runtimes.parameters import initial_model
 from protocol.bundle import open_bundle
+from protocol.layout import layout_of
 from sparse.codecs import decode_update, parse_codec
 
 
@@ -31,6 +32,7 @@ def audit(folder: Path) -> int:
     try:
         bundle = open_bundle(folder / "bundle")
         manifest, model = bundle.manifest, initial_model(bundle)
+        layout = layout_of(manifest, "full").digest
         rounds = [row[0] for row in store.execute("SELECT round FROM rounds WHERE state = 'committed' ORDER BY round")]
         for number in rounds:
             total, weights = np.zeros(manifest.parameters), 0
@@ -39,7 +41,7 @@ def audit(folder: Path) -> int:
             ).fetchall()
             for digest, weight, codec in rows:
                 payload = (coordinator / "updates" / digest.hex()).read_bytes()
-                delta, _ = decode_update(payload, manifest.parameters, 0, manifest.layout_digest(), parse_codec(codec))
+                delta, _ = decode_update(payload, manifest.parameters, 0, layout, parse_codec(codec))
                 total += weight * delta.astype(np.float64)
                 weights += weight
             model = (model.astype(np.float64) + total / weights).astype(np.float32)

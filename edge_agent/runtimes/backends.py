@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from edge_agent.runtimes.parameters import initial_model
 from edge_agent.runtimes.reference import Record, load_record, one_step
 from protocol.bundle import PARAMETERS_FILE, Bundle
 from protocol.errors import BundleError, ConfigurationError, DataError
+from protocol.manifest import FULL, Manifest
 
 AUTO = "auto"
 
@@ -24,6 +26,22 @@ class BackendEntry:
 
     why_not: Callable[[], str | None]
     open: Callable[[Bundle, str, int], Engine]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A backend by name, and why it is that one, in words for a log line."""
+
+    name: str
+    reason: str
+
+
+class UnusableError(ConfigurationError):
+    """A backend that runs here does not load this bundle's graphs, or computes something else with them."""
+
+    def __init__(self, backend: str, text: str, kind: type[ConfigurationError]) -> None:
+        super().__init__(text)
+        self.backend, self.kind = backend, kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,47 +59,89 @@ BACKENDS: Mapping[str, BackendEntry] = {
         ort_training.why_not,
         ort_training.OrtTrainingEngine,
     ),
-    numpy_reference.NAME: BackendEntry(numpy_reference.why_not, lambda bundle, variant, threads: NumpyEngine(bundle)),
+    numpy_reference.NAME: BackendEntry(
+        numpy_reference.why_not, lambda bundle, variant, threads: NumpyEngine(bundle, variant)
+    ),
 }
+
+
+def select(
+    manifest: Manifest, wanted: str = AUTO, variant: str = FULL, failed: Mapping[str, str] = MappingProxyType({})
+) -> Selection:
+    """The wanted backend, or with "auto" the first that the bundle holds and this machine runs; nothing is opened.
+
+    failed: what is known to be wrong with backends that were tried; they are passed over. Raises ConfigurationError
+    naming every backend considered, why it is not usable and what to do.
+    """
+    if wanted != AUTO and wanted not in BACKENDS:
+        raise ConfigurationError(f"backend: {wanted!r} is unknown; use {AUTO!r} or one of {', '.join(BACKENDS)}")
+    graphs = manifest.variant(variant).backends
+    refused: dict[str, str] = {}
+    for name in BACKENDS if wanted == AUTO else (wanted,):
+        reason = why_not(name, graphs) or failed.get(name)
+        if not reason:
+            return Selection(name, _why(wanted, refused))
+        refused[name] = reason
+    told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+    raise ConfigurationError(
+        f"backend: none is usable for variant {variant!r} here. {told}. Known: {', '.join(BACKENDS)}"
+    )
+
+
+def open_selected(
+    bundle: Bundle,
+    selected: Selection,
+    threads: int = 1,
+    variant: str = FULL,
+    *,
+    model: Vector | None = None,
+    verdicts: dict[str, str] | None = None,
+) -> Choice:
+    """Opens a backend and compares it with torch's recorded step. Raises UnusableError where either goes wrong.
+
+    For the comparison the record must lie in the bundle's folder, and the exported model there or in `model`:
+    float32[total]; where it does not, nothing is compared. verdicts: what came of it, by backend: what was wrong, or ""
+    if it agreed; added to, and taken as it is for the same bundle and runtime, when nothing is compared.
+    """
+    verdicts = {} if verdicts is None else verdicts
+    step = _recorded(bundle, model)
+    try:
+        engine = BACKENDS[selected.name].open(bundle, variant, threads)
+        said = _probe(engine, bundle, step, variant, verdicts)
+    except BundleError as error:
+        raise UnusableError(selected.name, str(error), BundleError) from error
+    if verdicts.get(selected.name):
+        raise UnusableError(selected.name, verdicts[selected.name], ConfigurationError)
+    return Choice(engine, selected.reason + said)
 
 
 def choose(
     bundle: Bundle,
     wanted: str = AUTO,
     threads: int = 1,
-    variant: str = "full",
+    variant: str = FULL,
     *,
     model: Vector | None = None,
     verdicts: dict[str, str] | None = None,
 ) -> Choice:
-    """Opens the wanted backend, or with "auto" the first that the bundle holds and this machine runs.
+    """Opens the wanted backend of a whole bundle, or with "auto" the first that it holds and this machine runs.
 
-    Runs means: its graphs load, and it takes torch's recorded step as torch took it. For that the record must lie in
-    the bundle's folder, and the exported model there or in `model`: float32[total]; where it does not, nothing is
-    compared. verdicts: what came of it, by backend: what was wrong, or "" if it agreed; added to, and taken as it is by
-    a later choice for the same bundle and runtime, which then compares nothing. Raises ConfigurationError naming every
-    backend considered, why it is not usable and what to do; BundleError if graphs could not be loaded.
+    Runs means: its graphs load, and it takes torch's recorded step as torch took it; see `open_selected`. Raises
+    ConfigurationError naming every backend considered, why it is not usable and what to do; BundleError if graphs could
+    not be loaded.
     """
-    if wanted != AUTO and wanted not in BACKENDS:
-        raise ConfigurationError(f"backend: {wanted!r} is unknown; use {AUTO!r} or one of {', '.join(BACKENDS)}")
-    graphs = held(bundle, variant)
-    step = _recorded(bundle, model)
-    refused: dict[str, str] = {}
-    verdicts, error = {} if verdicts is None else verdicts, ConfigurationError
-    for name in BACKENDS if wanted == AUTO else (wanted,):
-        reason = why_not(name, graphs) or verdicts.get(name)
-        if not reason:
-            try:
-                engine = BACKENDS[name].open(bundle, variant, threads)
-                said = _probe(engine, bundle, step, variant, verdicts)
-                reason = verdicts.get(name)
-            except BundleError as failure:
-                reason, error = str(failure), BundleError
-        if not reason:
-            return Choice(engine, _why(wanted, refused) + said)
-        refused[name] = reason
-    told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-    raise error(f"backend: none is usable for variant {variant!r} here. {told}. Known: {', '.join(BACKENDS)}")
+    verdicts = {} if verdicts is None else verdicts
+    failed, kind = {name: said for name, said in verdicts.items() if said}, ConfigurationError
+    while True:
+        try:
+            selected = select(bundle.manifest, wanted, variant, failed)
+        except ConfigurationError as none_left:
+            raise kind(str(none_left)) from None
+        try:
+            return open_selected(bundle, selected, threads, variant, model=model, verdicts=verdicts)
+        except UnusableError as error:
+            failed[selected.name] = str(error)
+            kind = BundleError if error.kind is BundleError else kind
 
 
 def runtime_name() -> str:
@@ -93,23 +153,19 @@ def runtime_name() -> str:
     return f"onnxruntime {version}, numpy {np.__version__}, {platform.machine()}"
 
 
-def load_evaluator(bundle: Bundle, threads: int = 1, variant: str = "full") -> Evaluator | NumpyEngine:
+def load_evaluator(bundle: Bundle, threads: int = 1, variant: str = FULL) -> Evaluator | NumpyEngine:
     """Evaluates flat models; stock onnxruntime is enough. Raises ConfigurationError."""
     for name, files in held(bundle, variant).items():
         if "eval" in files:
             return Evaluator(bundle, files["eval"], threads)
         if name == numpy_reference.NAME:
-            return NumpyEngine(bundle)
+            return NumpyEngine(bundle, variant)
     raise ConfigurationError(f"bundle: variant {variant!r} holds no evaluation graph; export it again")
 
 
 def held(bundle: Bundle, variant: str) -> dict[str, Mapping[str, str]]:
     """The backends of the variant, each with its files by role. Raises ConfigurationError if there is no such one."""
-    for known in bundle.manifest.variants:
-        if known.name == variant:
-            return {name: backend.files for name, backend in known.backends.items()}
-    names = ", ".join(v.name for v in bundle.manifest.variants)
-    raise ConfigurationError(f"variant: {variant!r} is not in this bundle; it holds {names}")
+    return {name: backend.files for name, backend in bundle.manifest.variant(variant).backends.items()}
 
 
 def why_not(name: str, graphs: Mapping[str, object]) -> str | None:

@@ -10,7 +10,8 @@ from edge_agent.runtimes.engine import Batch, Evaluation, StepResult, Vector
 from edge_agent.runtimes.metrics import measure
 from protocol.bundle import Bundle
 from protocol.errors import BundleError
-from protocol.manifest import Manifest
+from protocol.layout import layout_of
+from protocol.manifest import FULL, Manifest
 
 NAME = "numpy"
 
@@ -18,10 +19,13 @@ Matrix = npt.NDArray[np.float64]
 
 
 class NumpyEngine:
-    """Runs a bundle whose tensors are one or two linear layers. Computes in float64."""
+    """Runs a bundle whose tensors are one or two linear layers. Computes in float64, what a variant freezes too."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, variant: str = FULL) -> None:
         self._manifest = _checked(bundle.manifest)
+        self._trained = np.zeros(self._manifest.parameters, dtype=np.float32)
+        for part in layout_of(self._manifest, variant).parameters:
+            self._trained[part] = 1.0
 
     @property
     def name(self) -> str:
@@ -37,7 +41,7 @@ class NumpyEngine:
         if len(layers) == 2:
             delta = (delta @ layers[1][0]) * (hidden > 0)
             gradients = [delta.T @ x, delta.sum(axis=0), *gradients]
-        gradient = np.concatenate([g.ravel() for g in gradients]).astype(np.float32)
+        gradient = np.concatenate([g.ravel() for g in gradients]).astype(np.float32) * self._trained
         return StepResult(loss, gradient, np.empty(0, dtype=np.float32))
 
     def evaluate(self, model: Vector, batch: Batch) -> Evaluation:

@@ -16,6 +16,7 @@ from coordinator.settings import EvaluationSettings, LimitSettings, RoundSetting
 from coordinator.store import Store
 from edge_agent.runtimes.engine import Evaluation
 from protocol.bundle import PARAMETERS_FILE, Bundle, open_bundle
+from protocol.layout import layout_of
 from protocol.manifest import (
     FORMAT,
     MANIFEST_FILE,
@@ -53,14 +54,16 @@ from sparse.codecs import encode_update, parse_codec
 from tests.tiny import safetensors
 
 TOPICS = Topics("test")
-BUFFERS, FROZEN = 3, 2
+BUFFERS, FROZEN, HEAD = 3, 2, 6
 
 
 def write_bundle(root: Path, parameters: int = 20) -> Bundle:
-    """A bundle nobody runs: parameters that start at 1, buffers at 2, frozen at 3."""
+    """A bundle nobody runs: parameters that start at 1, buffers at 2, frozen at 3. The variant `head` trains the last
+    HEAD parameters alone."""
     root.mkdir(parents=True, exist_ok=True)
-    sizes = {"weight": parameters, "running": BUFFERS, "fixed": FROZEN}
-    tensors = {name: np.full(n, i + 1, np.float32) for i, (name, n) in enumerate(sizes.items())}
+    sizes = {"weight": parameters - HEAD, "head": HEAD, "running": BUFFERS, "fixed": FROZEN}
+    starts = {"weight": 1, "head": 1, "running": 2, "fixed": 3}
+    tensors = {name: np.full(n, starts[name], np.float32) for name, n in sizes.items()}
     files = {PARAMETERS_FILE: safetensors(tensors), "graph.bin": bytes(range(256)) * 300, "inference.onnx": bytes(100)}
     for name, data in files.items():
         (root / name).write_bytes(data)
@@ -69,7 +72,8 @@ def write_bundle(root: Path, parameters: int = 20) -> Bundle:
         line="formula",
         version=1,
         tensors=(
-            Tensor("weight", (parameters,), 0, "parameter"),
+            Tensor("weight", (parameters - HEAD,), 0, "parameter"),
+            Tensor("head", (HEAD,), parameters - HEAD, "parameter"),
             Tensor("running", (BUFFERS,), parameters, "buffer"),
             Tensor("fixed", (FROZEN,), parameters + BUFFERS, "frozen"),
         ),
@@ -79,7 +83,15 @@ def write_bundle(root: Path, parameters: int = 20) -> Bundle:
         loss="cross_entropy",
         metrics=("accuracy",),
         files=tuple(FileEntry(n, len(d), hashlib.sha256(d).hexdigest()) for n, d in files.items()),
-        variants=(Variant("full", {"none": Backend({"train": "graph.bin"}, requires="nothing")}),),
+        variants=(
+            Variant("full", {"none": Backend({"train": "graph.bin"}, requires="nothing")}),
+            Variant(
+                "head",
+                {"none": Backend({"train": "graph.bin"}, requires="nothing")},
+                frozen=("weight",),
+                frozen_buffers=("running",),
+            ),
+        ),
         inference=Inference("inference.onnx", {}),
         parity={},
     )
@@ -113,7 +125,7 @@ class FakeAgent:
     """
 
     def __init__(self, device: str, broker: MemoryBroker, bundle: Bundle) -> None:
-        self.device, self.broker, self.bundle = device, broker, bundle
+        self.device, self.broker, self.bundle, self.variant = device, broker, bundle, "full"
         self.boot, self.sequence, self.updates, self.sent_bytes = 1, 0, 0, 0
         self.examples = 10 + sum(device.encode()) % 7
         self.task: Task | None = None
@@ -221,14 +233,14 @@ class FakeAgent:
             return
         data = b"".join(self.chunks[i] for i in sorted(self.chunks))
         assert hashlib.sha256(data).digest() == task.model.digest
-        manifest = self.bundle.manifest
+        layout = layout_of(self.bundle.manifest, self.variant)
         rng = np.random.default_rng(task.seed)
         payload, _ = encode_update(
-            rng.normal(0, 0.1, manifest.parameters).astype(np.float32),
-            rng.normal(0, 0.1, manifest.buffers).astype(np.float32),
-            np.zeros(manifest.parameters, np.float32),
+            rng.normal(0, 0.1, layout.n_parameters).astype(np.float32),
+            rng.normal(0, 0.1, layout.n_buffers).astype(np.float32),
+            np.zeros(layout.n_parameters, np.float32),
             parse_codec(task.codec),
-            manifest.layout_digest(),
+            layout.digest,
         )
         self.updates += 1
         offer, payload = self.mangle(
@@ -244,6 +256,7 @@ class FakeAgent:
                 loss=1.0 / task.round,
                 train_s=0.01,
                 codec=task.codec,
+                variant=self.variant,
             ),
             payload,
         )

@@ -6,14 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.fleet import MAX_KNOWN
-from coordinator.fold import Decoded, Weighted, fold
+from coordinator.fold import Decoded, Folded, Weighted, fold
 from coordinator.planner import learning_rate, order_devices, task_seed
 from coordinator.server_step import initial_state, pack_state, server_step, unpack_state
 from coordinator.settings import ServerSettings, TrainingSettings
 from coordinator.traffic import MAX_CLAIM_BYTES, Traffic
 from edge_agent.runtimes.engine import Vector
+from protocol.layout import Layout
 
 N, B = 7, 2
+ALL = Layout((slice(0, N),), (slice(N, N + B),), bytes(8))
 
 
 def deltas(seed: int, devices: int) -> dict[str, Decoded]:
@@ -31,17 +33,19 @@ def test_the_fold_gives_the_same_bits_in_whatever_order_updates_came(
     seed: int, weights: list[int], chance: object
 ) -> None:
     found = deltas(seed, len(weights))
-    updates = [Weighted(device, weight) for device, weight in zip(found, weights, strict=True)]
+    updates = [Weighted(device, weight, ALL) for device, weight in zip(found, weights, strict=True)]
     mean = fold(updates, found.__getitem__, N, B)
     chance.shuffle(updates)  # type: ignore[attr-defined]
     again = fold(updates, found.__getitem__, N, B)
-    assert [v.tobytes() for v in mean] == [v.tobytes() for v in again]
+    assert mean.parameters.tobytes() == again.parameters.tobytes()
+    assert mean.buffers.tobytes() == again.buffers.tobytes()
 
 
 def test_the_fold_is_the_example_weighted_mean() -> None:
     found = deltas(1, 3)
     weights = [1, 10, 100]
-    parameters, buffers = fold([Weighted(d, w) for d, w in zip(found, weights, strict=True)], found.__getitem__, N, B)
+    folded = fold([Weighted(d, w, ALL) for d, w in zip(found, weights, strict=True)], found.__getitem__, N, B)
+    parameters, buffers = folded.parameters, folded.buffers
     expected = np.average([p for p, _ in found.values()], axis=0, weights=weights)
     np.testing.assert_allclose(parameters, expected, rtol=1e-12)
     np.testing.assert_allclose(buffers, np.average([b for _, b in found.values()], axis=0, weights=weights), rtol=1e-12)
@@ -54,30 +58,31 @@ def test_the_fold_decodes_each_payload_once() -> None:
         asked.append(device)
         return found[device]
 
-    fold([Weighted(d, 1) for d in reversed(found)], decode, N, B)
+    fold([Weighted(d, 1, ALL) for d in reversed(found)], decode, N, B)
     assert asked == sorted(found)
 
 
 MODEL = np.arange(N + B + 2, dtype=np.float32)
-DELTA, BUFFER_DELTA = np.linspace(-1, 1, N), np.full(B, 0.5)
+DELTA = np.linspace(-1, 1, N)
+FOLDED = Folded(DELTA, np.full(B, 0.5), (slice(0, N),))
 
 
 def test_add_is_the_model_plus_the_mean() -> None:
-    state, after = server_step(ServerSettings(learning_rate=0.5), initial_state(), MODEL, DELTA, BUFFER_DELTA)
+    state, after = server_step(ServerSettings(learning_rate=0.5), initial_state(), MODEL, FOLDED)
     np.testing.assert_array_equal(after[:N], (MODEL[:N] + 0.5 * DELTA).astype(np.float32))
     assert (state.steps, len(state.first), len(state.second)) == (1, 0, 0)
 
 
 def test_momentum_follows_its_formula_over_two_rounds() -> None:
     settings = ServerSettings(step="momentum", momentum=0.9)
-    state, first = server_step(settings, initial_state(), MODEL, DELTA, BUFFER_DELTA)
-    _, second = server_step(settings, state, first, DELTA, BUFFER_DELTA)
+    state, first = server_step(settings, initial_state(), MODEL, FOLDED)
+    _, second = server_step(settings, state, first, FOLDED)
     np.testing.assert_allclose(second[:N] - first[:N], 1.9 * DELTA, rtol=1e-5, atol=1e-6)
 
 
 def test_adam_follows_its_formula() -> None:
     settings = ServerSettings(step="adam", learning_rate=0.1, beta1=0.9, beta2=0.99, epsilon=1e-3)
-    state, after = server_step(settings, initial_state(), MODEL, DELTA, BUFFER_DELTA)
+    state, after = server_step(settings, initial_state(), MODEL, FOLDED)
     step = 0.1 * (0.1 * DELTA) / (np.sqrt(0.01 * DELTA**2) + 1e-3)
     np.testing.assert_allclose(after[:N], MODEL[:N] + step, rtol=1e-6)
     assert (len(state.first), len(state.second)) == (N, N)
@@ -87,7 +92,7 @@ def test_adam_follows_its_formula() -> None:
 def test_no_server_step_touches_frozen_tensors_or_its_input_and_buffers_are_added_plainly(step: str) -> None:
     settings = ServerSettings(step=step, learning_rate=0.3)  # type: ignore[arg-type]
     before = MODEL.copy()
-    _, after = server_step(settings, initial_state(), MODEL, DELTA, BUFFER_DELTA)
+    _, after = server_step(settings, initial_state(), MODEL, FOLDED)
     np.testing.assert_array_equal(MODEL, before)
     np.testing.assert_array_equal(after[N : N + B], MODEL[N : N + B] + 0.5)
     np.testing.assert_array_equal(after[N + B :], MODEL[N + B :])
@@ -96,9 +101,9 @@ def test_no_server_step_touches_frozen_tensors_or_its_input_and_buffers_are_adde
 @pytest.mark.parametrize("step", ["add", "momentum", "adam"])
 def test_a_server_state_read_from_its_bytes_steps_to_the_same_bits(step: str) -> None:
     settings = ServerSettings(step=step)  # type: ignore[arg-type]
-    state, model = server_step(settings, initial_state(), MODEL, DELTA, BUFFER_DELTA)
+    state, model = server_step(settings, initial_state(), MODEL, FOLDED)
     again = unpack_state(pack_state(state))
-    one, two = (server_step(settings, s, model, DELTA, BUFFER_DELTA)[1] for s in (state, again))
+    one, two = (server_step(settings, s, model, FOLDED)[1] for s in (state, again))
     assert one.tobytes() == two.tobytes()
 
 

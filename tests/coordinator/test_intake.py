@@ -13,6 +13,7 @@ import pytest
 from coordinator.intake import check_payload
 from coordinator.reports import Reports
 from protocol.errors import Rejection
+from protocol.layout import layout_of
 from protocol.messages import CHUNK_BYTES, BlobRef, Chunk, Envelope, Hello, Need, Offer, Receipt, TaskReport, encode
 from protocol.transport import Incoming
 from sparse.codecs import CodecSpec, encode_update
@@ -47,6 +48,8 @@ OFFERS: dict[str, tuple[str, Mangle]] = {
     "another run": ("other-run", lambda o, p: (replace(o, run="elsewhere"), p)),
     "a round that never was": ("unknown-round", lambda o, p: (replace(o, round=99), p)),
     "a negative round": ("unknown-round", lambda o, p: (replace(o, round=-1), p)),
+    "a variant that is not in the bundle": ("variant", lambda o, p: (replace(o, variant="half"), p)),
+    "the payload of another variant": ("size", lambda o, p: (replace(o, variant="head"), p)),
     "another codec than the task's": ("codec", lambda o, p: (replace(o, codec="all/float16"), p)),
     "a size over the codec's": ("too-large", lambda o, p: (replace(o, blob=BlobRef(o.blob.digest, 1 << 32)), p)),
     "another base model": ("base-model", lambda o, p: (replace(o, base=bytes(32)), p)),
@@ -237,9 +240,10 @@ def test_messages_on_the_wrong_channel_or_of_the_wrong_side_are_counted(fleet: S
 def test_values_that_are_finite_but_make_the_model_overflow_are_refused(fleet: Simulation) -> None:
     fleet.until(lambda: bool(fleet.coordinator._tasks))
     manifest, task = fleet.bundle.manifest, fleet.coordinator._tasks["dev-0"]
-    payload = payload_of(3e38, manifest.layout_digest())
+    layout = layout_of(manifest, "full")
+    payload = payload_of(3e38, layout.digest)
     base = np.ones(manifest.total, np.float32)
-    assert not isinstance(check_payload(payload, task, manifest, base), Rejection)
-    refused = check_payload(payload, task, manifest, base * np.float32(3e38))
+    assert not isinstance(check_payload(payload, task.codec, layout, base), Rejection)
+    refused = check_payload(payload, task.codec, layout, base * np.float32(3e38))
     assert isinstance(refused, Rejection)
     assert refused.reason == "nonfinite"

@@ -1,0 +1,78 @@
+"""What an update of a variant is made of: which parts of the flat vector move, and the digest both sides share."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.manifest import Kind, Manifest, Tensor
+
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The parts of float32[total] that a variant trains (`parameters`) and moves (`buffers`), each in manifest order.
+
+    digest: eight bytes that two sides share exactly when they mean the same tensors at the same places. A tensor that
+    the variant leaves alone counts as frozen, so that updates of different variants are never taken for each other.
+    """
+
+    parameters: tuple[slice, ...]
+    buffers: tuple[slice, ...]
+    digest: bytes
+
+    @property
+    def n_parameters(self) -> int:
+        return _length(self.parameters)
+
+    @property
+    def n_buffers(self) -> int:
+        return _length(self.buffers)
+
+
+def layout_of(manifest: Manifest, variant: str) -> Layout:
+    """The layout of a variant's updates. Raises ConfigurationError naming the variants there are."""
+    chosen = manifest.variant(variant)
+    still = {*chosen.frozen, *chosen.frozen_buffers}
+    kinds: list[tuple[Tensor, Kind]] = [(t, "frozen" if t.name in still else t.kind) for t in manifest.tensors]
+    said = json.dumps([[t.name, list(t.shape), kind] for t, kind in kinds], separators=(",", ":"))
+    return Layout(
+        parameters=_parts(t for t, kind in kinds if kind == "parameter"),
+        buffers=_parts(t for t, kind in kinds if kind == "buffer"),
+        digest=hashlib.sha256(said.encode()).digest()[:8],
+    )
+
+
+def take(vector: Vector, parts: Sequence[slice]) -> Vector:
+    """The parts one after the other: a view of `vector` where they are one, otherwise a copy."""
+    if len(parts) == 1:
+        return vector[parts[0]]
+    return np.concatenate([vector[part] for part in parts]) if parts else vector[:0]
+
+
+def put(vector: Vector, parts: Sequence[slice], values: Vector) -> None:
+    """Writes what `take` would give, back into `vector`."""
+    at = 0
+    for part in parts:
+        vector[part] = values[at : at + part.stop - part.start]
+        at += part.stop - part.start
+    assert at == len(values), f"{len(values)} values for parts of {at}"
+
+
+def _length(parts: Sequence[slice]) -> int:
+    return sum(part.stop - part.start for part in parts)
+
+
+def _parts(tensors: Iterable[Tensor]) -> tuple[slice, ...]:
+    """Their places, neighbours joined: all the tensors of a kind are one part."""
+    parts: list[slice] = []
+    for tensor in tensors:
+        start = tensor.offset
+        if parts and parts[-1].stop == start:
+            start = parts.pop().start
+        parts.append(slice(start, tensor.offset + tensor.size))
+    return tuple(part for part in parts if part.stop > part.start)
