@@ -68,13 +68,15 @@ def reference() -> bytes:
 
 
 def write_bundle(root: Path, *, version: int = 1, recorded: bool = False) -> Bundle:
-    """Writes a bundle of zeros and opens it. recorded: with reference steps."""
+    """Writes a bundle of zeros and opens it; its variant `bias` trains the bias alone. recorded: with reference steps,
+    of the variant `full`, which is then the only one."""
     root.mkdir(parents=True, exist_ok=True)
     weight, bias = np.zeros((CLASSES, FEATURES), np.float32), np.zeros(CLASSES, np.float32)
     files = {
         PARAMETERS_FILE: safetensors({"weight": weight, "bias": bias}),
         # Not a graph: the NumPy backend needs none, and it stands for a file that every device must fetch.
         "numpy/graph.bin": bytes(range(256)) * 600,
+        "numpy/bias/graph.bin": bytes(range(255, -1, -1)) * 300,
         "inference.onnx": bytes(TOTAL * 4),
     }
     if recorded:
@@ -83,6 +85,10 @@ def write_bundle(root: Path, *, version: int = 1, recorded: bool = False) -> Bun
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+    variants = (
+        Variant("full", {"numpy": Backend({"graph": "numpy/graph.bin"}, requires="numpy")}),
+        Variant("bias", {"numpy": Backend({"graph": "numpy/bias/graph.bin"}, requires="numpy")}, frozen=("weight",)),
+    )
     manifest = Manifest(
         format=FORMAT,
         line="tiny",
@@ -97,7 +103,7 @@ def write_bundle(root: Path, *, version: int = 1, recorded: bool = False) -> Bun
         loss="cross_entropy",
         metrics=("accuracy",),
         files=tuple(FileEntry(n, len(d), hashlib.sha256(d).hexdigest()) for n, d in files.items()),
-        variants=(Variant("full", {"numpy": Backend({"graph": "numpy/graph.bin"}, requires="numpy")}),),
+        variants=variants[:1] if recorded else variants,
         inference=Inference("inference.onnx", {"weight": 0, "bias": FEATURES * CLASSES * 4}),
         parity={},
         reference=Reference(REFERENCE_FILE, hashlib.sha256(bytes(TOTAL * 4)).hexdigest()) if recorded else None,

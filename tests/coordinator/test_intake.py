@@ -17,7 +17,7 @@ from protocol.layout import layout_of
 from protocol.messages import CHUNK_BYTES, BlobRef, Chunk, Envelope, Hello, Need, Offer, Receipt, TaskReport, encode
 from protocol.transport import Incoming
 from sparse.codecs import CodecSpec, encode_update
-from tests.coordinator.simulation import BUFFERS, TOPICS, FakeAgent, Simulation, named
+from tests.coordinator.simulation import BUFFERS, HEAD, TOPICS, FakeAgent, Simulation, named
 
 PARAMETERS = 20
 Mangle = Callable[[Offer, bytes], tuple[Offer, bytes]]
@@ -49,7 +49,8 @@ OFFERS: dict[str, tuple[str, Mangle]] = {
     "a round that never was": ("unknown-round", lambda o, p: (replace(o, round=99), p)),
     "a negative round": ("unknown-round", lambda o, p: (replace(o, round=-1), p)),
     "a variant that is not in the bundle": ("variant", lambda o, p: (replace(o, variant="half"), p)),
-    "the payload of another variant": ("size", lambda o, p: (replace(o, variant="head"), p)),
+    "more than its variant trains": ("too-large", lambda o, p: (replace(o, variant="head"), p)),
+    "the payload of another variant": ("size", lambda o, p: named(o, payload_of(0.0, bytes(8), n=HEAD))),
     "another codec than the task's": ("codec", lambda o, p: (replace(o, codec="all/float16"), p)),
     "a size over the codec's": ("too-large", lambda o, p: (replace(o, blob=BlobRef(o.blob.digest, 1 << 32)), p)),
     "another base model": ("base-model", lambda o, p: (replace(o, base=bytes(32)), p)),

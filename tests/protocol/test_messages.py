@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from protocol.cbor import MAX_DEPTH, MAX_ITEMS, flaw
 from protocol.errors import Rejection
-from protocol.messages import MAX_CHUNKS, MAX_MESSAGE_BYTES, MAX_TEXT, TYPES, Envelope, TaskReport, decode, encode
+from protocol.messages import MAX_CHUNKS, MAX_MESSAGE_BYTES, MAX_TEXT, TYPES, Envelope, Offer, TaskReport, decode, encode
 from tests.protocol.samples import SAMPLES, D, envelopes
 
 # boot 3, sequence 7, 4096 bytes sent before. Changing one of these breaks every device in the field.
@@ -38,11 +38,11 @@ GOLDEN = {
         "61636b656e6468706f727461626c6566726561736f6e666d656d6f72796664657461696c69746f6f206c61726765"
     ),
     "Offer": (
-        "a600010105020303070419100005ab64626c6f62a2666469676573745820000102030405060708090a0b0c0d0e0f10111213"
+        "a600010105020303070419100005ac64626c6f62a2666469676573745820000102030405060708090a0b0c0d0e0f10111213"
         "1415161718191a1b1c1d1e1f6473697a65016372756e617265726f756e64016b7570646174655f626f6f74036f7570646174"
         "655f73657175656e63650664626173655820000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
         "686578616d706c65730a65737465707314646c6f7373fb3fd000000000000067747261696e5f73fb3ff80000000000006563"
-        "6f64656364746f706b"
+        "6f64656364746f706b6776617269616e746468656164"
     ),
     "Need": (
         "a600010106020303070419100005a2666469676573745820000102030405060708090a0b0c0d0e0f10111213141516171819"
@@ -191,6 +191,13 @@ def test_a_field_that_is_missing_is_named(name: str) -> None:
 )
 def test_a_value_out_of_range_is_refused_by_the_fields_name(name: str, change: dict[str, object]) -> None:
     assert next(iter(change)) in refused(cbor2.dumps(wire(name, **change)))
+
+
+def test_an_offer_of_a_peer_that_knows_no_variants_is_one_of_the_full_model() -> None:
+    read = decode(cbor2.dumps(wire("Offer", variant=...)))
+    assert isinstance(read, Envelope)
+    assert isinstance(read.body, Offer)
+    assert read.body.variant == "full"
 
 
 def test_a_detail_that_is_too_long_is_cut_and_not_refused_by_the_other_side() -> None:
