@@ -12,7 +12,7 @@ from coordinator.server_step import initial_state, pack_state, server_step, unpa
 from coordinator.settings import ServerSettings, TrainingSettings
 from coordinator.traffic import MAX_CLAIM_BYTES, Traffic
 from edge_agent.runtimes.engine import Vector
-from protocol.layout import Layout
+from protocol.layout import Layout, take
 
 N, B = 7, 2
 ALL = Layout((slice(0, N),), (slice(N, N + B),), bytes(8))
@@ -60,6 +60,80 @@ def test_the_fold_decodes_each_payload_once() -> None:
 
     fold([Weighted(d, 1, ALL) for d in reversed(found)], decode, N, B)
     assert asked == sorted(found)
+
+
+def plain_mean(found: dict[str, Decoded], weights: list[int]) -> Decoded:
+    """The fold of before there were variants, word for word: what every device trained whole must still come to."""
+    parameters, buffers = np.zeros(N), np.zeros(B)
+    for weight, (delta, buffer_delta) in zip(weights, found.values(), strict=True):
+        parameters += float(weight) * delta.astype(np.float64)
+        buffers += float(weight) * buffer_delta.astype(np.float64)
+    total = float(sum(weights))
+    return parameters / total, buffers / total  # type: ignore[return-value]
+
+
+@given(st.integers(0, 2**32), st.lists(st.integers(1, 10**6), min_size=1, max_size=8))
+def test_where_all_trained_everything_the_fold_has_the_bits_of_the_plain_mean(seed: int, weights: list[int]) -> None:
+    found = deltas(seed, len(weights))
+    folded = fold([Weighted(d, w, ALL) for d, w in zip(found, weights, strict=True)], found.__getitem__, N, B)
+    parameters, buffers = plain_mean(found, weights)
+    assert (folded.parameters.tobytes(), folded.buffers.tobytes()) == (parameters.tobytes(), buffers.tobytes())
+    assert folded.trained == (slice(0, N),)
+
+
+# Which elements of [parameters | buffers] a device trained, its weight, and the seed of its deltas.
+trainers = st.lists(
+    st.tuples(st.lists(st.booleans(), min_size=N + B, max_size=N + B), st.integers(1, 10**6), st.integers(0, 2**32)),
+    min_size=1,
+    max_size=6,
+)
+
+
+def parts_of(mask: list[bool], first: int) -> tuple[slice, ...]:
+    """One part for each element, so that every way to cut a vector comes up; neighbours may be joined or not."""
+    return tuple(slice(first + i, first + i + 1) for i, trained in enumerate(mask) if trained)
+
+
+@given(trainers, st.randoms())
+def test_each_tensor_is_the_mean_over_those_who_trained_it_and_zero_where_nobody_did(
+    devices: list[tuple[list[bool], int, int]], chance: object
+) -> None:
+    dense, weighted, payloads = np.zeros(N + B), [], {}
+    totals = np.zeros(N + B)
+    for i, (mask, weight, seed) in enumerate(devices):
+        values = np.random.default_rng(seed).normal(size=N + B).astype(np.float32)
+        layout = Layout(parts_of(mask[:N], 0), parts_of(mask[N:], N), bytes(8))
+        weighted.append(Weighted(f"d{i}", weight, layout))
+        payloads[f"d{i}"] = (take(values, layout.parameters), take(values, layout.buffers))
+        trained = np.array(mask)
+        dense += np.where(trained, float(weight) * values.astype(np.float64), 0.0)
+        totals += np.where(trained, weight, 0)
+    chance.shuffle(weighted)  # type: ignore[attr-defined]
+    folded = fold(weighted, payloads.__getitem__, N, B)
+    expected = np.divide(dense, totals, out=np.zeros(N + B), where=totals > 0)
+    assert np.concatenate([folded.parameters, folded.buffers]).tobytes() == expected.tobytes()
+    somebody = np.zeros(N, bool)
+    for part in folded.trained:
+        somebody[part] = True
+    np.testing.assert_array_equal(somebody, totals[:N] > 0)
+
+
+@given(trainers)
+def test_a_round_of_partial_updates_moves_no_parameter_that_nobody_trained_whatever_the_server_step(
+    devices: list[tuple[list[bool], int, int]],
+) -> None:
+    trained = tuple(sorted({part.start for mask, _, _ in devices for part in parts_of(mask[:N], 0)}))
+    folded = Folded(np.where(np.isin(np.arange(N), trained), DELTA + 2, 0), np.zeros(B), parts_of_indices(trained))
+    for step in ("add", "momentum", "adam"):
+        settings = ServerSettings(step=step)  # type: ignore[arg-type]
+        # The round before moved everything, so that there is momentum that could carry on.
+        state, model = server_step(settings, initial_state(), MODEL, FOLDED)
+        after = server_step(settings, state, model, folded)[1]
+        np.testing.assert_array_equal(np.flatnonzero(after[:N] != model[:N]), trained)
+
+
+def parts_of_indices(indices: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(i, i + 1) for i in indices)
 
 
 MODEL = np.arange(N + B + 2, dtype=np.float32)
