@@ -34,6 +34,7 @@ class Fleet:
     agent: Agent
     store: AgentStore
     now: float = 0.0
+    training: TrainingSettings = TrainingSettings(idle_unload_s=5.0)  # noqa: RUF009 (frozen)
 
     def turn(self) -> None:
         """Both sides handle what has arrived and do what is due; then time moves on."""
@@ -57,7 +58,7 @@ class Fleet:
             state="state",
             broker=BrokerSettings("mqtt://127.0.0.1:1883"),
             data=DataSettings(path="shard.npz"),
-            training=TrainingSettings(idle_unload_s=5.0),
+            training=self.training,
         )
         self.store = AgentStore(folder / "state", 1 << 24)
         will = last_will(self.coordinator.topics, DEVICE, self.store.boot)

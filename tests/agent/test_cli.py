@@ -53,6 +53,7 @@ def test_the_sample_is_a_valid_configuration_that_names_every_default() -> None:
         (("[data]", "[training]\nthreads = 0\n[data]"), "training.threads: 0"),
         (("[data]", "[training]\nthreads = true\n[data]"), "training.threads: expected int"),
         (("[data]", '[training]\nbackend = "tpu"\n[data]'), "training.backend: 'tpu' is unknown"),
+        (("[data]", '[training]\nvariant = "a b"\n[data]'), "training.variant: 'a b' is no name"),
         (("[data]", "longest_retry_s = 0\n[data]"), "broker.longest_retry_s: 0"),
         (("[data]", "[limits]\ndisk_mib = -5\n[data]"), "limits.disk_mib: -5"),
         (('path = "shard.npz"', ""), "path"),

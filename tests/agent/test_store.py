@@ -152,6 +152,18 @@ def test_a_residual_of_another_layout_or_length_is_not_used(tmp_path: Path) -> N
     store.close()
 
 
+def test_what_another_layout_left_unsent_goes_with_the_first_accepted_update_and_not_before(tmp_path: Path) -> None:
+    store = AgentStore(tmp_path, 1 << 20)
+    verdicts = [(LAYOUT, True, [1.0, 2.0]), (b"another!", False, [1.0, 2.0]), (b"another!", True, [0.0, 0.0])]
+    for round_, (layout, accepted, left) in enumerate(verdicts, 1):
+        kept = offer(store, bytes([round_]), round_)
+        store.keep_update(kept, layout, np.array([1.0, 2.0], np.float32))
+        store.settle(kept.blob.digest, kept.task, accepted=accepted, reason="")
+        assert store.residual(LAYOUT, 2).tolist() == left
+    assert store.residual(b"another!", 2).tolist() == [1.0, 2.0]
+    store.close()
+
+
 def test_a_blob_reference_over_the_limits_cannot_be_made() -> None:
     with pytest.raises(ValueError, match="digest"):
         BlobRef(b"short", 1)

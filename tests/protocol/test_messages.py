@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from protocol.cbor import MAX_DEPTH, MAX_ITEMS, flaw
 from protocol.errors import Rejection
-from protocol.messages import MAX_CHUNKS, MAX_MESSAGE_BYTES, MAX_TEXT, TYPES, Envelope, Offer, TaskReport, decode, encode
+from protocol.messages import (
+    MAX_CHUNKS,
+    MAX_MESSAGE_BYTES,
+    MAX_TEXT,
+    TYPES,
+    Envelope,
+    Offer,
+    TaskReport,
+    decode,
+    encode,
+)
 from tests.protocol.samples import SAMPLES, D, envelopes
 
 # boot 3, sequence 7, 4096 bytes sent before. Changing one of these breaks every device in the field.
