@@ -16,12 +16,14 @@ from rich.table import Table
 from export import verify
 from protocol.bundle import open_bundle
 from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.layout import layout_of
 from protocol.manifest import Manifest
 
 EXAMPLES = """\
 examples:
   fleet-export examples/digits_cnn.py:digits --out bundles/digits
   fleet-export mypackage.models:classifier --out bundles/classifier --model-version 2 --json
+  fleet-export examples/digits_cnn.py:digits --out bundles/digits --train-last 1 --freeze 'features.*'
   fleet-export show bundles/digits
   fleet-export verify bundles/digits
 
@@ -76,6 +78,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there already")
     parser.add_argument("--name", metavar="N", help="the model's name (default: the spec's line, or the function)")
     parser.add_argument("--model-version", type=int, metavar="V", help="the model's version (default: the spec's)")
+    parser.add_argument(
+        "--train-last",
+        type=int,
+        action="append",
+        default=[],
+        metavar="N",
+        help="add a variant train-last-N, which trains the last N layers that hold parameters; may be repeated",
+    )
+    parser.add_argument(
+        "--freeze",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="add a variant freeze, which leaves parameters of these names as they are, as in 'backbone.*'; "
+        "all patterns given are one variant",
+    )
     parser.add_argument("--json", action="store_true", help="print the facts as one JSON object")
     return parser
 
@@ -137,6 +155,15 @@ def _facts(root: Path, manifest: Manifest, seconds: float | None) -> dict[str, A
         "metrics": list(manifest.metrics),
         "bytes": sum(f.size for f in manifest.files),
         "files": {f.path: f.size for f in manifest.files},
+        "variants": {
+            v.name: {
+                "trained": layout_of(manifest, v.name).n_parameters,
+                "backends": sorted(v.backends),
+                "frozen": list(v.frozen),
+                "frozen_buffers": list(v.frozen_buffers),
+            }
+            for v in manifest.variants
+        },
         "parity": {name: dataclasses.asdict(p) for name, p in manifest.parity.items()},
     }
     return facts if seconds is None else {**facts, "seconds": round(seconds, 2)}
@@ -152,6 +179,10 @@ def _summary(manifest: Manifest) -> Table:
     for title, ports in (("inputs", manifest.inputs), ("targets", manifest.targets), ("outputs", manifest.outputs)):
         table.add_row(title, ", ".join(f"{p.name} {p.dtype}{list(p.shape)}" for p in ports))
     table.add_row("loss, metrics", ", ".join((manifest.loss, *manifest.metrics)))
+    for variant in manifest.variants:
+        trained = layout_of(manifest, variant.name).n_parameters
+        backends = ", ".join(variant.backends)
+        table.add_row(f"variant {variant.name}", f"trains {trained:,} of {manifest.parameters:,} with {backends}")
     for name, p in manifest.parity.items():
         figures = (
             f"loss {p.loss:.1e}, gradient {p.gradient:.1e}, statistics {p.buffers:.1e}, 3 steps {p.three_steps:.1e}"

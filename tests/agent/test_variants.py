@@ -180,8 +180,8 @@ def working(bundle: Bundle, variant: str, threads: int) -> Engine:
 def test_only_the_files_of_the_backend_that_runs_here_are_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(backends.BACKENDS, "numpy", BackendEntry(lambda: None, working))  # type: ignore[misc]
-    monkeypatch.setitem(backends.BACKENDS, "other", BackendEntry(lambda: "no such chip", broken))  # type: ignore[misc]
+    monkeypatch.setitem(backends.BACKENDS, "numpy", BackendEntry(lambda: None, working))
+    monkeypatch.setitem(backends.BACKENDS, "other", BackendEntry(lambda: "no such chip", broken))
     fleet = made(tmp_path, with_backends(tmp_path / "bundle", {"other": "other.onnx", "numpy": "numpy.onnx"}))
     fleet.coordinator.say(fleet.coordinator.task(1, ONES))
     finish(fleet)
@@ -192,8 +192,8 @@ def test_only_the_files_of_the_backend_that_runs_here_are_fetched(
 def test_when_a_backends_graphs_do_not_load_the_next_ones_are_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(backends.BACKENDS, "numpy", BackendEntry(lambda: None, broken))  # type: ignore[misc]
-    monkeypatch.setitem(backends.BACKENDS, "other", BackendEntry(lambda: None, working))  # type: ignore[misc]
+    monkeypatch.setitem(backends.BACKENDS, "numpy", BackendEntry(lambda: None, broken))
+    monkeypatch.setitem(backends.BACKENDS, "other", BackendEntry(lambda: None, working))
     caplog.set_level("INFO")
     fleet = made(tmp_path, with_backends(tmp_path / "bundle", {"other": "other.onnx", "numpy": "numpy.onnx"}))
     fleet.coordinator.say(fleet.coordinator.task(1, ONES))
@@ -213,7 +213,7 @@ def test_when_a_backends_graphs_do_not_load_the_next_ones_are_fetched(
 def test_a_task_is_refused_when_no_backend_that_may_be_used_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
 ) -> None:
-    monkeypatch.setitem(backends.BACKENDS, "numpy", BackendEntry(lambda: None, broken))  # type: ignore[misc]
+    monkeypatch.setitem(backends.BACKENDS, "numpy", BackendEntry(lambda: None, broken))
     fleet = made(tmp_path, backend=wanted)
     fleet.coordinator.say(fleet.coordinator.task(1, ONES))
     fleet.until(lambda: bool(fleet.coordinator.reports))

@@ -125,7 +125,7 @@ def test_a_round_of_partial_updates_moves_no_parameter_that_nobody_trained_whate
     trained = tuple(sorted({part.start for mask, _, _ in devices for part in parts_of(mask[:N], 0)}))
     folded = Folded(np.where(np.isin(np.arange(N), trained), DELTA + 2, 0), np.zeros(B), parts_of_indices(trained))
     for step in ("add", "momentum", "adam"):
-        settings = ServerSettings(step=step)  # type: ignore[arg-type]
+        settings = ServerSettings(step=step)
         # The round before moved everything, so that there is momentum that could carry on.
         state, model = server_step(settings, initial_state(), MODEL, FOLDED)
         after = server_step(settings, state, model, folded)[1]

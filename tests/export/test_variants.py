@@ -1,0 +1,185 @@
+"""Which parameters and statistics a variant freezes, and the module as it is set up and left."""
+
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from export.spec import TrainingSpec
+from export.variants import Scheme, applied, schemes
+from protocol.errors import ConfigurationError
+
+
+def spec_of(module: nn.Module, inputs: Tensor | None = None) -> TrainingSpec:
+    return TrainingSpec(module, torch.rand(4, 3, 8, 8) if inputs is None else inputs, torch.zeros(4).long(), _loss)
+
+
+def _loss(scores: Tensor, _: Tensor) -> Tensor:
+    return scores.square().mean()
+
+
+def cnn(affine: bool = True) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4, affine=affine),
+        nn.ReLU(),
+        nn.Conv2d(4, 5, 3),
+        nn.BatchNorm2d(5, affine=affine),
+        nn.Flatten(),
+        nn.Linear(80, 2),
+    )
+
+
+class HeadFirst(nn.Module):
+    """Registered in another order than used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(4, 2), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.body(x))
+        return scores
+
+
+class Tied(nn.Module):
+    """A head that shares its weight with the first layer, and has a bias of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.head.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.middle(self.first(x)))
+        return scores
+
+
+def only(spec: TrainingSpec, **options: object) -> Scheme:
+    """The one variant besides full."""
+    full, scheme = schemes(spec, **options)  # type: ignore[arg-type]
+    assert full == Scheme("full")
+    return scheme
+
+
+def test_the_last_layers_by_use_train_and_batch_norm_counts_as_one() -> None:
+    assert only(spec_of(cnn()), train_last=[1]).frozen == (
+        *("0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias", "4.weight", "4.bias"),
+    )
+    assert only(spec_of(cnn()), train_last=[2]).frozen[-1] == "3.bias"
+    assert only(spec_of(HeadFirst(), torch.rand(4, 3)), train_last=[1]) == Scheme(
+        "train-last-1", ("body.weight", "body.bias")
+    )
+
+
+def test_each_number_is_a_variant_and_all_patterns_are_one() -> None:
+    found = schemes(spec_of(cnn()), train_last=[1, 3, 1], freeze=["0.*", "*.bias"])
+    assert [scheme.name for scheme in found] == ["full", "train-last-1", "train-last-3", "freeze"]
+    assert found[-1].frozen == ("0.weight", "0.bias", "1.bias", "3.bias", "4.bias", "6.bias")
+
+
+def test_a_batch_norm_whose_parameters_are_all_frozen_keeps_its_statistics_and_no_other_does() -> None:
+    of_first = ("1.running_mean", "1.running_var")
+    assert only(spec_of(cnn()), freeze=["0.*", "1.*"]).frozen_buffers == of_first
+    assert only(spec_of(cnn()), freeze=["0.*", "1.weight"]).frozen_buffers == ()
+    assert only(spec_of(cnn()), train_last=[2]).frozen_buffers == of_first
+
+
+def test_a_batch_norm_without_parameters_goes_with_the_layer_before_it() -> None:
+    assert only(spec_of(cnn(affine=False)), train_last=[2]).frozen_buffers == ("1.running_mean", "1.running_var")
+    assert only(spec_of(cnn(affine=False)), freeze=["6.*"]).frozen_buffers == ()
+    front = nn.Sequential(nn.BatchNorm2d(3, affine=False), cnn())
+    assert only(spec_of(front), freeze=["1.0.*"]).frozen_buffers == ("0.running_mean", "0.running_var")
+
+
+def test_a_batch_norm_that_is_in_evaluation_mode_already_has_no_statistics_to_freeze() -> None:
+    class Backbone(nn.Sequential):
+        def train(self, mode: bool = True) -> "Backbone":
+            super().train(mode)
+            self[1].eval()
+            return self
+
+    assert only(spec_of(Backbone(*cnn().children())), train_last=[1]).frozen_buffers == (
+        "4.running_mean",
+        "4.running_var",
+    )
+
+
+def test_parameters_that_the_user_froze_are_of_no_variant() -> None:
+    module = cnn()
+    module[0].requires_grad_(False)  # type: ignore[index]
+    assert "0.weight" not in only(spec_of(module), train_last=[1]).frozen
+    with pytest.raises(ConfigurationError, match=r"'0\.\*' matches no trained parameter; the model has 1.weight"):
+        schemes(spec_of(module), freeze=["0.*"])
+
+
+def test_a_tied_parameter_trains_where_any_of_its_layers_does() -> None:
+    spec = spec_of(Tied(), torch.rand(4, 3))
+    assert only(spec, train_last=[1]).frozen == ("first.bias", "middle.weight", "middle.bias")
+
+
+def test_the_layers_of_a_transformer_come_in_order_with_what_attention_reads() -> None:
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    scheme = only(spec_of(nn.Sequential(encoder, nn.Linear(8, 2)), torch.rand(4, 5, 8)), train_last=[4])
+    assert {name.rpartition(".")[0] for name in scheme.frozen} == {"0.self_attn", "0.self_attn.out_proj", "0.norm1"}
+
+
+def test_a_parametrized_layer_is_one_layer() -> None:
+    module = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2))
+    assert all(name.startswith("0.") for name in only(spec_of(module, torch.rand(4, 3)), train_last=[1]).frozen)
+    with pytest.raises(ConfigurationError, match="has 2 .*: 0, 1"):
+        schemes(spec_of(module, torch.rand(4, 3)), train_last=[2])
+
+
+@pytest.mark.parametrize("count", [0, -1, 5, 99])
+def test_a_number_out_of_range_is_refused_with_the_layers_at_hand(count: int) -> None:
+    with pytest.raises(
+        ConfigurationError, match=rf"--train-last: {count} must be at least 1 .* has 5 .*: 0, 1, 3, 4, 6"
+    ):
+        schemes(spec_of(cnn()), train_last=[count])
+
+
+@pytest.mark.parametrize(
+    ("patterns", "said"),
+    [
+        (["encoder.*"], "'encoder.*' matches no trained parameter; the model has 0.weight, 0.bias"),
+        (["0.*", "0.WEIGHT"], "'0.WEIGHT' matches no"),
+        (["*"], "'*' freezes every parameter; leave one of 0.weight"),
+        (["*.weight", "*.bias"], "'*.weight', '*.bias' freezes every parameter"),
+    ],
+)
+def test_patterns_that_match_nothing_or_leave_nothing_are_refused_with_the_names_at_hand(
+    patterns: list[str], said: str
+) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        schemes(spec_of(cnn()), freeze=patterns)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("make", [cnn, lambda: cnn().eval(), HeadFirst], ids=["training", "evaluation", "broken"])
+def test_the_module_is_left_as_it_was(make: Callable[[], nn.Module]) -> None:
+    module = make()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    modes = [layer.training for layer in module.modules()]
+    # HeadFirst cannot take images: what fails there is said by capture.
+    schemes(spec_of(module), train_last=[1])
+    assert [layer.training for layer in module.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert not any(layer._forward_pre_hooks for layer in module.modules())
+
+
+def test_a_scheme_is_applied_for_as_long_as_it_is_wanted() -> None:
+    module = cnn().eval()
+    scheme = only(spec_of(module), train_last=[2])
+    with suppress(ZeroDivisionError), applied(module, scheme.frozen, scheme.frozen_buffers):
+        trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        assert trained == ["4.weight", "4.bias", "6.weight", "6.bias"]
+        assert [layer.training for layer in module] == [True, False, True, True, True, True, True]  # type: ignore[attr-defined]
+        running = module[1].running_mean.clone()  # type: ignore[index]
+        module(torch.rand(4, 3, 8, 8))
+        assert torch.equal(module[1].running_mean, running)  # type: ignore[index]
+        raise ZeroDivisionError
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    assert not any(layer.training for layer in module.modules())
