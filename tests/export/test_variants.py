@@ -129,7 +129,7 @@ def test_the_layers_of_a_transformer_come_in_order_with_what_attention_reads() -
 def test_a_parametrized_layer_is_one_layer() -> None:
     module = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2))
     assert all(name.startswith("0.") for name in only(spec_of(module, torch.rand(4, 3)), train_last=[1]).frozen)
-    with pytest.raises(ConfigurationError, match="has 2 .*: 0, 1"):
+    with pytest.raises(ConfigurationError, match=r"has 2 .*: 0, 1"):
         schemes(spec_of(module, torch.rand(4, 3)), train_last=[2])
 
 
