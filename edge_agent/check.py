@@ -20,6 +20,7 @@ from edge_agent.runtimes.parameters import initial_model
 from edge_agent.runtimes.reference import SEED, load_record
 from protocol.bundle import Bundle, open_bundle
 from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.manifest import FULL
 
 Status = Literal["ok", "warning", "error"]
 # Of timed steps, after the first, which prepares the runtime.
@@ -33,6 +34,7 @@ class Given:
     bundle: Bundle
     backend: str
     threads: int
+    variant: str = FULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def runtime(given: Given) -> Finding:
 def backend(given: Given) -> Finding:
     """Which backend would be chosen, and why."""
     try:
-        choice = choose(given.bundle, given.backend, given.threads)
+        choice = choose(given.bundle, given.backend, given.threads, given.variant)
     except ConfigurationError as error:
         return Finding("error", str(error), "install what one of them needs, or export the bundle for what is here")
     return Finding("ok", f"{choice.engine.name}: {choice.reason}", facts={"backend": choice.engine.name})
@@ -89,7 +91,7 @@ def parity(given: Given) -> Finding:
     if given.bundle.manifest.reference is None:
         return Finding("warning", "the bundle holds no reference steps", "export it again with this version")
     try:
-        replayed = certify(given.bundle, wanted, threads=given.threads)
+        replayed = certify(given.bundle, wanted, given.variant, given.threads)
     except ConfigurationError as error:
         return Finding("error", str(error), "export the bundle again")
     ran = [one for one in replayed if one.ran]
@@ -113,7 +115,7 @@ def step_time(given: Given) -> Finding:
         return Finding("warning", "not timed, for want of a batch", "edge-agent train with some data tells")
     try:
         record, model = load_record(given.bundle), initial_model(given.bundle)
-        engine = choose(given.bundle, given.backend, given.threads).engine
+        engine = choose(given.bundle, given.backend, given.threads, given.variant).engine
         seconds = []
         for _ in range(1 + TIMED):
             started = time.perf_counter()
@@ -142,7 +144,7 @@ def _given(options: argparse.Namespace) -> Given:
         training = agent_settings.training(options.backend)
     else:
         training = agent_settings.load(options.config, options.backend).training
-    return Given(open_bundle(options.bundle), training.backend, training.threads)
+    return Given(open_bundle(options.bundle), training.backend, training.threads, training.variant)
 
 
 def _parity_lines(replayed: Replayed) -> list[str]:

@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     check.add_argument("--bundle", type=Path, required=True, help="folder made by fleet-export")
-    check.add_argument("--config", type=Path, help="agent.toml, for its backend and threads")
+    check.add_argument("--config", type=Path, help="agent.toml, for its backend, variant and threads")
     check.add_argument("--backend", help="in place of the configuration's (default: auto)")
     check.add_argument("--json", action="store_true", help="one JSON object instead of text")
     check.set_defaults(command=_check)

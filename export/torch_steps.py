@@ -15,28 +15,29 @@ from edge_agent.runtimes.reference import LEARNING_RATE, MOMENTUM, SEED, WEIGHT_
 from export.capture import WithLoss
 from export.dropout import Masks
 from export.spec import TrainingSpec
-from protocol.manifest import Manifest, Variant
+from export.variants import settle
+from protocol.manifest import FULL, Manifest, Variant
 
 Truth = Mapping[Kind, tuple[Expected, ...]]
 
 
-def truth(spec: TrainingSpec, manifest: Manifest, variant: str = "full") -> Truth:
+def truth(spec: TrainingSpec, manifest: Manifest, variant: str = FULL) -> Truth:
     """Everything that torch finds, of every kind, in full."""
-    held = next(v for v in manifest.variants if v.name == variant)
+    held = manifest.variant(variant)
     return {**_one_step(spec, manifest, held), **_three_steps(spec, manifest, held), **_evaluation(spec, manifest)}
 
 
-def detached(spec: TrainingSpec, frozen: tuple[str, ...] = ()) -> WithLoss:
-    """The module with its loss, in training mode, free to be trained without the user's module moving."""
+def detached(spec: TrainingSpec, variant: Variant | None = None) -> WithLoss:
+    """The module with its loss, in training mode with what the variant freezes frozen, free to be trained without the
+    user's module moving."""
     wrapped = copy.deepcopy(WithLoss(spec)).train()
-    for name, parameter in wrapped.module.named_parameters():
-        if name in frozen:
-            parameter.requires_grad_(False)
+    if variant is not None:
+        settle(wrapped.module, variant.frozen, variant.frozen_buffers)
     return wrapped
 
 
 def _one_step(spec: TrainingSpec, manifest: Manifest, variant: Variant) -> Truth:
-    wrapped = detached(spec, variant.frozen)
+    wrapped = detached(spec, variant)
     loss = _loss(wrapped, spec, variant, SEED)
     loss.backward()  # type: ignore[no-untyped-call]
     parameters, buffers = dict(wrapped.module.named_parameters()), dict(wrapped.module.named_buffers())
@@ -51,7 +52,7 @@ def _one_step(spec: TrainingSpec, manifest: Manifest, variant: Variant) -> Truth
 
 
 def _three_steps(spec: TrainingSpec, manifest: Manifest, variant: Variant) -> Truth:
-    wrapped = detached(spec, variant.frozen)
+    wrapped = detached(spec, variant)
     trained = [p for p in wrapped.module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     for seed in range(STEPS):

@@ -18,7 +18,7 @@ from edge_agent.runtimes.evaluator import Evaluator
 from edge_agent.runtimes.safetensors import TensorFile
 from protocol.bundle import Bundle
 from protocol.errors import BundleError
-from protocol.manifest import Manifest, Port, Variant
+from protocol.manifest import Manifest, Port
 
 FORMAT = "1"
 # Our own are a tenth of this.
@@ -156,7 +156,7 @@ def _parts(flat: Vector, named: Mapping[str, int]) -> Iterator[Vector]:
 
 
 def _frozen(manifest: Manifest, variant: str) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    held: Variant = next(v for v in manifest.variants if v.name == variant)
+    held = manifest.variant(variant)
     still = np.zeros(manifest.parameters, dtype=np.bool_)
     for t in manifest.tensors:
         if t.name in held.frozen:

@@ -88,6 +88,12 @@ def test_offline_training_prints_loss_time_and_memory(tmp_path: Path, capsys: py
     assert facts["loss"][-1] < facts["loss"][0] / 2
     assert facts["peak_mib"] > 0
     assert facts["backend"] == "numpy"
+    assert (facts["variant"], facts["trained"]) == ("full", 8)
+    assert main([*command, "--variant", "bias"]) == 0
+    part = json.loads(capsys.readouterr().out)
+    assert (part["variant"], part["trained"]) == ("bias", 2)
+    # The bias alone cannot part the classes.
+    assert part["loss"][-1] > facts["loss"][0] / 2
 
 
 @pytest.mark.parametrize(
@@ -99,6 +105,7 @@ def test_offline_training_prints_loss_time_and_memory(tmp_path: Path, capsys: py
         (["--steps", "5", "--learning-rate", "nan"], "--learning-rate"),
         (["--steps", "5", "--momentum", "1.5"], "momentum: 1.5"),
         (["--steps", "5", "--backend", "tpu"], "tpu"),
+        (["--steps", "5", "--variant", "half"], "'half' is not in this bundle; it holds full, bias"),
         (["--steps", "5", "--target", "z"], "z"),
     ],
 )

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from edge_agent.runtimes.numpy_reference import NumpyEngine
+from export import parity
 from export.spec import TrainingSpec
 from export.variants import Scheme, applied, schemes
-from protocol.errors import ConfigurationError
+from protocol.errors import BundleError, ConfigurationError
+from tests.tiny import write_bundle
 
 
 def spec_of(module: nn.Module, inputs: Tensor | None = None) -> TrainingSpec:
@@ -183,3 +187,12 @@ def test_a_scheme_is_applied_for_as_long_as_it_is_wanted() -> None:
         raise ZeroDivisionError
     assert all(parameter.requires_grad for parameter in module.parameters())
     assert not any(layer.training for layer in module.modules())
+
+
+def test_parity_of_a_variant_is_with_the_module_frozen_alike(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path)
+    spec = TrainingSpec(nn.Linear(3, 2), torch.rand(8, 3), torch.tensor([0, 1] * 4), "cross_entropy")
+    proven = parity.prove(spec, bundle.manifest, NumpyEngine(bundle, "bias"), variant="bias")
+    assert max(proven.loss, proven.gradient, proven.three_steps) < 1e-5
+    with pytest.raises(BundleError, match="gradient of weight: differs"):
+        parity.prove(spec, bundle.manifest, NumpyEngine(bundle, "full"), variant="bias")
