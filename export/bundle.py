@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from edge_agent.runtimes.portable import NAME as PORTABLE
 from edge_agent.runtimes.reference import Record, load_record, model_digest
 from export import graph_surgery as surgery
 from export import ort_artifacts, parity, reference
-from export.graphs import Graphs, Report, capture
+from export.graphs import Graphs, Partial, Report, capture
 from export.inference import places_of
 from export.layout import flat_model
 from export.spec import TrainingSpec
@@ -27,6 +27,7 @@ from protocol.bundle import PARAMETERS_FILE, REFERENCE_FILE, Bundle
 from protocol.errors import BundleError, ConfigurationError
 from protocol.manifest import (
     FORMAT,
+    FULL,
     MANIFEST_FILE,
     MAX_REASON,
     Backend,
@@ -65,20 +66,24 @@ def write_bundle(
     line: str,
     force: bool = False,
     backends: Collection[str] = MADE,
+    train_last: Sequence[int] = (),
+    freeze: Sequence[str] = (),
     report: Report = _silent,
 ) -> Manifest:
     """Writes the bundle folder `out`, whole or not at all. `report` is told of each stage.
 
-    backends: of MADE; the portable one is always made. The manifest says which of them could not be and why. The
-    module's mode is left as it was. Raises ConfigurationError if `out` is taken, BundleError if the model cannot be
-    trained on devices.
+    backends: of MADE; the portable one is always made, and the only one of variants. The manifest says which of them
+    could not be and why. train_last: a variant that trains so many layers, for each number. freeze: one variant without
+    the parameters of these patterns. The module's mode is left as it was. Raises ConfigurationError if `out` is taken
+    or a variant cannot be, BundleError if the model cannot be trained on devices.
     """
     _check_out(out, force)
     with _restored(spec), _temporary_beside(out) as folder:
-        graphs = capture(spec, report, artifacts=ORT_TRAINING in backends)
+        artifacts = ORT_TRAINING in backends
+        graphs = capture(spec, report, artifacts=artifacts, train_last=train_last, freeze=freeze)
         report("writing graphs and parameters")
         manifest = _write_files(spec, graphs, line, folder)
-        if ORT_TRAINING in backends:
+        if artifacts:
             report("building ONNX Runtime training artifacts")
             manifest = _with_artifacts(graphs, manifest, folder)
         report("checking parity with torch")
@@ -90,15 +95,16 @@ def write_bundle(
 
 def _write_files(spec: TrainingSpec, graphs: Graphs, line: str, folder: Path) -> Manifest:
     """Everything that any stock runtime needs. The manifest returned lacks records and further backends."""
-    (folder / PORTABLE).mkdir()
     models = {
         PORTABLE_FILES["train"]: graphs.train,
         EVALUATION_FILE: graphs.evaluation,
         INFERENCE_FILE: graphs.inference,
+        **{_partial_file(partial): partial.train for partial in graphs.partial},
     }
     for path, model in models.items():
         surgery.refuse_external_data(path, model)
         surgery.refuse_other_domains(path, model)
+        (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_bytes(model.SerializeToString())
     flat = flat_model(spec.module, graphs.tensors)
     parts = {t.name: flat[t.offset : t.offset + t.size].reshape(t.shape) for t in graphs.tensors}
@@ -115,9 +121,27 @@ def _write_files(spec: TrainingSpec, graphs: Graphs, line: str, folder: Path) ->
         loss=spec.loss_name,
         metrics=tuple(spec.metrics),
         files=tuple(_entry(folder, path) for path in sorted([PARAMETERS_FILE, *models])),
-        variants=(Variant("full", {PORTABLE: Backend(PORTABLE_FILES, PORTABLE_REQUIRES)}, graphs.dropouts),),
+        variants=_variants(graphs),
         inference=Inference(INFERENCE_FILE, places_of(inference, graphs.tensors)),
         parity={},
+    )
+
+
+def _partial_file(partial: Partial) -> str:
+    return f"{PORTABLE}/{partial.scheme.name}/train.onnx"
+
+
+def _variants(graphs: Graphs) -> tuple[Variant, ...]:
+    full = Variant(FULL, {PORTABLE: Backend(PORTABLE_FILES, PORTABLE_REQUIRES)}, graphs.dropouts)
+    return full, *(
+        Variant(
+            partial.scheme.name,
+            {PORTABLE: Backend({**PORTABLE_FILES, "train": _partial_file(partial)}, PORTABLE_REQUIRES)},
+            partial.dropouts,
+            partial.scheme.frozen,
+            partial.scheme.frozen_buffers,
+        )
+        for partial in graphs.partial
     )
 
 
@@ -143,7 +167,7 @@ def _with_artifacts(graphs: Graphs, manifest: Manifest, folder: Path) -> Manifes
     files = tuple(sorted((*manifest.files, *entries), key=lambda entry: entry.path))
     full = manifest.variants[0]
     made = {**full.backends, ORT_TRAINING: Backend(ARTIFACTS, ARTIFACTS_REQUIRES)}
-    return replace(manifest, files=files, variants=(replace(full, backends=made),))
+    return replace(manifest, files=files, variants=(replace(full, backends=made), *manifest.variants[1:]))
 
 
 def _without_artifacts(manifest: Manifest, folder: Path, reason: str) -> Manifest:
@@ -151,7 +175,7 @@ def _without_artifacts(manifest: Manifest, folder: Path, reason: str) -> Manifes
     full = manifest.variants[0]
     kept = {name: backend for name, backend in full.backends.items() if name != ORT_TRAINING}
     files = tuple(f for f in manifest.files if not f.path.startswith(f"{ORT_TRAINING}/"))
-    variants = (replace(full, backends=kept),)
+    variants = (replace(full, backends=kept), *manifest.variants[1:])
     return replace(manifest, files=files, variants=variants, left_out={ORT_TRAINING: reason[:MAX_REASON]})
 
 
@@ -163,15 +187,16 @@ def _with_parity(spec: TrainingSpec, manifest: Manifest, folder: Path) -> Manife
     for record in (whole, brief):
         parity.evaluation(near, manifest, evaluator, record)
     measured = {}
-    for name in manifest.variants[0].backends:
-        engine = BACKENDS[name].open(Bundle(folder, manifest, b""), "full", 1)
+    for variant, name in [(v.name, name) for v in manifest.variants for name in v.backends]:
+        key = name if variant == FULL else f"{variant}/{name}"
+        engine = BACKENDS[name].open(Bundle(folder, manifest, b""), variant, 1)
         try:
-            measured[name] = parity.prove(near, manifest, engine, whole)
-            parity.prove(near, manifest, engine, brief)
+            measured[key] = parity.prove(near, manifest, engine, whole, variant)
+            parity.prove(near, manifest, engine, brief, variant)
         except BundleError as error:
             if name == PORTABLE:
                 raise
-            measured.pop(name, None)
+            measured.pop(key, None)
             manifest = _without_artifacts(manifest, folder, str(error))
     return replace(manifest, parity=measured)
 

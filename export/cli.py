@@ -120,7 +120,15 @@ def _export(options: argparse.Namespace) -> int:
         if options.model_version is not None:
             spec = dataclasses.replace(spec, version=options.model_version)
         line = check_line(options.name) if options.name else spec.line or line_from(function)
-        manifest = write_bundle(spec, options.out, line=line, force=options.force, report=status.update)
+        manifest = write_bundle(
+            spec,
+            options.out,
+            line=line,
+            force=options.force,
+            train_last=options.train_last,
+            freeze=options.freeze,
+            report=status.update,
+        )
     _print(options.out, manifest, options.json, time.monotonic() - started)
     return 0
 

@@ -18,6 +18,7 @@ from export.layout import Ports, ports_of, tensors_of
 from export.portable.joint import joint
 from export.portable.lowering import write
 from export.spec import TrainingSpec
+from export.variants import Scheme, applied, schemes
 from protocol.errors import BundleError
 from protocol.manifest import METRIC, Dropout, Tensor
 
@@ -28,8 +29,18 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Partial:
+    """The training graph of a variant that freezes something: no node of it serves a frozen gradient alone."""
+
+    scheme: Scheme
+    train: onnx.ModelProto
+    dropouts: tuple[Dropout, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Graphs:
-    """The graphs over one tensor table. `train` is of standard operators and gives gradients.
+    """The graphs over one tensor table. `train` is of standard operators and gives gradients; `partial` are others like
+    it, of variants that train a part.
 
     artifacts: the forward graph that ONNX Runtime's training artifacts are made from, its nodes still knowing their
     layers; or in words why that runtime cannot train this model.
@@ -42,11 +53,18 @@ class Graphs:
     tensors: tuple[Tensor, ...]
     ports: Ports
     dropouts: tuple[Dropout, ...]
+    partial: tuple[Partial, ...] = ()
 
 
-def capture(spec: TrainingSpec, report: Report, *, artifacts: bool) -> Graphs:
-    """The graphs of a spec. Raises BundleError naming the layer that stands in the way."""
+def capture(
+    spec: TrainingSpec, report: Report, *, artifacts: bool, train_last: Sequence[int] = (), freeze: Sequence[str] = ()
+) -> Graphs:
+    """The graphs of a spec. train_last, freeze: of further variants, see export/variants.py.
+
+    Raises BundleError naming the layer that stands in the way, ConfigurationError for a variant that cannot be.
+    """
     _check_module(spec)
+    wanted = schemes(spec, train_last, freeze)
     report("capturing the training graph")
     spec.module.train()
     every = tensors_of(spec)
@@ -66,7 +84,15 @@ def capture(spec: TrainingSpec, report: Report, *, artifacts: bool) -> Graphs:
     if artifacts:
         report("capturing the graph for ONNX Runtime's training artifacts")
         forward = _artifacts_graph(spec, captured, ports, tensors, dropouts)
-    return Graphs(train, evaluation, inference, forward, tensors, ports, dropouts)
+    partial = tuple(_partial(spec, scheme, tensors, ports, report) for scheme in wanted if scheme.frozen)
+    return Graphs(train, evaluation, inference, forward, tensors, ports, dropouts, partial)
+
+
+def _partial(spec: TrainingSpec, scheme: Scheme, tensors: tuple[Tensor, ...], ports: Ports, report: Report) -> Partial:
+    report(f"writing the variant {scheme.name}")
+    with applied(spec.module, scheme.frozen, scheme.frozen_buffers):
+        train, dropouts = training_graph(spec, program(WithLoss(spec), arguments_of(spec)), tensors, ports)
+    return Partial(scheme, train, dropouts)
 
 
 def arguments_of(spec: TrainingSpec) -> tuple[torch.Tensor, ...]:

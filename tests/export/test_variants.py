@@ -1,18 +1,32 @@
 """Which parameters and statistics a variant freezes, and the module as it is set up and left."""
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
+from edge_agent.data import Dataset
+from edge_agent.runtimes import portable
+from edge_agent.runtimes.certificate import certify
 from edge_agent.runtimes.numpy_reference import NumpyEngine
+from edge_agent.runtimes.optimizers import OptimizerSettings
+from edge_agent.runtimes.parameters import initial_model
+from edge_agent.runtimes.reference import load_record
+from edge_agent.training import LocalTraining, Recipe
 from export import parity
+from export.bundle import write_bundle as export_bundle
 from export.spec import TrainingSpec
 from export.variants import Scheme, applied, schemes
+from protocol.bundle import Bundle, open_bundle
 from protocol.errors import BundleError, ConfigurationError
+from protocol.layout import layout_of
+from protocol.manifest import GRADIENT, NEXT
 from tests.tiny import write_bundle
 
 
@@ -196,3 +210,119 @@ def test_parity_of_a_variant_is_with_the_module_frozen_alike(tmp_path: Path) -> 
     assert max(proven.loss, proven.gradient, proven.three_steps) < 1e-5
     with pytest.raises(BundleError, match="gradient of weight: differs"):
         parity.prove(spec, bundle.manifest, NumpyEngine(bundle, "full"), variant="bias")
+
+
+def backbone() -> TrainingSpec:
+    """Most of it far from the head."""
+    torch.manual_seed(0)
+    blocks = [(3, 16), (16, 16), (16, 16)]
+    layers = [
+        layer
+        for i, o in blocks
+        for layer in (nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(), nn.Dropout(0.1))
+    ]
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    return TrainingSpec(module, torch.rand(8, 3, 16, 16), torch.arange(8) % 4, "cross_entropy", ("accuracy",))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    root = tmp_path_factory.mktemp("variants") / "b"
+    made = export_bundle(
+        backbone(), root, line="backbone", backends=(portable.NAME,), train_last=[1, 3], freeze=["0.*", "1.bias"]
+    )
+    assert open_bundle(root).manifest == made
+    return open_bundle(root)
+
+
+def train_graph(bundle: Bundle, variant: str) -> onnx.ModelProto:
+    return onnx.load(bundle.path(bundle.manifest.variant(variant).backends[portable.NAME].files["train"]))
+
+
+def test_a_bundle_holds_a_graph_for_each_variant_and_one_evaluation_for_all(exported: Bundle) -> None:
+    manifest = exported.manifest
+    assert [v.name for v in manifest.variants] == ["full", "train-last-1", "train-last-3", "freeze"]
+    files = {v.name: dict(v.backends[portable.NAME].files) for v in manifest.variants}
+    assert files["full"]["train"] == "portable/train.onnx"
+    assert files["train-last-3"] == {"train": "portable/train-last-3/train.onnx", "eval": "portable/eval.onnx"}
+    assert files["full"]["eval"] == "portable/eval.onnx"
+    assert manifest.variant("freeze").frozen == ("0.weight", "1.bias")
+    assert manifest.variant("freeze").frozen_buffers == ()
+    assert len(manifest.variant("train-last-1").dropouts) == 3
+    # Parity was proven of each, and of the file that devices replay.
+    assert set(manifest.parity) == {"portable", *(f"{v.name}/portable" for v in manifest.variants[1:])}
+    assert all(replayed.ok for v in manifest.variants for replayed in certify(exported, variant=v.name))
+
+
+@pytest.mark.parametrize("variant", ["train-last-1", "train-last-3", "freeze"])
+def test_a_graph_gives_the_gradients_and_statistics_of_its_variant_alone(exported: Bundle, variant: str) -> None:
+    layout, held = exported.manifest.variant(variant), exported.manifest.tensors
+    moving = [t.name + GRADIENT for t in held if t.kind == "parameter" and t.name not in layout.frozen]
+    moving += [t.name + NEXT for t in held if t.kind == "buffer" and t.name not in layout.frozen_buffers]
+    given = [output.name for output in train_graph(exported, variant).graph.output]
+    assert given == ["loss", "metric.accuracy", *moving]
+
+
+def test_a_variant_has_no_node_that_its_own_outputs_do_not_need_and_none_of_the_frozen_backward(
+    exported: Bundle,
+) -> None:
+    counts = {}
+    for variant in ("full", "train-last-3", "train-last-1"):
+        graph = train_graph(exported, variant).graph
+        needed = {output.name for output in graph.output}
+        for node in reversed(graph.node):
+            assert needed.intersection(node.output), f"{variant}: {node.op_type} serves nothing"
+            needed.update(node.input)
+        counts[variant] = len(graph.node)
+    assert counts["train-last-1"] < counts["train-last-3"] < counts["full"]
+
+
+def kept_activations(bundle: Bundle, variant: str) -> int:
+    """How many values of before the head are read by it or by anything after it."""
+    nodes = train_graph(bundle, variant).graph.node
+    head = next(i for i, node in enumerate(nodes) if "14.weight" in node.input)
+    return len({n for node in nodes[:head] for n in node.output} & {n for node in nodes[head:] for n in node.input})
+
+
+def test_of_the_frozen_part_only_what_the_head_reads_is_kept(exported: Bundle) -> None:
+    # Features for the scores, and for the weight's gradient perhaps in another layout.
+    assert kept_activations(exported, "train-last-1") <= 2
+    assert kept_activations(exported, "full") > 10
+
+
+def test_a_step_of_the_head_alone_takes_a_fraction_of_a_step_of_everything(exported: Bundle) -> None:
+    model, record = initial_model(exported), load_record(exported)
+    fastest = {}
+    for variant in ("full", "train-last-1"):
+        engine = portable.PortableEngine(exported, variant)
+        seconds = []
+        for seed in range(12):
+            started = time.perf_counter()
+            engine.step(model, record.batch, seed)
+            seconds.append(time.perf_counter() - started)
+        fastest[variant] = min(seconds)
+    # A forward pass is about a third of a step; the margin is for a busy machine.
+    assert fastest["train-last-1"] < 0.75 * fastest["full"]
+
+
+def test_a_head_trains_on_the_portable_graph_and_its_backbone_stays_bit_for_bit(exported: Bundle) -> None:
+    model, record = initial_model(exported), load_record(exported)
+    dataset = Dataset(record.batch.inputs, record.batch.targets)
+    recipe = Recipe(15, 0, 4, 0.1, OptimizerSettings(momentum=0.9, weight_decay=0.01), 1)
+    engine = portable.PortableEngine(exported, "train-last-1")
+    training = LocalTraining(engine, exported.manifest, dataset, recipe, model, "train-last-1")
+    while not training.finished:
+        training.step()
+    layout = layout_of(exported.manifest, "train-last-1")
+    moved = np.zeros(exported.manifest.total, bool)
+    for part in (*layout.parameters, *layout.buffers):
+        moved[part] = True
+    after = training.result().model
+    assert after[~moved].tobytes() == model[~moved].tobytes()
+    assert (after[moved] != model[moved]).any()
+
+
+def test_a_variant_that_cannot_be_leaves_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--train-last: 9"):
+        export_bundle(backbone(), tmp_path / "b", line="backbone", train_last=[9])
+    assert list(tmp_path.iterdir()) == []
