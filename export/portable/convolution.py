@@ -121,11 +121,17 @@ def weight_gradient(g: Graph, small: Value, image: Value, weight: Value, geometr
     """The weight's gradient: for every place of the kernel, the product of `small` and of what lay under that place.
 
     small: float32[batch, groups * m, ...], at the places where the kernel was put. image: float32[batch, groups * c,
-    ...], what it was put on. The result is float32[groups * m, c, *kernel].
+    ...], what it was put on. The result is float32[groups * m, c, *kernel]. Of the ways to compute it the one that
+    copies least is taken: onnxruntime has no views, so that what lies under a place is a copy.
     """
     groups, taps = geometry.groups, _count(geometry.kernel)
-    spots = [_fixed(small, axis) for axis in range(2, small.rank)]
     m, c = _fixed(small, 1) // groups, _fixed(image, 1) // groups
+    close = set(geometry.stride) == {1} and taps > 1
+    if m == c == 1:
+        return _by_place(g, small, image, weight, geometry)
+    if groups == 1 and close and small.rank == 4 and 2 * c > m:
+        return _by_rows(g, small, image, weight, geometry)
+    spots = [_fixed(small, axis) for axis in range(2, small.rank)]
     area = _count(spots)
     windows = _windows(g, image, geometry, spots)
     columns = windows[0] if taps == 1 else g.op("Concat", *windows, axis=1)
@@ -133,24 +139,88 @@ def weight_gradient(g: Graph, small: Value, image: Value, weight: Value, geometr
     if groups == 1:
         columns = g.op("Reshape", columns, g.ints(0, taps * c, area))
         products = g.op("MatMul", rows, g.transpose(columns, 0, 2, 1))
-        order, shape = (0, 2, 1), (m, taps, c)
+        shape = (m, taps, c)
     else:
         # From taps, groups, channels to groups, taps, channels.
         columns = g.op("Reshape", columns, g.ints(0, taps, groups, c * area))
         columns = g.op("Reshape", g.transpose(columns, 0, 2, 1, 3), g.ints(0, groups, taps * c, area))
         products = g.op("MatMul", rows, g.transpose(columns, 0, 1, 3, 2))
-        order, shape = (0, 2, 1), (groups * m, taps, c)
+        shape = (groups * m, taps, c)
     summed = g.reshape(g.sum(products, [0]), shape)
-    return g.reshape(summed if taps == 1 else g.transpose(summed, *order), weight.shape)
+    return g.reshape(summed if taps == 1 else g.transpose(summed, 0, 2, 1), weight.shape)
+
+
+def _by_place(g: Graph, small: Value, image: Value, weight: Value, geometry: Geometry) -> str:
+    """One channel to one: a product and a sum for each place of the kernel."""
+    axes = list(range(2, small.rank))
+    spots = [_fixed(small, axis) for axis in axes]
+    if set(geometry.stride) == {1}:
+        under, flat, length = _flat(g, small, image, geometry)
+        parts = [g.op("Slice", flat, g.ints(o), g.ints(o + length), g.ints(2)) for o in _offsets(geometry, spots)]
+        axes = [2]
+    else:
+        under, parts = small.name, _windows(g, image, geometry, spots)
+    sums = [g.sum(g.op("Mul", under, part), [0, *axes]) for part in parts]
+    column = g.ints(1)
+    return g.reshape(g.op("Concat", *(g.op("Unsqueeze", s, column) for s in sums), axis=1), weight.shape)
+
+
+def _by_rows(g: Graph, small: Value, image: Value, weight: Value, geometry: Geometry) -> str:
+    """Stride 1: `small` once for every column of the kernel, shifted by it, times the image shifted row by row.
+
+    Rows are laid out as wide as the padded image's, so that a shift by rows is a run of the image's values.
+    """
+    (high, wide), (down, across) = geometry.kernel, geometry.dilation
+    m, c = _fixed(small, 1), _fixed(image, 1)
+    height, width = _fixed(small, 2), _fixed(small, 3) + (wide - 1) * across
+    padded = _padded(g, image, geometry)
+    flat = g.op("Reshape", padded, g.ints(0, c, -1))
+    shifted = [
+        g.op("Pad", small.name, g.ints(0, 0, 0, j * across, 0, 0, 0, (wide - 1 - j) * across)) for j in range(wide)
+    ]
+    columns = g.op("Reshape", g.op("Concat", *shifted, axis=1), g.ints(0, wide * m, height * width))
+    found = []
+    for i in range(high):
+        begin = i * down * width
+        rows = g.op("Slice", flat, g.ints(begin), g.ints(begin + height * width), g.ints(2))
+        products = g.op("MatMul", columns, g.transpose(rows, 0, 2, 1))
+        found.append(g.reshape(g.sum(products, [0]), (wide, m, 1, c)))
+    return g.transpose(g.op("Concat", *found, axis=2), 1, 3, 2, 0)
+
+
+def _flat(g: Graph, small: Value, image: Value, geometry: Geometry) -> tuple[str, str, int]:
+    """`small` and the padded image as float32[batch, channels, n], rows equally wide, and how long the former is."""
+    wide = (geometry.kernel[-1] - 1) * geometry.dilation[-1]
+    spots = [_fixed(small, axis) for axis in range(2, small.rank)]
+    length = _count(spots[:-1]) * (spots[-1] + wide) - wide
+    zeros = [0] * (2 * small.rank)
+    zeros[-1] = wide
+    channels = _fixed(small, 1)
+    rows = g.op("Reshape", g.op("Pad", small.name, g.ints(*zeros)), g.ints(0, channels, -1))
+    under = g.op("Slice", rows, g.ints(0), g.ints(length), g.ints(2)) if len(spots) > 1 else small.name
+    return under, g.op("Reshape", _padded(g, image, geometry), g.ints(0, channels, -1)), length
+
+
+def _offsets(geometry: Geometry, spots: Sequence[int]) -> list[int]:
+    """How far from the first value of a flat image each place of the kernel lies."""
+    width = spots[-1] + (geometry.kernel[-1] - 1) * geometry.dilation[-1]
+    steps = [width, 1][-len(spots) :]
+    return [
+        sum(i * d * step for i, d, step in zip(place, geometry.dilation, steps, strict=True))
+        for place in product(*(range(k) for k in geometry.kernel))
+    ]
+
+
+def _padded(g: Graph, image: Value, geometry: Geometry) -> str:
+    if not any(geometry.padding):
+        return image.name
+    return g.op("Pad", image.name, g.ints(0, 0, *geometry.padding, 0, 0, *geometry.padding))
 
 
 def _windows(g: Graph, image: Value, geometry: Geometry, spots: Sequence[int]) -> list[str]:
     """What lies under each place of the kernel: float32[batch, channels, *spots], one for each."""
     axes = range(2, image.rank)
-    padded = image.name
-    if any(geometry.padding):
-        pads = [0, 0, *geometry.padding, 0, 0, *geometry.padding]
-        padded = g.op("Pad", image.name, g.ints(*pads))
+    padded = _padded(g, image, geometry)
     places = product(*(range(k) for k in geometry.kernel))
     whole = all(
         k == 1 and p == 0 and s == 1 for k, p, s in zip(geometry.kernel, geometry.padding, geometry.stride, strict=True)
