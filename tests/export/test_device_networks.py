@@ -19,6 +19,10 @@ EXAMPLES, STEPS = 4, 8
 RECIPE = Recipe(STEPS, 0, EXAMPLES, 0.02, OptimizerSettings(momentum=0.9), seed=1)
 
 
+# Exporting the deepest takes half a minute, and minutes on a machine that is busy with other tests.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
 @pytest.fixture(scope="module", params=ZOO)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Bundle]:
     name: str = request.param
