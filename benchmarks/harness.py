@@ -16,6 +16,9 @@ from rich.table import Table
 
 PACKAGES = ("sparsefleet", "numpy", "onnxruntime-training-cpu", "onnxruntime", "torch", "onnx", "paho-mqtt", "cbor2")
 
+# For child processes that are compared: no library may use a second core.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
 Row = Mapping[str, Any]
 
 
@@ -33,11 +36,19 @@ def progress_console() -> Console:
     return Console(stderr=True)
 
 
-def publish(rows: Sequence[Row], *, seed: int, as_json: bool, title: str, notes: Sequence[str] = ()) -> None:
-    """Prints the rows with machine, versions and date."""
+def publish(
+    rows: Sequence[Row],
+    *,
+    seed: int,
+    as_json: bool,
+    title: str,
+    notes: Sequence[str] = (),
+    versions: Mapping[str, str] | None = None,
+) -> None:
+    """Prints the rows with machine, versions and date. `versions`: of what ran in other environments than this one."""
     facts: dict[str, Any] = {
         "machine": _machine(),
-        "versions": _versions(),
+        "versions": {**_versions(), **(versions or {})},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "seed": seed,
         "notes": list(notes),
@@ -55,6 +66,8 @@ def publish(rows: Sequence[Row], *, seed: int, as_json: bool, title: str, notes:
     console.print(table)
     for note in notes:
         console.print(note)
+    if versions:
+        console.print(", ".join(f"{name} {version}" for name, version in sorted(versions.items())))
     console.print(f"{facts['machine']['cpu']}, {facts['machine']['cores']} cores, {facts['date']}, seed {seed}")
 
 

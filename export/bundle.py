@@ -1,7 +1,6 @@
 """A bundle from a TrainingSpec: graphs, artifacts, parameters, parity, and the manifest last."""
 
 import contextlib
-import hashlib
 import os
 import shutil
 import tempfile
@@ -13,44 +12,38 @@ import onnx
 from safetensors.numpy import save
 
 from edge_agent.runtimes.backends import BACKENDS
-from edge_agent.runtimes.evaluator import Evaluator
 from edge_agent.runtimes.ort_training import NAME as ORT_TRAINING
 from edge_agent.runtimes.portable import NAME as PORTABLE
-from edge_agent.runtimes.reference import Record, load_record, model_digest
 from export import graph_surgery as surgery
-from export import ort_artifacts, parity, reference
+from export import ort_artifacts
+from export.files import (
+    ARTIFACTS,
+    ARTIFACTS_REQUIRES,
+    EVALUATION_FILE,
+    INFERENCE_FILE,
+    PORTABLE_FILES,
+    PORTABLE_REQUIRES,
+    entry_of,
+    without_artifacts,
+)
 from export.graphs import Graphs, Partial, Report, capture
 from export.inference import places_of
 from export.layout import flat_model
+from export.proof import with_parity
 from export.spec import TrainingSpec
-from protocol.bundle import PARAMETERS_FILE, REFERENCE_FILE, Bundle
+from protocol.bundle import PARAMETERS_FILE
 from protocol.errors import BundleError, ConfigurationError
 from protocol.manifest import (
     FORMAT,
     FULL,
     MANIFEST_FILE,
-    MAX_REASON,
     Backend,
-    FileEntry,
     Inference,
     Manifest,
-    Reference,
     Variant,
     format_manifest,
 )
 
-INFERENCE_FILE = "inference.onnx"
-EVALUATION_FILE = f"{PORTABLE}/eval.onnx"
-PORTABLE_FILES = {"train": f"{PORTABLE}/train.onnx", "eval": EVALUATION_FILE}
-ARTIFACTS = {
-    "train": f"{ORT_TRAINING}/training_model.onnx",
-    "eval": EVALUATION_FILE,
-    "optimizer": f"{ORT_TRAINING}/optimizer_model.onnx",
-    "checkpoint": f"{ORT_TRAINING}/checkpoint",
-}
-# Any stock release from the first that reads these graphs on.
-PORTABLE_REQUIRES = "onnxruntime>=1.17"
-ARTIFACTS_REQUIRES = "onnxruntime-training-cpu==1.19.2"
 # What is made where nothing is said. The second is left out, with the reason, where it cannot be made.
 MADE = (PORTABLE, ORT_TRAINING)
 
@@ -87,7 +80,7 @@ def write_bundle(
             report("building ONNX Runtime training artifacts")
             manifest = _with_artifacts(graphs, manifest, folder)
         report("checking parity with torch")
-        manifest = _with_parity(spec, manifest, folder)
+        manifest = with_parity(spec, manifest, folder)
         (folder / MANIFEST_FILE).write_bytes(format_manifest(manifest))
         _settle(folder, out)
     return manifest
@@ -120,7 +113,7 @@ def _write_files(spec: TrainingSpec, graphs: Graphs, line: str, folder: Path) ->
         outputs=graphs.ports.outputs,
         loss=spec.loss_name,
         metrics=tuple(spec.metrics),
-        files=tuple(_entry(folder, path) for path in sorted([PARAMETERS_FILE, *models])),
+        files=tuple(entry_of(folder, path) for path in sorted([PARAMETERS_FILE, *models])),
         variants=_variants(graphs),
         inference=Inference(INFERENCE_FILE, places_of(inference, graphs.tensors)),
         parity={},
@@ -158,66 +151,16 @@ def _with_artifacts(graphs: Graphs, manifest: Manifest, folder: Path) -> Manifes
         except BundleError as error:
             reason = str(error)
     if reason is not None:
-        return _without_artifacts(manifest, folder, reason)
+        return without_artifacts(manifest, folder, reason)
     trained = onnx.load(folder / ARTIFACTS["train"], load_external_data=False)
     surgery.strip(trained)
     surgery.refuse_external_data(ARTIFACTS["train"], trained)
     (folder / ARTIFACTS["train"]).write_bytes(trained.SerializeToString())
-    entries = [_entry(folder, path) for path in ARTIFACTS.values() if path != EVALUATION_FILE]
+    entries = [entry_of(folder, path) for path in ARTIFACTS.values() if path != EVALUATION_FILE]
     files = tuple(sorted((*manifest.files, *entries), key=lambda entry: entry.path))
     full = manifest.variants[0]
     made = {**full.backends, ORT_TRAINING: Backend(ARTIFACTS, ARTIFACTS_REQUIRES)}
     return replace(manifest, files=files, variants=(replace(full, backends=made), *manifest.variants[1:]))
-
-
-def _without_artifacts(manifest: Manifest, folder: Path, reason: str) -> Manifest:
-    shutil.rmtree(folder / ORT_TRAINING)
-    full = manifest.variants[0]
-    kept = {name: backend for name, backend in full.backends.items() if name != ORT_TRAINING}
-    files = tuple(f for f in manifest.files if not f.path.startswith(f"{ORT_TRAINING}/"))
-    variants = (replace(full, backends=kept), *manifest.variants[1:])
-    return replace(manifest, files=files, variants=variants, left_out={ORT_TRAINING: reason[:MAX_REASON]})
-
-
-def _with_parity(spec: TrainingSpec, manifest: Manifest, folder: Path) -> Manifest:
-    near = parity.beside(spec)
-    manifest, brief, whole = _with_record(spec, near, manifest, folder)
-    evaluator = Evaluator(Bundle(folder, manifest, b""), EVALUATION_FILE)
-    # What devices will replay is the file, so it is the file that has to hold, too.
-    for record in (whole, brief):
-        parity.evaluation(near, manifest, evaluator, record)
-    measured = {}
-    for variant, name in [(v.name, name) for v in manifest.variants for name in v.backends]:
-        key = name if variant == FULL else f"{variant}/{name}"
-        engine = BACKENDS[name].open(Bundle(folder, manifest, b""), variant, 1)
-        try:
-            measured[key] = parity.prove(near, manifest, engine, whole, variant)
-            parity.prove(near, manifest, engine, brief, variant)
-        except BundleError as error:
-            if name == PORTABLE:
-                raise
-            measured.pop(key, None)
-            manifest = _without_artifacts(manifest, folder, str(error))
-    return replace(manifest, parity=measured)
-
-
-def _with_record(
-    spec: TrainingSpec, near: TrainingSpec, manifest: Manifest, folder: Path
-) -> tuple[Manifest, Record, Record]:
-    """The manifest with torch's steps on a few examples written beside it, these as read back, and the steps on all
-    examples, which are proven but not kept."""
-    few, found = reference.recorded(spec, near, manifest)
-    (folder / REFERENCE_FILE).write_bytes(reference.format_record(found, few, manifest))
-    files = sorted((*manifest.files, _entry(folder, REFERENCE_FILE)), key=lambda entry: entry.path)
-    digest = model_digest(flat_model(spec.module, manifest.tensors))
-    manifest = replace(manifest, files=tuple(files), reference=Reference(REFERENCE_FILE, digest))
-    whole = found if reference.same_examples(few.spec, near) else parity.whole_record(near, manifest)
-    return manifest, load_record(Bundle(folder, manifest, b"")), whole
-
-
-def _entry(folder: Path, path: str) -> FileEntry:
-    data = (folder / path).read_bytes()
-    return FileEntry(path, len(data), hashlib.sha256(data).hexdigest())
 
 
 def _check_out(out: Path, force: bool) -> None:

@@ -17,6 +17,8 @@ from protocol.manifest import NEXT, Tensor
 STANDARD = ("", "ai.onnx")
 # How many of their inputs get a gradient whether it is asked for or not.
 _GRADIENT_OF_ALL = {"Concat": None, "BatchNormalization": 1}
+# Of a LayerNormalization without parameters scale and bias are constants, which the runtime merges with equal ones.
+_MERGED = {"LayerNormalization": (1, 2)}
 _GRADIENT_READS = {"LayerNormalization": ("mean", "deviation"), "SoftmaxCrossEntropyLoss": ("log_probability",)}
 
 
@@ -138,16 +140,19 @@ def part_constants(model: onnx.ModelProto, tensors: tuple[Tensor, ...]) -> None:
     copies = 0
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        covered = _GRADIENT_OF_ALL.get(node.op_type, 0)
-        for i, name in enumerate(node.input[:covered]):
-            if name in seen:
+        covered, merged = _GRADIENT_OF_ALL.get(node.op_type, 0), _MERGED.get(node.op_type, ())
+        for i, name in enumerate(node.input):
+            untrained = name not in trained and types.get(name) == TensorProto.FLOAT
+            shared = covered is None or i < covered
+            if untrained and (i in merged or (shared and name in seen)):
                 node.input[i] = f"{node.output[0]}.input_{i}"
                 copies += 1
                 least = _constant(model, f"{node.input[i]}.least", -3e38 - copies * 1e33)
                 nodes.append(helper.make_node("Max", [name, least], [node.input[i]]))
-            elif name not in trained and types.get(name) == TensorProto.FLOAT:
+            elif untrained and shared:
                 seen.add(name)
-        if trained.intersection(node.input):
+        # What is only asked for its shape goes no further.
+        if trained.intersection(node.input) and node.op_type != "Shape":
             trained.update(node.output)
         nodes.append(node)
     _set(model.graph.node, nodes)

@@ -61,12 +61,12 @@ class Small:
     ports: tuple[Stored, ...]
 
 
-def recorded(spec: TrainingSpec, near: TrainingSpec, manifest: Manifest) -> tuple[Small, Record]:
+def recorded(spec: TrainingSpec, near: TrainingSpec, manifest: Manifest, turn: int = 0) -> tuple[Small, Record]:
     """A few of the examples, small enough to store, and all that torch makes of them. near: the spec beside its
-    examples."""
+    examples. Every turn has other draws, for networks so deep that no draw is steady."""
     best, least = None, float("inf")
     for draw in range(DRAWS):
-        few = small(spec, near, draw)
+        few = small(spec, near, draw, SEED + turn * DRAWS + draw)
         found = whole_record(few.spec, manifest)
         moved = sensitivity(few.spec, manifest, found)
         if best is None or moved < least:
@@ -77,9 +77,9 @@ def recorded(spec: TrainingSpec, near: TrainingSpec, manifest: Manifest) -> tupl
     return best
 
 
-def small(spec: TrainingSpec, near: TrainingSpec, draw: int = 0) -> Small:
+def small(spec: TrainingSpec, near: TrainingSpec, draw: int = 0, seed: int = SEED) -> Small:
     """The first few examples, small enough to store; with each draw other noise, and after some draws fewer."""
-    source = near if draw == 0 else noised(spec, SEED + draw)
+    source = near if draw == 0 else noised(spec, seed)
     for beside, packed in ((source, True), (spec, True), (spec, False)):
         few = _few(beside, packed, EXAMPLES >> draw // 2)
         if is_finite(few.spec):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as f
 
+from benchmarks.networks import Squeeze, convolution
 from export import TrainingSpec
 from tests.export.nets import (
     CLASSES,
@@ -17,7 +18,6 @@ from tests.export.nets import (
     N,
     Net,
     Resting,
-    Squeeze,
     Tied,
     Two,
     UNet,
@@ -26,7 +26,6 @@ from tests.export.nets import (
     autoencoder,
     bag,
     bernoulli,
-    convolution,
     convolutional_autoencoder,
     dilated,
     flat,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as f
 
+from benchmarks.networks import Block, Inverted, convolution
 from export import TrainingSpec
 
 N, CLASSES = 8, 4
@@ -24,46 +25,6 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.function(self.layers, x)
-
-
-class Block(nn.Module):
-    def __init__(self, into: int, out: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(*convolution(into, out, 3, stride), nn.ReLU(inplace=True), *convolution(out, out, 3))
-        same = stride == 1 and into == out
-        self.shortcut = nn.Sequential() if same else nn.Sequential(*convolution(into, out, 1, stride))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return f.relu(self.body(x) + self.shortcut(x))
-
-
-class Inverted(nn.Module):
-    def __init__(self, into: int, out: int, stride: int, act: Callable[[], nn.Module]) -> None:
-        super().__init__()
-        wide = 3 * into
-        self.body = nn.Sequential(
-            *convolution(into, wide, 1),
-            act(),
-            *convolution(wide, wide, 3, stride, groups=wide),
-            act(),
-            *convolution(wide, out, 1),
-        )
-        self.residual = stride == 1 and into == out
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.body(x)
-        return x + y if self.residual else y
-
-
-class Squeeze(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gate = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 4, 1), nn.ReLU(), nn.Conv2d(4, channels, 1), nn.Hardsigmoid()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x)  # type: ignore[no-any-return]
 
 
 class Encoder(nn.Module):
@@ -161,10 +122,6 @@ class UNet(nn.Module):
         first = f.relu(self.down(x))
         deep = f.relu(self.deep(f.max_pool2d(first, 2)))
         return self.out(torch.cat([self.up(deep), first], 1))  # type: ignore[no-any-return]
-
-
-def convolution(into: int, out: int, size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    return [nn.Conv2d(into, out, size, stride, size // 2, groups=groups, bias=False), nn.BatchNorm2d(out)]
 
 
 def mlp(*middle: nn.Module) -> nn.Sequential:

@@ -12,7 +12,7 @@ from edge_agent.runtimes.backends import BACKENDS, BackendEntry
 from edge_agent.runtimes.engine import Batch, StepResult, Vector
 from edge_agent.runtimes.ort_training import OrtTrainingEngine
 from edge_agent.runtimes.portable import PortableEngine
-from export import TrainingSpec, bundle, parity
+from export import TrainingSpec, parity, proof
 from export.bundle import write_bundle
 from protocol.bundle import Bundle, open_bundle
 from protocol.errors import BundleError, ConfigurationError
@@ -68,7 +68,7 @@ def test_an_engine_that_is_off_by_little_gets_no_bundle(tmp_path: Path, monkeypa
             gradient[3] += 0.01 * np.abs(gradient).max()
             return StepResult(result.loss, gradient, result.buffers)
 
-    monkeypatch.setattr(bundle, "BACKENDS", {**BACKENDS, "portable": BackendEntry(lambda: None, Skewed)})
+    monkeypatch.setattr(proof, "BACKENDS", {**BACKENDS, "portable": BackendEntry(lambda: None, Skewed)})
     with pytest.raises(BundleError, match=r"gradient of 0\.weight: differs from torch by"):
         write_bundle(spec_of("mlp_regression"), tmp_path / "b", line="skewed")
     assert list(tmp_path.iterdir()) == []

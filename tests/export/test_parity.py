@@ -1,13 +1,18 @@
 """Parity is proven beside the examples: kinks there refuse no good model, and a wrong gradient is still found."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from edge_agent.runtimes.backends import BACKENDS, BackendEntry
 from edge_agent.runtimes.engine import Batch, StepResult, Vector
 from edge_agent.runtimes.ort_training import OrtTrainingEngine
+from edge_agent.runtimes.portable import PortableEngine
+from edge_agent.runtimes.reference import load_record
 from export import TrainingSpec, parity
 from export.bundle import write_bundle
 from protocol.bundle import Bundle, open_bundle
@@ -18,7 +23,7 @@ from tests.export.zoo import spec_of
 LABELS = torch.tensor([0, 1, 2, 3])
 
 
-def digits(images: Tensor) -> TrainingSpec:
+def digits(images: Tensor, labels: Tensor = LABELS) -> TrainingSpec:
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1),
@@ -30,7 +35,7 @@ def digits(images: Tensor) -> TrainingSpec:
         nn.Flatten(),
         nn.Linear(16, 10),
     )
-    return TrainingSpec(module, images, LABELS, "cross_entropy", ("accuracy",))
+    return TrainingSpec(module, images, labels, "cross_entropy", ("accuracy",))
 
 
 def one_hot() -> Tensor:
@@ -89,6 +94,49 @@ def test_a_wrong_gradient_is_found_beside_degenerate_examples(exported: Bundle, 
 
     with pytest.raises(BundleError, match=rf"gradient of {name}: differs from torch"):
         parity.prove(parity.beside(digits(DEGENERATE[kind])), exported.manifest, Skewed(exported))
+
+
+class Crossing(PortableEngine):
+    """Rounding has crossed a kink: off by a hundredth as long as all the examples are there."""
+
+    def step(self, model: Vector, batch: Batch, seed: int) -> StepResult:
+        result = super().step(model, batch, seed)
+        if len(batch) == 2 * len(LABELS):
+            result.gradient[:36] *= 1.01
+        return result
+
+
+class Wrong(PortableEngine):
+    def step(self, model: Vector, batch: Batch, seed: int) -> StepResult:
+        result = super().step(model, batch, seed)
+        result.gradient[:36] *= 1.01
+        return result
+
+
+def twice() -> TrainingSpec:
+    return digits(torch.cat([DEGENERATE["constant"]] * 2), torch.cat([LABELS] * 2))
+
+
+def test_rounding_that_crosses_a_kink_on_some_examples_refuses_no_good_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cast(dict[str, BackendEntry], BACKENDS), "portable", BackendEntry(lambda: None, Crossing))
+    manifest = write_bundle(twice(), tmp_path / "b", line="digits")
+    assert manifest.parity["portable"].gradient <= manifest.parity["portable"].tolerance / 10
+    # The record is of the draw that held, so that devices replay that one.
+    assert len(load_record(open_bundle(tmp_path / "b")).batch) == len(LABELS)
+
+
+def test_a_gradient_that_is_wrong_on_every_draw_gets_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cast(dict[str, BackendEntry], BACKENDS), "portable", BackendEntry(lambda: None, Wrong))
+    with pytest.raises(BundleError, match=r"gradient of 0\.weight: differs from torch"):
+        write_bundle(twice(), tmp_path / "b", line="digits")
+
+
+def test_further_draws_have_other_noise_and_fewer_examples_but_not_too_few() -> None:
+    draws = [parity.beside(twice(), draw) for draw in range(4)]
+    assert [len(d.input_tensors[0]) for d in draws] == [8, 4, 4, 4]
+    assert not torch.equal(draws[1].input_tensors[0], draws[2].input_tensors[0])
 
 
 def test_an_engine_that_drops_other_units_gets_no_bundle(zoo: Zoo) -> None:

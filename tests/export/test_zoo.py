@@ -13,8 +13,8 @@ from edge_agent.runtimes.evaluator import Evaluator
 from edge_agent.runtimes.ort_training import OrtTrainingEngine
 from edge_agent.runtimes.parameters import initial_model
 from export import TrainingSpec
-from export.bundle import ARTIFACTS as FILES
 from export.capture import WithLoss
+from export.files import ARTIFACTS as FILES
 from export.layout import flat_model
 from export.parity import batch_of
 from protocol.bundle import Bundle, deploy
