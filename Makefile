@@ -41,8 +41,8 @@ clean: ## remove the environment, caches and what the demo made
 
 # Rebuilt only when what is to be installed has changed; a failed install leaves no stamp.
 $(STAMP): pyproject.toml
-	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2> /dev/null; then \
-		echo "setup: needs Python 3.11 or 3.12 (found: $$("$(PYTHON)" --version 2> /dev/null || echo "none at '$(PYTHON)'"))."; \
+	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2> /dev/null; then \
+		echo "setup: needs Python 3.11, 3.12 or 3.13 (found: $$("$(PYTHON)" --version 2> /dev/null || echo "none at '$(PYTHON)'"))."; \
 		echo "       Debian 12: apt-get install python3 python3-venv; or name one: make setup PYTHON=/path/to/python3.11"; \
 		exit 1; fi
 	@if ! "$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null; then \

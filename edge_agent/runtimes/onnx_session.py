@@ -5,6 +5,7 @@ imports torch wherever torch is installed. Blocking that name for the length of 
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -22,10 +23,13 @@ MAX_GRAPH_BYTES = 2**31 - 1
 _EXTERNAL_LOCATION = b"\x0a\x08location\x12"
 _TRAINING = "onnxruntime.training"
 _ERRORS = 3
+# The oldest release that loads the exported graphs' opset and IR, and that they are tested on.
+OLDEST = (1, 17)
+_INSTALL = "pip install 'sparsefleet[agent]'"
 
 
 def import_onnxruntime() -> ModuleType:
-    """The onnxruntime package, imported without torch. Raises ConfigurationError where there is none."""
+    """The onnxruntime package, imported without torch. Raises ConfigurationError where there is none or one too old."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     blocked = "onnxruntime" not in sys.modules and _TRAINING not in sys.modules
     if blocked:
@@ -34,12 +38,11 @@ def import_onnxruntime() -> ModuleType:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ConfigurationError(
-            f"onnxruntime: cannot be imported ({error}); pip install 'sparsefleet[agent-ort-training]'"
-        ) from None
+        raise ConfigurationError(f"onnxruntime: cannot be imported ({error}); {_INSTALL}") from None
     finally:
         if blocked:
             del sys.modules[_TRAINING]
+    _refuse_too_old(onnxruntime.__version__)
     return cast(ModuleType, onnxruntime)
 
 
@@ -103,6 +106,14 @@ def _array(port: Port, value: Array, examples: int) -> Array:
     if port.classes is not None and not (value.min() >= 0 and value.max() < port.classes):
         raise DataError(f"{port.name}: classes {value.min()} to {value.max()} where 0 to {port.classes - 1} exist")
     return np.ascontiguousarray(value, dtype=port.dtype)
+
+
+def _refuse_too_old(version: str) -> None:
+    """`version` as the package says it; a build's suffix does not count."""
+    found = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if found < OLDEST:
+        needed = ".".join(str(number) for number in OLDEST)
+        raise ConfigurationError(f"onnxruntime: {version} is too old, {needed} or later is needed; {_INSTALL}")
 
 
 def failures() -> tuple[type[Exception], ...]:
