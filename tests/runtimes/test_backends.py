@@ -19,7 +19,7 @@ from edge_agent.runtimes.portable import PortableEngine
 from protocol.bundle import Bundle
 from protocol.errors import BundleError, ConfigurationError
 from protocol.manifest import Variant
-from tests.export.conftest import Zoo
+from tests.bundles import Zoo
 from tests.tiny import write_bundle
 
 STEP = """

@@ -14,7 +14,7 @@ from edge_agent.runtimes.parameters import initial_model
 from edge_agent.runtimes.portable import PortableEngine
 from protocol.bundle import Bundle
 from protocol.errors import DataError
-from tests.export.conftest import Zoo
+from tests.bundles import Zoo
 
 ENGINES: dict[str, Callable[[Bundle], Engine]] = {
     "portable": PortableEngine,

@@ -15,7 +15,7 @@ from edge_agent.runtimes.parameters import initial_model
 from edge_agent.training import LocalTraining, Recipe
 from protocol.bundle import Bundle
 from protocol.manifest import Dropout
-from tests.export.conftest import Zoo
+from tests.bundles import Zoo
 
 SHAPE = (64, 10)
 
