@@ -28,6 +28,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     def bundle(name: str) -> Bundle:
         if not ready and not (root / name).exists():
             write(name, root / name)
+        assert (root / name).exists(), (
+            f"{READY}={ready} holds no {name}; write it with: python -m tests.bundles {ready}"
+        )
         return open_bundle(root / name)
 
     return bundle

@@ -38,7 +38,9 @@ def import_onnxruntime() -> ModuleType:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ConfigurationError(f"onnxruntime: cannot be imported ({error}); {_INSTALL}") from None
+        # Releases before 1.19 were built against NumPy 1, let pip put NumPy 2 beside them, and fail without a word.
+        reason = str(error) or f"its compiled part fails beside NumPy {np.__version__}; before 1.19 it needs 'numpy<2'"
+        raise ConfigurationError(f"onnxruntime: cannot be imported ({reason}); {_INSTALL}") from None
     finally:
         if blocked:
             del sys.modules[_TRAINING]

@@ -1,6 +1,7 @@
 """An onnxruntime that is missing or too old is refused before any work, with what to install."""
 
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import cast
 
@@ -40,4 +41,14 @@ def test_where_there_is_no_runtime_the_portable_extra_is_named(monkeypatch: pyte
     # None in sys.modules makes an import of that name fail.
     monkeypatch.setitem(sys.modules, "onnxruntime", cast(ModuleType, None))
     with pytest.raises(ConfigurationError, match=r"cannot be imported .*; pip install 'sparsefleet\[agent\]'"):
+        import_onnxruntime()
+
+
+def test_a_runtime_that_fails_without_a_word_beside_numpy_2_is_told_with_the_cause(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    with pytest.raises(ConfigurationError, match=r"fails beside NumPy \d.*; before 1\.19 it needs 'numpy<2'"):
         import_onnxruntime()
