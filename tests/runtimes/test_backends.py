@@ -20,6 +20,7 @@ from protocol.bundle import Bundle
 from protocol.errors import BundleError, ConfigurationError
 from protocol.manifest import Variant
 from tests.bundles import Zoo
+from tests.runtimes.engines import need
 from tests.tiny import write_bundle
 
 STEP = """
@@ -46,6 +47,7 @@ print(sorted(m for m in sys.modules if m.split(".")[0] in ("torch", "onnx", "onn
 
 
 def test_a_training_step_imports_neither_torch_nor_onnx_where_they_are_installed(zoo: Zoo) -> None:
+    need(ort_training.NAME)
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", STEP, str(zoo("cnn_with_batch_norm").root)], cwd=root, capture_output=True, text=True
@@ -54,6 +56,7 @@ def test_a_training_step_imports_neither_torch_nor_onnx_where_they_are_installed
 
 
 def test_the_first_usable_backend_is_chosen_and_says_why(zoo: Zoo, tmp_path: Path) -> None:
+    need(ort_training.NAME)
     choice = choose(zoo("mlp_classification"))
     assert choice.engine.name == "portable"
     said = r"the preferred one, and usable here; it agrees with torch's recorded step within \de-\d\d"
@@ -91,6 +94,7 @@ def test_where_nothing_can_run_every_reason_and_remedy_is_named(zoo: Zoo, monkey
 
 
 def test_a_stock_onnxruntime_is_told_apart_from_a_training_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    need(ort_training.NAME)
     assert ort_training.why_not() is None
     monkeypatch.setattr(onnx_session, "native_training", lambda: None)
     assert "pip install onnxruntime-training-cpu==1.19.2" in str(ort_training.why_not())
@@ -110,6 +114,7 @@ def test_a_bundle_without_an_evaluation_graph_cannot_be_evaluated(zoo: Zoo, tmp_
 
 
 def test_a_graph_with_external_data_is_never_handed_to_the_runtime(zoo: Zoo, tmp_path: Path) -> None:
+    need(ort_training.NAME)
     bundle = zoo("cnn_1d")
     copy = Path(shutil.copytree(bundle.root, tmp_path / "b"))
     graphs = bundle.manifest.variants[0].backends["portable"].files

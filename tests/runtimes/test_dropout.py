@@ -7,15 +7,16 @@ import pytest
 
 from edge_agent.data import Dataset
 from edge_agent.runtimes.dropout import masks
-from edge_agent.runtimes.engine import Batch, Vector
+from edge_agent.runtimes.engine import Batch, StepResult, Vector
 from edge_agent.runtimes.numpy_reference import NumpyEngine
 from edge_agent.runtimes.optimizers import OptimizerSettings
-from edge_agent.runtimes.ort_training import OrtTrainingEngine
+from edge_agent.runtimes.ort_training import NAME as ORT_TRAINING
 from edge_agent.runtimes.parameters import initial_model
 from edge_agent.training import LocalTraining, Recipe
 from protocol.bundle import Bundle
 from protocol.manifest import Dropout
 from tests.bundles import Zoo
+from tests.runtimes.engines import open_engine
 
 SHAPE = (64, 10)
 
@@ -58,7 +59,7 @@ def batch_of(bundle: Bundle, count: int) -> Batch:
 
 
 def test_the_same_seed_gives_the_same_step_and_another_seed_another(bundle: Bundle) -> None:
-    engine, model, batch = OrtTrainingEngine(bundle), initial_model(bundle), batch_of(bundle, 4)
+    engine, model, batch = open_engine(ORT_TRAINING, bundle), initial_model(bundle), batch_of(bundle, 4)
     first = engine.step(model, batch, 7)
     loss, gradient = first.loss, first.gradient.copy()
     other = engine.step(model, batch, 8)
@@ -70,7 +71,7 @@ def test_the_same_seed_gives_the_same_step_and_another_seed_another(bundle: Bund
 
 
 def test_evaluation_has_no_dropout(bundle: Bundle) -> None:
-    engine, model, batch = OrtTrainingEngine(bundle), initial_model(bundle), batch_of(bundle, 64)
+    engine, model, batch = open_engine(ORT_TRAINING, bundle), initial_model(bundle), batch_of(bundle, 64)
     evaluated = engine.evaluate(model, batch).loss
     assert engine.evaluate(model, batch).loss == evaluated
     losses = [engine.step(model, batch, seed).loss for seed in range(20)]
@@ -80,7 +81,7 @@ def test_evaluation_has_no_dropout(bundle: Bundle) -> None:
 
 def test_an_engine_without_dropout_ignores_the_seed(zoo: Zoo) -> None:
     bundle = zoo("mlp_classification")
-    for engine in (OrtTrainingEngine(bundle), NumpyEngine(bundle)):
+    for engine in (open_engine(ORT_TRAINING, bundle), NumpyEngine(bundle)):
         expected = engine.step(initial_model(bundle), batch_of(bundle, 4), 0).gradient.copy()
         np.testing.assert_array_equal(engine.step(initial_model(bundle), batch_of(bundle, 4), 1).gradient, expected)
 
@@ -90,7 +91,7 @@ def train(bundle: Bundle, seed: int) -> Vector:
     recipe = Recipe(5, 0, 4, 0.05, OptimizerSettings(name="sgd", momentum=0.9), seed)
     dataset = Dataset(batch.inputs, batch.targets)
     # An engine of its own each time, as after a restart.
-    training = LocalTraining(OrtTrainingEngine(bundle), bundle.manifest, dataset, recipe, initial_model(bundle))
+    training = LocalTraining(open_engine(ORT_TRAINING, bundle), bundle.manifest, dataset, recipe, initial_model(bundle))
     while not training.finished:
         training.step()
     return training.result().model
@@ -105,12 +106,12 @@ def test_a_task_done_again_gives_the_same_bytes(bundle: Bundle) -> None:
 def test_every_step_of_a_task_has_masks_of_its_own(zoo: Zoo) -> None:
     seeds = []
 
-    class Listening(OrtTrainingEngine):
-        def step(self, model: Vector, batch: Batch, seed: int):  # type: ignore[no-untyped-def]
+    class Listening(NumpyEngine):
+        def step(self, model: Vector, batch: Batch, seed: int) -> StepResult:
             seeds.append(seed)
             return super().step(model, batch, seed)
 
-    bundle = zoo("cnn_with_dropout")
+    bundle = zoo("mlp_classification")
     batch = batch_of(bundle, 8)
     recipe = Recipe(20, 0, 4, 0.05, OptimizerSettings(name="sgd"), 2**63 - 1)
     training = LocalTraining(
