@@ -5,6 +5,7 @@ What cannot be done on a machine (no root, no binfmt_misc) is said with its reme
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,8 @@ FACTS = "import onnxruntime, numpy; print('onnxruntime', onnxruntime.__version__
 def main() -> int:
     # One order of lines, whoever prints: this program or what it starts.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # Told to end, it leaves no container and no folder behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         machine.prepare()
     except machine.MachineError as error:
