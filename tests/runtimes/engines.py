@@ -2,9 +2,13 @@
 
 import pytest
 
+from edge_agent.runtimes import ort_training, portable
 from edge_agent.runtimes.backends import BACKENDS
 from edge_agent.runtimes.engine import Engine
 from protocol.bundle import Bundle
+
+# Those that run exported graphs, and so any model.
+GRAPH_BACKENDS = (portable.NAME, ort_training.NAME)
 
 
 def need(backend: str) -> None:

@@ -1,4 +1,4 @@
-"""One evaluation of each bundle under the onnxruntime of the interpreter that runs this; results go to a file."""
+"""A portable step of each bundle under the onnxruntime of the interpreter that runs this; results go to a file."""
 
 import sys
 from collections.abc import Mapping
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_agent.runtimes.backends import load_evaluator
+from edge_agent.runtimes import portable
+from edge_agent.runtimes.backends import choose, load_evaluator
 from edge_agent.runtimes.engine import Array, Batch
 from edge_agent.runtimes.onnx_session import import_onnxruntime
 from edge_agent.runtimes.parameters import initial_model
@@ -14,10 +15,11 @@ from protocol.bundle import Bundle, open_bundle
 from protocol.manifest import Port
 
 EXAMPLES = 3
+SEED = 5
 
 
 def batch_of(bundle: Bundle) -> Batch:
-    """The same examples in every environment, from integers: NumPy's other draws may differ between its versions."""
+    """The same examples in every environment, from integers: NumPy promises no more of its draws."""
     rng = np.random.default_rng(0)
 
     def values(port: Port) -> Array:
@@ -30,10 +32,17 @@ def batch_of(bundle: Bundle) -> Batch:
 
 
 def results(bundle: Bundle) -> Mapping[str, Array]:
-    """What an evaluation gives: loss and metrics."""
+    """What a step in training mode gives, the one after it in evaluation mode, and the evaluation of the coordinator."""
     model, batch = initial_model(bundle), batch_of(bundle)
-    evaluated = load_evaluator(bundle).evaluate(model, batch)
-    return {name: np.array(value) for name, value in {"evaluated loss": evaluated.loss, **evaluated.metrics}.items()}
+    engine = choose(bundle, portable.NAME).engine
+    step = engine.step(model, batch, SEED)
+    found = {"loss": np.array(step.loss), "gradient": step.gradient.copy(), "buffers": step.buffers.copy()}
+    found |= {f"step's {name}": np.array(value) for name, value in step.metrics.items()}
+    model[: step.gradient.size] -= np.float32(0.1) * step.gradient
+    for who, evaluator in (("engine", engine), ("coordinator", load_evaluator(bundle))):
+        evaluated = evaluator.evaluate(model, batch)
+        found |= {f"{who}'s {n}": np.array(v) for n, v in {"loss": evaluated.loss, **evaluated.metrics}.items()}
+    return found
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edge_agent.runtimes import numpy_reference, ort_training
+from edge_agent.runtimes import numpy_reference
 from edge_agent.runtimes.backends import load_evaluator
 from edge_agent.runtimes.engine import Batch, Engine, Vector
 from edge_agent.runtimes.numpy_reference import NumpyEngine
@@ -13,9 +13,9 @@ from edge_agent.runtimes.parameters import initial_model
 from protocol.bundle import Bundle
 from protocol.errors import DataError
 from tests.bundles import Zoo
-from tests.runtimes.engines import open_engine
+from tests.runtimes.engines import GRAPH_BACKENDS, open_engine
 
-ENGINES = (ort_training.NAME, numpy_reference.NAME)
+ENGINES = (*GRAPH_BACKENDS, numpy_reference.NAME)
 
 
 @pytest.fixture
@@ -26,6 +26,12 @@ def bundle(zoo: Zoo) -> Bundle:
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest, bundle: Bundle) -> Engine:
     return open_engine(request.param, bundle)
+
+
+@pytest.fixture(params=GRAPH_BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """One that runs exported graphs, and so any model of the zoo."""
+    return str(request.param)
 
 
 def batch_of(count: int, seed: int = 0) -> Batch:
@@ -103,7 +109,7 @@ def test_engines_agree(engine: Engine, bundle: Bundle) -> None:
     assert results[0].buffers.size == results[1].buffers.size == 0
     evaluations = [one.evaluate(model, batch) for one in (engine, NumpyEngine(bundle))]
     assert evaluations[0].loss == pytest.approx(evaluations[1].loss, rel=1e-6)
-    assert evaluations[0].metrics == evaluations[1].metrics
+    assert evaluations[0].metrics == pytest.approx(evaluations[1].metrics, rel=1e-6)
 
 
 def test_the_coordinators_evaluator_agrees_with_the_engine(engine: Engine, bundle: Bundle) -> None:
@@ -113,17 +119,17 @@ def test_the_coordinators_evaluator_agrees_with_the_engine(engine: Engine, bundl
     )
 
 
-def test_two_engines_of_one_bundle_do_not_disturb_each_other(bundle: Bundle) -> None:
-    one, two = open_engine(ort_training.NAME, bundle), open_engine(ort_training.NAME, bundle, threads=2)
+def test_two_engines_of_one_bundle_do_not_disturb_each_other(backend: str, bundle: Bundle) -> None:
+    one, two = open_engine(backend, bundle), open_engine(backend, bundle, threads=2)
     model = initial_model(bundle)
     expected = one.step(model, batch_of(4), 0).gradient.copy()
     two.step(other(model), batch_of(4, seed=3), 0)
     np.testing.assert_array_equal(one.step(model, batch_of(4), 0).gradient, expected)
 
 
-def test_statistics_that_overflowed_once_do_not_stay(zoo: Zoo) -> None:
+def test_statistics_that_overflowed_once_do_not_stay(backend: str, zoo: Zoo) -> None:
     bundle = zoo("cnn_with_batch_norm")
-    engine, model = open_engine(ort_training.NAME, bundle), initial_model(bundle)
+    engine, model = open_engine(backend, bundle), initial_model(bundle)
     rng = np.random.default_rng(0)
     image = rng.normal(size=(4, 1, 8, 8)).astype(np.float32)
     batch = Batch((image,), (rng.integers(0, 3, 4),))
@@ -144,17 +150,17 @@ def test_statistics_that_overflowed_once_do_not_stay(zoo: Zoo) -> None:
     ],
     ids=["features", "targets", "empty", "missing", "class too large", "class below zero"],
 )
-def test_a_batch_of_wrong_shapes_or_classes_is_a_data_error(bundle: Bundle, wrong: Batch) -> None:
-    engine, model = open_engine(ort_training.NAME, bundle), initial_model(bundle)
+def test_a_batch_of_wrong_shapes_or_classes_is_a_data_error(backend: str, bundle: Bundle, wrong: Batch) -> None:
+    engine, model = open_engine(backend, bundle), initial_model(bundle)
     with pytest.raises(DataError, match=r"input|target|batch"):
         engine.step(model, wrong, 0)
     with pytest.raises(DataError, match=r"input|target|batch"):
         engine.evaluate(model, wrong)
 
 
-def test_an_index_outside_an_embedding_is_a_data_error_and_the_engine_goes_on(zoo: Zoo) -> None:
+def test_an_index_outside_an_embedding_is_a_data_error_and_the_engine_goes_on(backend: str, zoo: Zoo) -> None:
     bundle = zoo("two_inputs_two_outputs")
-    engine, model = open_engine(ort_training.NAME, bundle), initial_model(bundle)
+    engine, model = open_engine(backend, bundle), initial_model(bundle)
     good = Batch((np.array([0, 9]), np.ones((2, 3), np.float32)), (np.array([0, 2]), np.zeros((2, 1), np.float32)))
     expected = engine.step(model, good, 0).gradient.copy()
     bad = replace(good, inputs=(np.array([0, 10]), good.inputs[1]))

@@ -39,4 +39,6 @@ def test_every_release_computes_the_same(zoo: Zoo, tmp_path: Path, environment: 
     expected = {f"{b.root.name}/{name}": value for b in bundles for name, value in results(b).items()}
     assert set(found.files) == set(expected)
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+        # Sums in another order: float32's rounding, of the largest values beside them.
+        tolerance = 1e-5 * float(np.abs(value).max(initial=1e-3))
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=tolerance, err_msg=name)
