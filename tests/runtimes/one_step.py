@@ -32,7 +32,7 @@ def batch_of(bundle: Bundle) -> Batch:
 
 
 def results(bundle: Bundle) -> Mapping[str, Array]:
-    """What a step in training mode gives, the one after it in evaluation mode, and the evaluation of the coordinator."""
+    """What a step gives, and then the evaluations of device and coordinator of the model that it leads to."""
     model, batch = initial_model(bundle), batch_of(bundle)
     engine = choose(bundle, portable.NAME).engine
     step = engine.step(model, batch, SEED)
@@ -51,7 +51,7 @@ def main() -> None:
         f"{folder.name}/{name}": value for folder in folders for name, value in results(open_bundle(folder)).items()
     }
     print(import_onnxruntime().__version__, np.__version__)
-    np.savez(out, allow_pickle=False, **found)
+    np.savez(out, **found)  # type: ignore[arg-type] - NumPy 1 knows no other argument to tell them from
 
 
 if __name__ == "__main__":
