@@ -51,7 +51,8 @@ def main() -> None:
         f"{folder.name}/{name}": value for folder in folders for name, value in results(open_bundle(folder)).items()
     }
     print(import_onnxruntime().__version__, np.__version__)
-    np.savez(out, **found)  # type: ignore[arg-type] - NumPy 1 knows no other argument to tell them from
+    # NumPy 1 has no argument to tell the arrays from NumPy 2's allow_pickle.
+    np.savez(out, **found)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
