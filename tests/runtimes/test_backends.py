@@ -49,7 +49,9 @@ def test_a_training_step_imports_neither_torch_nor_onnx_where_they_are_installed
     done = subprocess.run(
         [sys.executable, "-c", STEP, str(zoo("cnn_with_batch_norm").root)], cwd=root, capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
+    # On a processor whose maker it does not know, and on an emulated one, onnxruntime says so.
+    said = [line for line in done.stderr.splitlines() if "cpuid_info warning: Unknown CPU vendor" not in line]
+    assert (done.returncode, done.stdout.strip(), said) == (0, "[]", [])
 
 
 def test_the_first_usable_backend_is_chosen_and_says_why(zoo: Zoo, tmp_path: Path) -> None:
