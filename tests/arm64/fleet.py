@@ -50,7 +50,11 @@ def _facts(fleet: RealFleet) -> Mapping[str, str]:
     machine = logs[THERE].splitlines()[0]
     assert machine == "aarch64", f"{THERE} ran on {machine}"
     backends = {name: match[1] for name, log in logs.items() if (match := re.search(r"backend=(\S+)", log))}
-    return {"in the fold": f"{HERE} (here), {THERE} ({machine})", "backends": str(backends)}
+    assert backends == {HERE: "portable", THERE: "portable"}, f"trained by {backends}"
+    return {
+        "in the fold": f"{HERE} (here), {THERE} ({machine})",
+        "backends": ", ".join(f"{name} {backend}" for name, backend in backends.items()),
+    }
 
 
 def _write_shard(path: Path, bundle: Bundle, seed: int, examples: int) -> None:
