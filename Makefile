@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
-.PHONY: help setup check test demo bench clean
+.PHONY: help setup check runtimes test arm64 demo bench clean
 MAKEFLAGS += --no-print-directory
 
 VENV := .venv
@@ -13,7 +13,7 @@ DATA ?= digits
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv and install the project with all its extras; does nothing when that is up to date
 	@:
@@ -25,8 +25,14 @@ check: $(STAMP) ## formatting, lint, types, and which package may import which
 	@$(BIN)/lint-imports --no-logo > $(VENV)/.imports 2>&1 || { cat $(VENV)/.imports; exit 1; }
 	@echo "check: formatting, lint, types and imports are in order"
 
+runtimes: $(STAMP) ## environments with other releases of onnxruntime, for the tests that compare them
+	@$(BIN)/python -m tests.runtimes.matrix
+
 test: $(STAMP) ## all tests
 	@$(BIN)/python -m pytest -q
+
+arm64: $(STAMP) ## the agent's tests and a round on an emulated arm64 board; as root, minutes
+	@$(BIN)/python -m tests.arm64
 
 demo: $(STAMP) ## a whole fleet on this machine, live; DATA=digits (built in), hapt, fashion or fsdd
 	@$(BIN)/python -m devices demo --data $(DATA) $(ARGS)
@@ -41,8 +47,8 @@ clean: ## remove the environment, caches and what the demo made
 
 # Rebuilt only when what is to be installed has changed; a failed install leaves no stamp.
 $(STAMP): pyproject.toml
-	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2> /dev/null; then \
-		echo "setup: needs Python 3.11 or 3.12 (found: $$("$(PYTHON)" --version 2> /dev/null || echo "none at '$(PYTHON)'"))."; \
+	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2> /dev/null; then \
+		echo "setup: needs Python 3.11, 3.12 or 3.13 (found: $$("$(PYTHON)" --version 2> /dev/null || echo "none at '$(PYTHON)'"))."; \
 		echo "       Debian 12: apt-get install python3 python3-venv; or name one: make setup PYTHON=/path/to/python3.11"; \
 		exit 1; fi
 	@if ! "$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null; then \

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,16 @@ class RealFleet:
     rounds: int
     devices: int = 3
     training: str = 'local_steps = 5\ncodec = "topk:0.5/float32/bitmap"'
+    make_bundle: Callable[[Path], object] = write_bundle
+    make_shard: Callable[..., object] = write_shard
     port: int = field(default_factory=free_port)
     agents: dict[str, Child] = field(default_factory=dict)
     children: list[Child] = field(default_factory=list)
     coordinator: Child | None = None
 
     def __post_init__(self) -> None:
-        write_bundle(self.folder / "bundle")
-        write_shard(self.folder / "test.npz", seed=99)
+        self.make_bundle(self.folder / "bundle")
+        self.make_shard(self.folder / "test.npz", seed=99)
         (self.folder / "coordinator.toml").write_text(
             f"""
 fleet = "test"
@@ -63,7 +65,7 @@ keep_rounds = 1000
         for index in range(self.devices):
             folder = self.folder / f"device-{index:02d}"
             folder.mkdir()
-            write_shard(folder / "shard.npz", seed=index, examples=30 + index)
+            self.make_shard(folder / "shard.npz", seed=index, examples=30 + index)
             (folder / "agent.toml").write_text(
                 f"""
 device = "device-{index:02d}"
@@ -91,6 +93,10 @@ path = "shard.npz"
     def start_agent(self, device: str) -> None:
         config = str(self.folder / device / "agent.toml")
         self.agents[device] = self._start(device, "edge_agent", "run", "--config", config)
+
+    def start_agent_elsewhere(self, device: str, command: Sequence[str]) -> None:
+        """An agent by a command of the caller's, which runs it with the settings in its device's folder."""
+        self.agents[device] = self._launch(device, command)
 
     def kill(self, child: Child) -> None:
         """SIGKILL, as a power cut of one process."""
@@ -135,7 +141,9 @@ path = "shard.npz"
         return json.loads(text)
 
     def _start(self, name: str, module: str, *arguments: str, orphaned: signal.Signals = signal.SIGKILL) -> Child:
-        command = (sys.executable, "-m", module, *arguments)
+        return self._launch(name, (sys.executable, "-m", module, *arguments), orphaned)
+
+    def _launch(self, name: str, command: Sequence[str], orphaned: signal.Signals = signal.SIGKILL) -> Child:
         child = start(name, command, self.folder / "logs" / f"{name}.log", folder=ROOT, orphaned=orphaned)
         self.children.append(child)
         return child

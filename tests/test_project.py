@@ -5,9 +5,16 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from edge_agent.runtimes.onnx_session import OLDEST
 
 ROOT = Path(__file__).parent.parent
-CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CONTRACTS = PYPROJECT["tool"]["importlinter"]["contracts"]
+PROJECT = PYPROJECT["project"]
+TRAINING, STOCK = "onnxruntime-training-cpu", "onnxruntime"
 PAGES = sorted(path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
 
 
@@ -33,3 +40,51 @@ def test_every_path_that_a_page_names_is_there(page: Path) -> None:
         r"`((?:protocol|sparse|export|edge_agent|coordinator|devices|tests|examples|docs)/[a-z_/.]*)`", page.read_text()
     )
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def runtimes(extra: str, **machine: str) -> list[str]:
+    """The ONNX Runtime wheels that an extra brings on a machine, our own extras within it included."""
+    found = []
+    for requirement in map(Requirement, PROJECT["optional-dependencies"][extra]):
+        if requirement.name == PROJECT["name"]:
+            found += [name for inner in requirement.extras for name in runtimes(inner, **machine)]
+        elif requirement.name in (TRAINING, STOCK) and (not requirement.marker or requirement.marker.evaluate(machine)):
+            found.append(requirement.name)
+    return found
+
+
+@pytest.mark.parametrize("extra", ["export", "dev"])
+@pytest.mark.parametrize(
+    ("python", "machine", "system", "runtime"),
+    [
+        ("3.11", "x86_64", "linux", TRAINING),
+        ("3.12", "x86_64", "linux", TRAINING),
+        ("3.13", "x86_64", "linux", STOCK),
+        ("3.11", "aarch64", "linux", STOCK),
+        ("3.12", "arm64", "darwin", STOCK),
+        ("3.11", "x86_64", "darwin", STOCK),
+    ],
+)
+def test_where_models_are_made_there_is_one_runtime_and_it_trains_where_it_can(
+    extra: str, python: str, machine: str, system: str, runtime: str
+) -> None:
+    assert runtimes(extra, python_version=python, platform_machine=machine, sys_platform=system) == [runtime]
+
+
+def test_devices_and_coordinators_take_stock_runtimes_but_for_the_extra_that_names_the_other() -> None:
+    board = {"python_version": "3.11", "platform_machine": "aarch64", "sys_platform": "linux"}
+    assert [runtimes(extra, **board) for extra in ("agent", "coordinator")] == [[STOCK], [STOCK]]
+    assert runtimes("agent-ort-training", **board) == [TRAINING]
+
+
+def test_the_oldest_runtime_that_is_taken_is_the_oldest_that_is_installed() -> None:
+    (agent,) = map(Requirement, PROJECT["optional-dependencies"]["agent"])
+    oldest = ".".join(map(str, OLDEST))
+    assert f">={oldest}" in str(agent.specifier).split(",")
+    assert "1.21.0" not in agent.specifier
+
+
+def test_make_takes_the_pythons_that_pip_takes() -> None:
+    check = re.search(r"\((\d), (\d+)\) <= sys.version_info < \((\d), (\d+)\)", (ROOT / "Makefile").read_text())
+    assert check is not None
+    assert SpecifierSet(PROJECT["requires-python"]) == SpecifierSet(">={}.{},<{}.{}".format(*check.groups()))

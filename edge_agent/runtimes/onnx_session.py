@@ -5,6 +5,7 @@ imports torch wherever torch is installed. Blocking that name for the length of 
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -22,10 +23,16 @@ MAX_GRAPH_BYTES = 2**31 - 1
 _EXTERNAL_LOCATION = b"\x0a\x08location\x12"
 _TRAINING = "onnxruntime.training"
 _ERRORS = 3
+# It reads the third input of any LayerNormalization, which is optional, and so ends the process in 1.17. It would fuse
+# nothing of ours: it asks for weights within the graph.
+_DANGEROUS = "AttentionFusion"
+# The oldest release that loads the exported graphs' opset and IR, and that they are tested on.
+OLDEST = (1, 17)
+_INSTALL = "pip install 'sparsefleet[agent]'"
 
 
 def import_onnxruntime() -> ModuleType:
-    """The onnxruntime package, imported without torch. Raises ConfigurationError where there is none."""
+    """The onnxruntime package, imported without torch. Raises ConfigurationError where there is none or one too old."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     blocked = "onnxruntime" not in sys.modules and _TRAINING not in sys.modules
     if blocked:
@@ -34,12 +41,13 @@ def import_onnxruntime() -> ModuleType:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ConfigurationError(
-            f"onnxruntime: cannot be imported ({error}); pip install 'sparsefleet[agent-ort-training]'"
-        ) from None
+        # Releases before 1.19 were built against NumPy 1, let pip put NumPy 2 beside them, and fail without a word.
+        reason = str(error) or f"its compiled part fails beside NumPy {np.__version__}; before 1.19 it needs 'numpy<2'"
+        raise ConfigurationError(f"onnxruntime: cannot be imported ({reason}); {_INSTALL}") from None
     finally:
         if blocked:
             del sys.modules[_TRAINING]
+    _refuse_too_old(onnxruntime.__version__)
     return cast(ModuleType, onnxruntime)
 
 
@@ -77,7 +85,12 @@ def session(path: Path, threads: int) -> Any:
     runtime = import_onnxruntime()
     graph = read_graph(path)
     try:
-        return runtime.InferenceSession(graph, session_options(threads), providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(
+            graph,
+            session_options(threads),
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=[_DANGEROUS],
+        )
     except failures() as error:
         raise BundleError(f"{path}: onnxruntime {runtime.__version__} cannot load it: {first_line(error)}") from None
 
@@ -103,6 +116,14 @@ def _array(port: Port, value: Array, examples: int) -> Array:
     if port.classes is not None and not (value.min() >= 0 and value.max() < port.classes):
         raise DataError(f"{port.name}: classes {value.min()} to {value.max()} where 0 to {port.classes - 1} exist")
     return np.ascontiguousarray(value, dtype=port.dtype)
+
+
+def _refuse_too_old(version: str) -> None:
+    """`version` as the package says it; a build's suffix does not count."""
+    found = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if found < OLDEST:
+        needed = ".".join(str(number) for number in OLDEST)
+        raise ConfigurationError(f"onnxruntime: {version} is too old, {needed} or later is needed; {_INSTALL}")
 
 
 def failures() -> tuple[type[Exception], ...]:

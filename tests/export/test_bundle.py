@@ -16,7 +16,7 @@ from export import TrainingSpec, parity, proof
 from export.bundle import write_bundle
 from protocol.bundle import Bundle, open_bundle
 from protocol.errors import BundleError, ConfigurationError
-from tests.export.conftest import Zoo
+from tests.bundles import Zoo
 from tests.export.zoo import spec_of
 
 

@@ -17,7 +17,7 @@ from export import TrainingSpec, parity
 from export.bundle import write_bundle
 from protocol.bundle import Bundle, open_bundle
 from protocol.errors import BundleError
-from tests.export.conftest import Zoo
+from tests.bundles import Zoo
 from tests.export.zoo import spec_of
 
 LABELS = torch.tensor([0, 1, 2, 3])

@@ -27,7 +27,7 @@ from export.layout import ports_of, tensors_of
 from export.parity import batch_of, beside, whole_record
 from protocol.bundle import REFERENCE_FILE, Bundle, open_bundle
 from protocol.manifest import FORMAT, MANIFEST_FILE, FileEntry, Inference, Manifest, Reference, Variant, format_manifest
-from tests.export.conftest import Zoo
+from tests.bundles import Zoo
 from tests.export.zoo import spec_of
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.export.conftest import Zoo
+from tests.bundles import Zoo
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]

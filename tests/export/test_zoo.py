@@ -18,7 +18,7 @@ from export.files import ARTIFACTS as FILES
 from export.layout import flat_model
 from export.parity import batch_of
 from protocol.bundle import Bundle, deploy
-from tests.export.conftest import Zoo
+from tests.bundles import Zoo
 from tests.export.zoo import ZOO, spec_of
 
 WITH_BATCH_NORM = ("cnn_with_batch_norm", "cnn_1d", "mlp_with_batch_norm", "residual")

@@ -1,5 +1,5 @@
 """The zoo of exported models, for the engines to run."""
 
-from tests.export.conftest import zoo
+from tests.bundles import zoo
 
 __all__ = ["zoo"]

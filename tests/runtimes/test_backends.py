@@ -12,14 +12,14 @@ import onnx
 import pytest
 from onnx.external_data_helper import convert_model_to_external_data
 
-from edge_agent.runtimes import backends, onnx_session, ort_training
+from edge_agent.runtimes import backends, onnx_session, ort_training, portable
 from edge_agent.runtimes.backends import BackendEntry, choose, load_evaluator
 from edge_agent.runtimes.numpy_reference import NumpyEngine
-from edge_agent.runtimes.portable import PortableEngine
 from protocol.bundle import Bundle
 from protocol.errors import BundleError, ConfigurationError
 from protocol.manifest import Variant
-from tests.export.conftest import Zoo
+from tests.bundles import Zoo
+from tests.runtimes.engines import GRAPH_BACKENDS, need
 from tests.tiny import write_bundle
 
 STEP = """
@@ -29,7 +29,6 @@ import numpy as np
 from edge_agent.runtimes.backends import choose, load_evaluator
 from edge_agent.runtimes.engine import Batch
 from edge_agent.runtimes.parameters import initial_model
-from edge_agent.runtimes.portable import PortableEngine
 from protocol.bundle import open_bundle
 
 assert "onnxruntime" not in sys.modules
@@ -50,7 +49,9 @@ def test_a_training_step_imports_neither_torch_nor_onnx_where_they_are_installed
     done = subprocess.run(
         [sys.executable, "-c", STEP, str(zoo("cnn_with_batch_norm").root)], cwd=root, capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
+    # On a processor whose maker it does not know, and on an emulated one, onnxruntime says so.
+    said = [line for line in done.stderr.splitlines() if "cpuid_info warning: Unknown CPU vendor" not in line]
+    assert (done.returncode, done.stdout.strip(), said) == (0, "[]", [])
 
 
 def test_the_first_usable_backend_is_chosen_and_says_why(zoo: Zoo, tmp_path: Path) -> None:
@@ -65,12 +66,16 @@ def test_the_first_usable_backend_is_chosen_and_says_why(zoo: Zoo, tmp_path: Pat
 
 def test_a_named_backend_is_used_or_refused_but_never_replaced(zoo: Zoo, tmp_path: Path) -> None:
     assert choose(write_bundle(tmp_path), "numpy").reason == "named in the settings"
-    with pytest.raises(ConfigurationError, match="numpy: the bundle holds no graphs for it, only for ort-training, p"):
+    with pytest.raises(
+        ConfigurationError, match="numpy: the bundle holds no graphs for it, only for ort-training, portable"
+    ):
         choose(zoo("mlp_classification"), "numpy")
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones(zoo: Zoo) -> None:
-    with pytest.raises(ConfigurationError, match="'tflite' is unknown; use 'auto' or one of portable, ort"):
+    with pytest.raises(
+        ConfigurationError, match="'tflite' is unknown; use 'auto' or one of portable, ort-training, numpy"
+    ):
         choose(zoo("mlp_classification"), "tflite")
 
 
@@ -78,12 +83,12 @@ def test_where_nothing_can_run_every_reason_and_remedy_is_named(zoo: Zoo, monkey
     entry = BackendEntry(
         lambda: "onnxruntime 1.23.2 here cannot train; pip install the other", ort_training.OrtTrainingEngine
     )
-    absent = BackendEntry(lambda: "onnxruntime: cannot be imported; pip install it", PortableEngine)
-    monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS, "ort-training": entry, "portable": absent})
+    old = BackendEntry(lambda: "onnxruntime 1.16.3 is too old; pip install a later one", portable.PortableEngine)
+    monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS, "portable": old, "ort-training": entry})
     with pytest.raises(ConfigurationError) as refusal:
         choose(zoo("mlp_classification"))
     for words in (
-        "portable: onnxruntime: cannot be imported; pip install it",
+        "portable: onnxruntime 1.16.3 is too old; pip",
         "ort-training: onnxruntime 1.23.2 here cannot train; pip",
         "numpy: the bundle holds no graphs",
     ):
@@ -91,6 +96,7 @@ def test_where_nothing_can_run_every_reason_and_remedy_is_named(zoo: Zoo, monkey
 
 
 def test_a_stock_onnxruntime_is_told_apart_from_a_training_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    need(ort_training.NAME)
     assert ort_training.why_not() is None
     monkeypatch.setattr(onnx_session, "native_training", lambda: None)
     assert "pip install onnxruntime-training-cpu==1.19.2" in str(ort_training.why_not())
@@ -109,11 +115,13 @@ def test_a_bundle_without_an_evaluation_graph_cannot_be_evaluated(zoo: Zoo, tmp_
     assert isinstance(load_evaluator(write_bundle(tmp_path)), NumpyEngine)
 
 
-def test_a_graph_with_external_data_is_never_handed_to_the_runtime(zoo: Zoo, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", GRAPH_BACKENDS)
+def test_a_graph_with_external_data_is_never_handed_to_the_runtime(zoo: Zoo, tmp_path: Path, backend: str) -> None:
+    need(backend)
     bundle = zoo("cnn_1d")
     copy = Path(shutil.copytree(bundle.root, tmp_path / "b"))
-    graphs = bundle.manifest.variants[0].backends["portable"].files
-    for path, load in ((copy / graphs["eval"], load_evaluator), (copy / graphs["train"], PortableEngine)):
+    for role, load in (("eval", load_evaluator), ("train", lambda bundle: choose(bundle, backend))):
+        path = copy / bundle.manifest.variants[0].backends[backend].files[role]
         model = onnx.load(path)
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(4096, np.float32), "big"))
         convert_model_to_external_data(model, location="../../passwd", size_threshold=0)

@@ -1,26 +1,21 @@
 """The contract of an engine, held by every implementation over the same exported network."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from edge_agent.runtimes import numpy_reference
 from edge_agent.runtimes.backends import load_evaluator
 from edge_agent.runtimes.engine import Batch, Engine, Vector
 from edge_agent.runtimes.numpy_reference import NumpyEngine
-from edge_agent.runtimes.ort_training import OrtTrainingEngine
 from edge_agent.runtimes.parameters import initial_model
-from edge_agent.runtimes.portable import PortableEngine
 from protocol.bundle import Bundle
 from protocol.errors import DataError
-from tests.export.conftest import Zoo
+from tests.bundles import Zoo
+from tests.runtimes.engines import GRAPH_BACKENDS, open_engine
 
-ENGINES: dict[str, Callable[[Bundle], Engine]] = {
-    "portable": PortableEngine,
-    "ort-training": OrtTrainingEngine,
-    "numpy": NumpyEngine,
-}
+ENGINES = (*GRAPH_BACKENDS, numpy_reference.NAME)
 
 
 @pytest.fixture
@@ -30,7 +25,13 @@ def bundle(zoo: Zoo) -> Bundle:
 
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest, bundle: Bundle) -> Engine:
-    return ENGINES[request.param](bundle)
+    return open_engine(request.param, bundle)
+
+
+@pytest.fixture(params=GRAPH_BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """One that runs exported graphs, and so any model of the zoo."""
+    return str(request.param)
 
 
 def batch_of(count: int, seed: int = 0) -> Batch:
@@ -100,16 +101,15 @@ def test_evaluation_is_a_mean_over_examples_with_the_manifests_metrics(engine: E
     assert whole.metrics["accuracy"] == pytest.approx((2 * accuracies[0] + 4 * accuracies[1]) / 6)
 
 
-def test_engines_agree(bundle: Bundle) -> None:
+def test_engines_agree(engine: Engine, bundle: Bundle) -> None:
     model, batch = other(initial_model(bundle)), batch_of(9)
-    results = [make(bundle).step(model, batch, 0) for make in ENGINES.values()]
-    evaluations = [make(bundle).evaluate(model, batch) for make in ENGINES.values()]
-    for result, evaluation in zip(results[1:], evaluations[1:], strict=True):
-        assert results[0].loss == pytest.approx(result.loss, rel=1e-6)
-        np.testing.assert_allclose(results[0].gradient, result.gradient, rtol=1e-4, atol=1e-6)
-        assert result.buffers.size == 0
-        assert evaluations[0].loss == pytest.approx(evaluation.loss, rel=1e-6)
-        assert evaluations[0].metrics == evaluation.metrics
+    results = [one.step(model, batch, 0) for one in (engine, NumpyEngine(bundle))]
+    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-6)
+    np.testing.assert_allclose(results[0].gradient, results[1].gradient, rtol=1e-4, atol=1e-6)
+    assert results[0].buffers.size == results[1].buffers.size == 0
+    evaluations = [one.evaluate(model, batch) for one in (engine, NumpyEngine(bundle))]
+    assert evaluations[0].loss == pytest.approx(evaluations[1].loss, rel=1e-6)
+    assert evaluations[0].metrics == evaluations[1].metrics
 
 
 def test_the_coordinators_evaluator_agrees_with_the_engine(engine: Engine, bundle: Bundle) -> None:
@@ -119,17 +119,17 @@ def test_the_coordinators_evaluator_agrees_with_the_engine(engine: Engine, bundl
     )
 
 
-def test_two_engines_of_one_bundle_do_not_disturb_each_other(bundle: Bundle) -> None:
-    one, two = OrtTrainingEngine(bundle), OrtTrainingEngine(bundle, threads=2)
+def test_two_engines_of_one_bundle_do_not_disturb_each_other(backend: str, bundle: Bundle) -> None:
+    one, two = open_engine(backend, bundle), open_engine(backend, bundle, threads=2)
     model = initial_model(bundle)
     expected = one.step(model, batch_of(4), 0).gradient.copy()
     two.step(other(model), batch_of(4, seed=3), 0)
     np.testing.assert_array_equal(one.step(model, batch_of(4), 0).gradient, expected)
 
 
-def test_statistics_that_overflowed_once_do_not_stay(zoo: Zoo) -> None:
+def test_statistics_that_overflowed_once_do_not_stay(backend: str, zoo: Zoo) -> None:
     bundle = zoo("cnn_with_batch_norm")
-    engine, model = OrtTrainingEngine(bundle), initial_model(bundle)
+    engine, model = open_engine(backend, bundle), initial_model(bundle)
     rng = np.random.default_rng(0)
     image = rng.normal(size=(4, 1, 8, 8)).astype(np.float32)
     batch = Batch((image,), (rng.integers(0, 3, 4),))
@@ -150,17 +150,17 @@ def test_statistics_that_overflowed_once_do_not_stay(zoo: Zoo) -> None:
     ],
     ids=["features", "targets", "empty", "missing", "class too large", "class below zero"],
 )
-def test_a_batch_of_wrong_shapes_or_classes_is_a_data_error(bundle: Bundle, wrong: Batch) -> None:
-    engine, model = OrtTrainingEngine(bundle), initial_model(bundle)
+def test_a_batch_of_wrong_shapes_or_classes_is_a_data_error(backend: str, bundle: Bundle, wrong: Batch) -> None:
+    engine, model = open_engine(backend, bundle), initial_model(bundle)
     with pytest.raises(DataError, match=r"input|target|batch"):
         engine.step(model, wrong, 0)
     with pytest.raises(DataError, match=r"input|target|batch"):
         engine.evaluate(model, wrong)
 
 
-def test_an_index_outside_an_embedding_is_a_data_error_and_the_engine_goes_on(zoo: Zoo) -> None:
+def test_an_index_outside_an_embedding_is_a_data_error_and_the_engine_goes_on(backend: str, zoo: Zoo) -> None:
     bundle = zoo("two_inputs_two_outputs")
-    engine, model = OrtTrainingEngine(bundle), initial_model(bundle)
+    engine, model = open_engine(backend, bundle), initial_model(bundle)
     good = Batch((np.array([0, 9]), np.ones((2, 3), np.float32)), (np.array([0, 2]), np.zeros((2, 1), np.float32)))
     expected = engine.step(model, good, 0).gradient.copy()
     bad = replace(good, inputs=(np.array([0, 10]), good.inputs[1]))

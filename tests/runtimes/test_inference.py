@@ -23,7 +23,7 @@ def write_graph(path: Path, name: str = "x") -> Path:
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 2])],
         [weight],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     onnx.save(model, path)
     return path
 
