@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 
-from export.portable.graph import Graph, UnwritableError, Value
+from export.portable.graph import Graph, Size, UnwritableError, Value
 
 _ATEN = torch.ops.aten
 Rule = Callable[..., Any]
+
+# The longest rows for which a product with the identity is the fastest copy.
+_SHORT = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +179,14 @@ def _by_rows(g: Graph, small: Value, image: Value, weight: Value, geometry: Geom
     height, width = _fixed(small, 2), _fixed(small, 3) + (wide - 1) * across
     padded = _padded(g, image, geometry)
     flat = g.op("Reshape", padded, g.ints(0, c, -1))
+    lead = (wide - 1) * across
+    lined = g.op("Reshape", _extended(g, small.name, small.shape, 3, 0, lead), g.ints(0, m, height * width))
+    lined = _extended(g, lined, (small.shape[0], m, height * width), 2, lead, 0)
     shifted = [
-        g.op("Pad", small.name, g.ints(0, 0, 0, j * across, 0, 0, 0, (wide - 1 - j) * across)) for j in range(wide)
+        g.op("Slice", lined, g.ints(lead - j * across), g.ints(lead - j * across + height * width), g.ints(2))
+        for j in range(wide)
     ]
-    columns = g.op("Reshape", g.op("Concat", *shifted, axis=1), g.ints(0, wide * m, height * width))
+    columns = shifted[0] if wide == 1 else g.op("Concat", *shifted, axis=1)
     found = []
     for i in range(high):
         begin = i * down * width
@@ -193,10 +201,8 @@ def _flat(g: Graph, small: Value, image: Value, geometry: Geometry) -> tuple[str
     wide = (geometry.kernel[-1] - 1) * geometry.dilation[-1]
     spots = [_fixed(small, axis) for axis in range(2, small.rank)]
     length = _count(spots[:-1]) * (spots[-1] + wide) - wide
-    zeros = [0] * (2 * small.rank)
-    zeros[-1] = wide
     channels = _fixed(small, 1)
-    rows = g.op("Reshape", g.op("Pad", small.name, g.ints(*zeros)), g.ints(0, channels, -1))
+    rows = g.op("Reshape", _extended(g, small.name, small.shape, small.rank - 1, 0, wide), g.ints(0, channels, -1))
     under = g.op("Slice", rows, g.ints(0), g.ints(length), g.ints(2)) if len(spots) > 1 else small.name
     return under, g.op("Reshape", _padded(g, image, geometry), g.ints(0, channels, -1)), length
 
@@ -212,9 +218,28 @@ def _offsets(geometry: Geometry, spots: Sequence[int]) -> list[int]:
 
 
 def _padded(g: Graph, image: Value, geometry: Geometry) -> str:
-    if not any(geometry.padding):
-        return image.name
-    return g.op("Pad", image.name, g.ints(0, 0, *geometry.padding, 0, 0, *geometry.padding))
+    name, shape = image.name, list(image.shape)
+    # The last axis first, so that what the others add are whole runs.
+    for axis, width in reversed(list(enumerate(geometry.padding, start=2))):
+        name = _extended(g, name, shape, axis, width, width)
+        shape[axis] = int(shape[axis]) + 2 * width
+    return name
+
+
+def _extended(g: Graph, name: str, shape: Sequence[Size], axis: int, before: int, after: int) -> str:
+    """Zeros put before and after along one axis: by Concat, since onnxruntime's Pad takes several times as long, or
+    where the axis is the last one and short, by a product with a part of the identity, which is faster still."""
+    if not before and not after:
+        return name
+    length = int(shape[axis])
+    if axis == len(shape) - 1 and length <= _SHORT:
+        return g.op("MatMul", name, g.constant(np.eye(length, before + length + after, k=before)))
+    parts = [name]
+    for width, place in ((before, 0), (after, len(parts) + 1)):
+        if width:
+            sizes = (*shape[:axis], width, *shape[axis + 1 :])
+            parts.insert(place, g.op("Expand", g.constant(0.0), g.sizes(sizes)))
+    return g.op("Concat", *parts, axis=axis)
 
 
 def _windows(g: Graph, image: Value, geometry: Geometry, spots: Sequence[int]) -> list[str]:
