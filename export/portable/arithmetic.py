@@ -141,12 +141,39 @@ def _threshold_backward(g: Graph, out: Tensor, gradient: Value, x: Value, thresh
 
 
 def _hardtanh_backward(g: Graph, out: Tensor, gradient: Value, x: Value, low: float, high: float) -> str:
-    inside = g.op(
-        "Mul",
-        step(g, g.op("Sub", x.name, g.number(low, out.dtype))),
-        step(g, g.op("Sub", g.number(high, out.dtype), x.name)),
-    )
-    return g.op("Mul", gradient.name, inside)
+    # Between the bounds, and nowhere else, both distances of the result from them are above zero.
+    y = _hardtanh(g, out, x, low, high)
+    above = y if low == 0 else g.op("Sub", y, g.number(low, out.dtype))
+    below = g.op("Sub", g.number(high, out.dtype), y)
+    return g.op("Mul", gradient.name, step(g, g.op("Mul", above, below)))
+
+
+def _hardsigmoid(g: Graph, out: Tensor, x: Value) -> str:
+    return g.op("HardSigmoid", x.name, alpha=1 / 6, beta=0.5)
+
+
+def _inside(g: Graph, out: Tensor, x: Value) -> str:
+    """1 where hardsigmoid has a slope, else 0."""
+    y = _hardsigmoid(g, out, x)
+    return step(g, g.op("Mul", y, g.op("Sub", g.constant(1.0), y)))
+
+
+def _hardsigmoid_backward(g: Graph, out: Tensor, gradient: Value, x: Value) -> str:
+    return g.op("Mul", g.op("Mul", gradient.name, g.constant(1 / 6)), _inside(g, out, x))
+
+
+def _hardswish(g: Graph, out: Tensor, x: Value) -> str:
+    return g.op("Mul", x.name, _hardsigmoid(g, out, x))
+
+
+def _hardswish_backward(g: Graph, out: Tensor, gradient: Value, x: Value) -> str:
+    sixth = g.op("Mul", g.op("Mul", x.name, g.constant(1 / 6)), _inside(g, out, x))
+    return g.op("Mul", gradient.name, g.op("Add", _hardsigmoid(g, out, x), sixth))
+
+
+def _leaky_relu_backward(g: Graph, out: Tensor, gradient: Value, x: Value, slope: float, _: bool) -> str:
+    positive = g.op("Mul", step(g, x.name), g.constant(1 - slope))
+    return g.op("Mul", gradient.name, g.op("Add", positive, g.constant(slope)))
 
 
 def _leaky_relu(g: Graph, out: Tensor, x: Value, slope: float = 0.01) -> str:
@@ -277,7 +304,12 @@ RULES: Mapping[Any, Rule] = {
     _ATEN.where.self: _where,
     _ATEN.threshold_backward.default: _threshold_backward,
     _ATEN.hardtanh_backward.default: _hardtanh_backward,
+    _ATEN.hardsigmoid.default: _hardsigmoid,
+    _ATEN.hardsigmoid_backward.default: _hardsigmoid_backward,
+    _ATEN.hardswish.default: _hardswish,
+    _ATEN.hardswish_backward.default: _hardswish_backward,
     _ATEN.leaky_relu.default: _leaky_relu,
+    _ATEN.leaky_relu_backward.default: _leaky_relu_backward,
     _ATEN.elu.default: _elu,
     _ATEN.gelu.default: _gelu,
     _ATEN._to_copy.default: _cast,

@@ -15,6 +15,8 @@ Rule = Callable[..., Any]
 
 # The longest rows for which a product with the identity is the fastest copy.
 _SHORT = 12
+# The longest of which every other value is better chosen by a product than by a slice.
+_SELECTABLE = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +247,8 @@ def _extended(g: Graph, name: str, shape: Sequence[Size], axis: int, before: int
 def _windows(g: Graph, image: Value, geometry: Geometry, spots: Sequence[int]) -> list[str]:
     """What lies under each place of the kernel: float32[batch, channels, *spots], one for each."""
     axes = range(2, image.rank)
+    if geometry.stride[-1] > 1 and _fixed(image, image.rank - 1) <= _SELECTABLE:
+        return _selected(g, image, geometry, spots)
     padded = _padded(g, image, geometry)
     places = product(*(range(k) for k in geometry.kernel))
     whole = all(
@@ -257,6 +261,31 @@ def _windows(g: Graph, image: Value, geometry: Geometry, spots: Sequence[int]) -
         starts = [i * d for i, d in zip(place, geometry.dilation, strict=True)]
         ends = [b + (n - 1) * s + 1 for b, n, s in zip(starts, spots, geometry.stride, strict=True)]
         found.append(g.op("Slice", padded, g.ints(*starts), g.ints(*ends), g.ints(*axes), g.ints(*geometry.stride)))
+    return found
+
+
+def _selected(g: Graph, image: Value, geometry: Geometry, spots: Sequence[int]) -> list[str]:
+    """Windows with a stride: columns by products with parts of the identity, rows by slices. onnxruntime's Slice takes
+    values one by one where the last axis has steps."""
+    last, length = image.rank - 1, _fixed(image, image.rank - 1)
+    rows, pads = image.name, geometry.padding[:-1]
+    for axis, width in enumerate(pads, start=2):
+        rows = _extended(g, rows, image.shape, axis, width, width)
+    columns = []
+    for j in range(geometry.kernel[-1]):
+        choice = np.zeros((length, spots[-1]))
+        for o in range(spots[-1]):
+            source = o * geometry.stride[-1] + j * geometry.dilation[-1] - geometry.padding[-1]
+            if 0 <= source < length:
+                choice[source, o] = 1
+        columns.append(g.op("MatMul", rows, g.constant(choice)))
+    if last == 2:
+        return columns
+    found = []
+    for i in range(geometry.kernel[0]):
+        begin, step = i * geometry.dilation[0], geometry.stride[0]
+        end = begin + (spots[0] - 1) * step + 1
+        found += [g.op("Slice", c, g.ints(begin), g.ints(end), g.ints(2), g.ints(step)) for c in columns]
     return found
 
 

@@ -30,6 +30,11 @@ _KEPT = frozenset(
         _ATEN.native_batch_norm_backward.default,
         _ATEN._native_batch_norm_legit_functional.default,
         _ATEN.hardtanh_backward.default,
+        _ATEN.hardsigmoid.default,
+        _ATEN.hardsigmoid_backward.default,
+        _ATEN.hardswish.default,
+        _ATEN.hardswish_backward.default,
+        _ATEN.leaky_relu_backward.default,
     }
 )
 
