@@ -17,6 +17,8 @@ MODELS = ("cnn_with_batch_norm", "transformer_with_dropout", "recurrent", "windo
 
 
 @pytest.mark.real
+# The first of them exports the models.
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=lambda environment: environment.onnxruntime)
 def test_every_release_computes_the_same(zoo: Zoo, tmp_path: Path, environment: Environment) -> None:
     reason = environment.why_not()
