@@ -1,0 +1,153 @@
+"""The cases of docs/operators.md for losses."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as f
+
+from export import TrainingSpec
+from tests.export.operators import EXAMPLES, Case, labels, normal, tied, under
+
+CLASSES = 5
+
+
+def _ignored(*shape: int) -> Tensor:
+    target = labels(CLASSES, *shape)
+    target[1:3] = -100
+    return target
+
+
+def _weights() -> Tensor:
+    return torch.rand(CLASSES) + 0.5
+
+
+def _shares(*shape: int) -> Tensor:
+    return torch.softmax(normal(CLASSES, *shape), 1)
+
+
+def _scores(loss: object, target: Tensor, *shape: int, scale: float = 1.0) -> TrainingSpec:
+    return under(loss, scale * normal(CLASSES, *shape), target)
+
+
+def _classes() -> dict[str, Callable[[], TrainingSpec]]:
+    entropy = nn.CrossEntropyLoss
+    return {
+        "cross_entropy": lambda: _scores("cross_entropy", labels(CLASSES)),
+        "CrossEntropyLoss, class weights": lambda: _scores(entropy(_weights()), labels(CLASSES)),
+        "CrossEntropyLoss, label_smoothing": lambda: _scores(entropy(label_smoothing=0.1), labels(CLASSES)),
+        "CrossEntropyLoss, weights, label_smoothing, ignore_index": lambda: _scores(
+            entropy(_weights(), label_smoothing=0.1), _ignored()
+        ),
+        "CrossEntropyLoss, ignore_index": lambda: _scores(entropy(ignore_index=2), labels(CLASSES)),
+        "CrossEntropyLoss, reduction='sum'": lambda: _scores(entropy(reduction="sum"), labels(CLASSES)),
+        "CrossEntropyLoss of pixels": lambda: _scores(entropy(), labels(CLASSES, 3, 2), 3, 2),
+        "CrossEntropyLoss of pixels, ignore_index, weights": lambda: _scores(
+            entropy(_weights()), _ignored(3, 2), 3, 2
+        ),
+        "CrossEntropyLoss of pixels, label_smoothing": lambda: _scores(
+            entropy(label_smoothing=0.2), labels(CLASSES, 3, 2), 3, 2
+        ),
+        "CrossEntropyLoss, soft labels": lambda: _scores(entropy(), _shares()),
+        "CrossEntropyLoss, soft labels, weights, label_smoothing": lambda: _scores(
+            entropy(_weights(), label_smoothing=0.1), _shares()
+        ),
+        "CrossEntropyLoss of scores up to 1000": lambda: under(
+            "cross_entropy", 500 * tied(CLASSES), torch.arange(EXAMPLES)
+        ),
+        "NLLLoss": lambda: _scores(lambda x, t: f.nll_loss(x.log_softmax(1), t), labels(CLASSES)),
+        "NLLLoss, weights, ignore_index": lambda: _scores(
+            _Nll(nn.NLLLoss(_weights(), ignore_index=1)), labels(CLASSES)
+        ),
+        "NLLLoss of pixels": lambda: _scores(_Nll(nn.NLLLoss()), labels(CLASSES, 3, 2), 3, 2),
+        "MultiMarginLoss": lambda: _scores(nn.MultiMarginLoss(), labels(CLASSES)),
+        "MultiLabelSoftMarginLoss": lambda: _scores(
+            nn.MultiLabelSoftMarginLoss(), (normal(CLASSES) > 0).float()
+        ),
+        "KLDivLoss": lambda: _scores(_Nll(nn.KLDivLoss(reduction="batchmean")), _shares()),
+        "KLDivLoss, log_target": lambda: _scores(
+            _Nll(nn.KLDivLoss(reduction="batchmean", log_target=True)), _shares().log()
+        ),
+        "focal loss, one's own": lambda: _scores(_focal, labels(CLASSES)),
+    }
+
+
+class _Nll(nn.Module):
+    """A loss of logarithms of shares."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        return self.loss(x.log_softmax(1), target)  # type: ignore[no-any-return]
+
+
+def _focal(scores: Tensor, target: Tensor) -> Tensor:
+    losses = f.cross_entropy(scores, target, reduction="none")
+    return ((1 - torch.exp(-losses)) ** 2 * losses).mean()
+
+
+def _numbers() -> dict[str, Callable[[], TrainingSpec]]:
+    def numbers(loss: object) -> TrainingSpec:
+        return under(loss, normal(3), tied(3))
+
+    def chances(loss: object, scale: float = 1.0) -> TrainingSpec:
+        return under(loss, scale * normal(3), (normal(3) > 0).float())
+
+    def near(loss: object) -> TrainingSpec:
+        # Whole numbers on both sides: at the kinks, too.
+        return under(loss, tied(3), tied(3))
+
+    bce = nn.BCEWithLogitsLoss
+    return {
+        "mse": lambda: numbers("mse"),
+        "MSELoss, reduction='sum'": lambda: numbers(nn.MSELoss(reduction="sum")),
+        "l1": lambda: numbers("l1"),
+        "l1 at its kink": lambda: near("l1"),
+        "HuberLoss": lambda: numbers(nn.HuberLoss(delta=0.7)),
+        "HuberLoss at its kinks": lambda: near(nn.HuberLoss()),
+        "SmoothL1Loss": lambda: numbers(nn.SmoothL1Loss(beta=0.5)),
+        "SmoothL1Loss at its kinks": lambda: near(nn.SmoothL1Loss()),
+        "binary_cross_entropy_with_logits": lambda: chances("binary_cross_entropy_with_logits"),
+        "BCEWithLogitsLoss, pos_weight": lambda: chances(bce(pos_weight=torch.tensor([1.0, 2.0, 0.5]))),
+        "BCEWithLogitsLoss, weight": lambda: chances(bce(torch.tensor([1.0, 2.0, 0.5]))),
+        "BCEWithLogitsLoss of scores up to 1000": lambda: chances("binary_cross_entropy_with_logits", 500),
+        "BCELoss": lambda: chances(_Squashed(nn.BCELoss())),
+        "SoftMarginLoss": lambda: under(nn.SoftMarginLoss(), normal(3), torch.sign(normal(3))),
+        "GaussianNLLLoss": lambda: under(_gaussian, normal(3), normal(3)),
+        "PoissonNLLLoss": lambda: under(nn.PoissonNLLLoss(), normal(3), tied(3).abs()),
+        "CosineEmbeddingLoss": lambda: under(
+            nn.CosineEmbeddingLoss(0.1), normal(3), normal(3), torch.tensor([1.0, -1.0, -1.0, 1.0])
+        )
+        if False
+        else under(_cosine, normal(3), normal(3)),
+        "TripletMarginLoss": lambda: under(nn.TripletMarginLoss(), normal(3), normal(3), normal(3)),
+        "a function of one's own": lambda: numbers(lambda x, t: torch.log(torch.cosh(x - t)).mean()),
+    }
+
+
+class _Squashed(nn.Module):
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        return self.loss(torch.sigmoid(x), target)  # type: ignore[no-any-return]
+
+
+def _gaussian(x: Tensor, target: Tensor) -> Tensor:
+    return f.gaussian_nll_loss(x[:, :1], target[:, :1], f.softplus(x[:, 1:2]))
+
+
+def _cosine(x: Tensor, target: Tensor) -> Tensor:
+    return f.cosine_embedding_loss(x, target, torch.ones(x.shape[0]), 0.1)
+
+
+def _cases(group: str, forms: dict[str, Callable[[], TrainingSpec]]) -> list[Case]:
+    return [Case(group, name, make) for name, make in forms.items()]
+
+
+LOSSES = (*_cases("loss over classes", _classes()), *_cases("loss over numbers", _numbers()))
+assert partial
