@@ -226,21 +226,11 @@ def _check_operators(captured: ExportedProgram) -> None:
     """Raises BundleError for what torch's exporter would get wrong or a device could not repeat."""
     normalised: set[object] = set()
     for node in captured.graph.nodes:
-        if _draws(node) and _operator(node) in _RECURRENT:
-            raise BundleError(
-                f"{layer_of_fx(node)}: dropout between its layers cannot be repeated on devices; set dropout=0, or use "
-                "one layer each with nn.Dropout between them"
-            )
-        if _draws(node) and _operator(node) not in _DROPOUTS:
+        if _draws(node) and _operator(node) not in (*_DROPOUTS, *_RECURRENT):
             raise BundleError(
                 f"{layer_of_fx(node)}: {_aten(node)} draws random numbers, so that steps could not be checked against "
                 "torch; use nn.Dropout, or x.bernoulli_(p) with a fixed p, which devices draw from their task's seed, "
                 "or give the noise in as an input"
-            )
-        if "embedding_bag" in str(node.target):
-            raise BundleError(
-                f"{layer_of_fx(node)}: EmbeddingBag has no gradient in onnxruntime-training; use nn.Embedding and then "
-                ".mean(1), .sum(1) or .amax(1)"
             )
         if _aten(node) == "aten.batch_norm" and node.args[3] is not None:
             if node.args[3] in normalised:

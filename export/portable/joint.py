@@ -15,11 +15,14 @@ from torch.fx import Interpreter, Node
 from export import windows
 from export.capture import BATCH, EAGER_FAILURES, METRICS, layer_of_fx, quiet
 from export.decompositions import attention_weights, heads
+from export.portable.recurrent import LAYERS
 from protocol.errors import BundleError
 from protocol.manifest import Dropout
 
 _ATEN = torch.ops.aten
 _NAME = "dropout_mask"
+# What the layer is noted by on every node that came from it, also of the backward.
+LAYER = "layer"
 # SELU's value far below zero, negated; Klambauer et al., "Self-Normalizing Neural Networks" (NeurIPS 2017).
 _ALPHA = 1.7580993408473766
 
@@ -102,9 +105,14 @@ class _Step(nn.Module):
                 self.register_parameter(own, value)
             else:
                 self.register_buffer(own, value)
-        draws = [n for n in self._inner[0].graph.nodes if _rate(n) is not None]
-        self.dropouts = tuple(_dropout(n, k) for k, n in enumerate(draws))
-        self._places = {node: k for k, node in enumerate(draws)}
+        dropouts: list[Dropout] = []
+        self._places: dict[Node, tuple[int, int]] = {}
+        for node in self._inner[0].graph.nodes:
+            if _rate(node) is not None:
+                found = _dropouts(node, len(dropouts))
+                self._places[node] = (len(dropouts), len(dropouts) + len(found))
+                dropouts += found
+        self.dropouts = tuple(dropouts)
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         count = len(values) - len(self.dropouts)
@@ -127,17 +135,27 @@ class _Running(Interpreter):
         return super().get_attr(target, args, kwargs) if held is None else getattr(self._step, held)
 
     def run_node(self, n: Node) -> Any:
-        place = self._step._places.get(n)
-        rewritten = _REWRITTEN.get(n.target)
-        if place is None and rewritten is None and n.target is not _ATEN.scaled_dot_product_attention.default:
+        with torch.fx.traceback.annotate({LAYER: layer_of_fx(n)}):
+            return self._run(n)
+
+    def _run(self, n: Node) -> Any:
+        first, last = self._step._places.get(n, (0, 0))
+        masks = self._masks[first:last]
+        rewritten, recurrent = _REWRITTEN.get(n.target), LAYERS.get(n.target)
+        drawing = bool(masks) or n.target is _ATEN.scaled_dot_product_attention.default
+        if rewritten is None and recurrent is None and not drawing:
             return super().run_node(n)
         with self._set_current_node(n):
             args, kwargs = self.fetch_args_kwargs_from_env(n)
+            result = NotImplemented
             if rewritten is not None:
                 result = rewritten(*args, **kwargs)
-                return super().run_node(n) if result is NotImplemented else result
-        mask = None if place is None else self._masks[place]
-        return _masked(n, self._step.dropouts[place].rate if place is not None else 0.0, mask, args, kwargs)
+            elif recurrent is not None:
+                result = recurrent(masks, *args, **kwargs)
+            elif drawing:
+                rate = self._step.dropouts[first].rate if masks else 0.0
+                result = _masked(n, rate, masks[0] if masks else None, args, kwargs)
+        return super().run_node(n) if result is NotImplemented else result
 
 
 def _instance_norm(
@@ -219,16 +237,21 @@ def _rate(node: Node) -> float | None:
     values |= dict(zip((a.name for a in schema), node.args, strict=False)) | dict(node.kwargs)
     if values.get("train") is False:
         return None
-    rate = next((values[name] for name in ("dropout_p", "p") if name in values), None)
-    if rate is None:
+    rate = next((values[name] for name in ("dropout_p", "dropout", "p") if name in values), None)
+    if rate is None or (node.target in LAYERS and values["num_layers"] == 1):
         return None
     rate = 1 - rate if "bernoulli" in str(node.target) else rate
     return float(rate) if rate > 0 else None
 
 
-def _dropout(node: Node, place: int) -> Dropout:
+def _dropouts(node: Node, place: int) -> list[Dropout]:
+    """The masks that an operator draws; a recurrent layer one after each of its layers but the last."""
     operator, rate = str(node.target), _rate(node)
     assert rate is not None
+    given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False))  # type: ignore[union-attr]
+    if node.target in LAYERS:
+        steps, width = _recurrent_sizes(node, given)
+        return [Dropout(f"{_NAME}_{place + i}", (steps * width,), rate) for i in range(given["num_layers"] - 1)]
     value = node.args[0].meta["val"]  # type: ignore[union-attr]
     sizes = list(value.shape)
     if "scaled_dot_product" in operator:
@@ -236,7 +259,7 @@ def _dropout(node: Node, place: int) -> Dropout:
     if "feature" in operator:
         sizes = [*sizes[:2], *[1] * (len(sizes) - 2)]
     if _is_batch(sizes[0]) and all(isinstance(s, int) for s in sizes[1:]):
-        return Dropout(f"{_NAME}_{place}", tuple(sizes[1:]), rate)
+        return [Dropout(f"{_NAME}_{place}", tuple(sizes[1:]), rate)]
     symbolic = [s for s in sizes if not isinstance(s, int)]
     factor = symbolic[0].node.expr.as_coeff_Mul() if len(symbolic) == 1 else (0, None)
     if factor[1] is None or not factor[1].is_Symbol:
@@ -244,4 +267,14 @@ def _dropout(node: Node, place: int) -> Dropout:
             f"{layer_of_fx(node)}: dropout on a tensor of {sizes}, whose size is no multiple of the number of "
             "examples; apply it to values of each example, or set p=0"
         )
-    return Dropout(f"{_NAME}_{place}", (int(factor[0]) * math.prod(s for s in sizes if isinstance(s, int)),), rate)
+    return [Dropout(f"{_NAME}_{place}", (int(factor[0]) * math.prod(s for s in sizes if isinstance(s, int)),), rate)]
+
+
+def _recurrent_sizes(node: Node, given: dict[str, Any]) -> tuple[int, int]:
+    """How many steps a recurrent layer takes, and how wide its results are."""
+    x, states = given["input"].meta["val"], given["hx"]
+    steps = x.shape[1 if given["batch_first"] else 0]
+    if not isinstance(steps, int):
+        raise BundleError(f"{layer_of_fx(node)}: its steps depend on the number of examples; set batch_first=True")
+    state = (states if isinstance(states, Node) else states[0]).meta["val"]
+    return steps, int(state.shape[-1]) * (2 if given["bidirectional"] else 1)
