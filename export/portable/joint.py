@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from torch._decomp import core_aten_decompositions
 from torch.export import ExportedProgram
 from torch.export.exported_program import _decompose_exported_program
+from torch.export.graph_signature import InputKind
 from torch.fx import Interpreter, Node
 
-from export import windows
 from export.capture import BATCH, EAGER_FAILURES, METRICS, layer_of_fx, quiet
 from export.decompositions import attention_weights, heads
+from export.portable.forms import FORMS, padded
 from export.portable.recurrent import LAYERS
+from export.portable.whereabouts import marked, place_of
 from protocol.errors import BundleError
 from protocol.manifest import Dropout
 
 _ATEN = torch.ops.aten
 _NAME = "dropout_mask"
-# What the layer is noted by on every node that came from it, also of the backward.
-LAYER = "layer"
 # SELU's value far below zero, negated; Klambauer et al., "Self-Normalizing Neural Networks" (NeurIPS 2017).
 _ALPHA = 1.7580993408473766
 
@@ -42,12 +42,14 @@ class Joint:
     """Forward and backward of a training step, its parameters and buffers by the names that the module has for them.
 
     program: takes parameters, buffers, the module's arguments, then the masks; gives loss, metrics, gradients and
-    buffers, as its signature says. names: the module's name of each of the program's parameters and buffers.
+    buffers, as its signature says. names: the module's name of each of the program's parameters and buffers. layer_of:
+    tells the layer that one of the program's nodes came from, by capturing everything again.
     """
 
     program: ExportedProgram
     names: Mapping[str, str]
     dropouts: tuple[Dropout, ...]
+    layer_of: Callable[[Node], str]
 
 
 def joint(captured: ExportedProgram, arguments: tuple[Tensor, ...], inputs: int, metrics: Sequence[str]) -> Joint:
@@ -56,15 +58,31 @@ def joint(captured: ExportedProgram, arguments: tuple[Tensor, ...], inputs: int,
     arguments: examples as the program takes them, of which the first `inputs` are no targets.
     """
     stepping = _Step(captured, inputs, metrics)
+    program = _captured(stepping, arguments)
+    _check_batch(program)
+
+    def layer_of(node: Node) -> str:
+        stepping.marking = True
+        try:
+            place = place_of(node, _captured(stepping, arguments).graph.nodes)
+        except BundleError:
+            place = None
+        return "module" if place is None else layer_of_fx(stepping.inner_nodes[place])
+
+    return Joint(program, stepping.names, stepping.dropouts, layer_of)
+
+
+def _captured(stepping: "_Step", arguments: tuple[Tensor, ...]) -> ExportedProgram:
     masks = tuple(torch.ones(len(arguments[0]), *d.shape) for d in stepping.dropouts)
-    with quiet():
+    # Torch's memory of what it computed on shapes costs more here than it saves.
+    with quiet(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
         try:
             program = torch.export.export(
                 stepping,
                 (*arguments, *masks),
                 dynamic_shapes={"values": tuple({0: BATCH} for _ in (*arguments, *masks))},
             )
-            program = _decompose_exported_program(
+            return _decompose_exported_program(
                 program,
                 cia_to_decomp={},
                 python_decomp_table=_decompositions(),
@@ -73,11 +91,22 @@ def joint(captured: ExportedProgram, arguments: tuple[Tensor, ...], inputs: int,
             )
         except EAGER_FAILURES as error:
             raise BundleError(f"module: its backward cannot be captured. torch says: {str(error)[:400]}") from error
-    return Joint(program, stepping.names, stepping.dropouts)
+
+
+def _check_batch(program: ExportedProgram) -> None:
+    """Refuses a backward in which torch fixed the number of examples, as it may where its own code counts them."""
+    given = {s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
+    for node in program.graph.nodes:
+        if node.name in given and not _is_batch(node.meta["val"].shape[0]):
+            raise BundleError(
+                "module: the backward of one of its operators fixes the number of examples, which devices choose; use "
+                "the layers of docs/operators.md"
+            )
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    return {op: rule for op, rule in dict(core_aten_decompositions()).items() if op not in _KEPT}
+    table = {op: rule for op, rule in dict(core_aten_decompositions()).items() if op not in _KEPT}
+    return {**table, _ATEN.constant_pad_nd.default: padded}
 
 
 class _Step(nn.Module):
@@ -91,6 +120,8 @@ class _Step(nn.Module):
         self._inputs, self._metrics = inputs, [METRICS[name] for name in metrics]
         # In a tuple, so that its parameters are not this module's a second time.
         self._inner = (captured.module(check_guards=False),)
+        self.inner_nodes = list(self._inner[0].graph.nodes)
+        self.marking = False
         self.names: dict[str, str] = {}
         self._held: dict[str, str] = {}
         registered: dict[int, str] = {}
@@ -117,9 +148,7 @@ class _Step(nn.Module):
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         count = len(values) - len(self.dropouts)
         running = _Running(self, values[count:])
-        # So that what cannot be written is told by the layer that it came from.
-        with torch.fx.traceback.preserve_node_meta():
-            results = running.run(*values[:count], enable_io_processing=False)
+        results = running.run(*values[:count], enable_io_processing=False)
         loss, output = results[0], results[1].detach()
         target = values[self._inputs]
         return (loss, *(metric(output, target) for metric in self._metrics))
@@ -135,13 +164,15 @@ class _Running(Interpreter):
         return super().get_attr(target, args, kwargs) if held is None else getattr(self._step, held)
 
     def run_node(self, n: Node) -> Any:
-        with torch.fx.traceback.annotate({LAYER: layer_of_fx(n)}):
-            return self._run(n)
+        result = self._run(n)
+        if not self._step.marking or n.op != "call_function":
+            return result
+        return marked(result, self._step.inner_nodes.index(n))
 
     def _run(self, n: Node) -> Any:
         first, last = self._step._places.get(n, (0, 0))
         masks = self._masks[first:last]
-        rewritten, recurrent = _REWRITTEN.get(n.target), LAYERS.get(n.target)
+        rewritten, recurrent = FORMS.get(n.target), LAYERS.get(n.target)
         drawing = bool(masks) or n.target is _ATEN.scaled_dot_product_attention.default
         if rewritten is None and recurrent is None and not drawing:
             return super().run_node(n)
@@ -156,43 +187,6 @@ class _Running(Interpreter):
                 rate = self._step.dropouts[first].rate if masks else 0.0
                 result = _masked(n, rate, masks[0] if masks else None, args, kwargs)
         return super().run_node(n) if result is NotImplemented else result
-
-
-def _instance_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    batch: bool,
-    m: float,
-    eps: float,
-    _: bool,
-) -> Tensor:
-    if mean is not None or not batch:
-        return NotImplemented  # type: ignore[no-any-return]
-    return torch.group_norm(x, x.shape[1], weight, bias, eps)
-
-
-def _weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
-    axes = [d for d in range(direction.ndim) if d != dim % direction.ndim]
-    norm = direction.square().sum(axes, keepdim=True).sqrt()
-    return direction * (length / norm)
-
-
-# Forms whose derivative is a better graph than that of torch's own decomposition; what they leave, torch does.
-_REWRITTEN: Mapping[Any, Callable[..., Any]] = {
-    _ATEN.instance_norm.default: _instance_norm,
-    _ATEN._weight_norm.default: _weight_norm,
-    _ATEN.adaptive_avg_pool1d.default: windows.adaptive_avg_pool,
-    _ATEN.adaptive_avg_pool2d.default: windows.adaptive_avg_pool,
-    _ATEN.adaptive_max_pool1d.default: windows.adaptive_max_pool,
-    _ATEN.adaptive_max_pool2d.default: windows.adaptive_max_pool,
-    _ATEN.upsample_nearest1d.vec: windows.upsample_nearest,
-    _ATEN.upsample_nearest2d.vec: windows.upsample_nearest,
-    _ATEN.upsample_linear1d.vec: windows.upsample_linear,
-    _ATEN.upsample_bilinear2d.vec: windows.upsample_linear,
-}
 
 
 def _masked(node: Node, rate: float, mask: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -25,7 +25,11 @@ class Case:
 
 
 class Probed(nn.Module):
-    """A layer behind a sum with a parameter as large as an example, whose gradient is that of the layer's input."""
+    """A layer behind a parameter as large as an example, whose gradient tells that of the layer's input.
+
+    The parameter is zero, and counts for every example and place differently: what is alike for a batch would vanish
+    behind its normalisation.
+    """
 
     def __init__(self, layer: Callable[[Tensor], Any], example: Tensor) -> None:
         super().__init__()
@@ -33,7 +37,7 @@ class Probed(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Any:
-        return self.layer(x + self.probe)
+        return self.layer(x + self.probe * torch.cos(x))
 
 
 class Chosen(nn.Module):
@@ -309,9 +313,13 @@ def _pools() -> list[Case]:
     }
     # Whole numbers: of equal values the first of a window has all of the gradient.
     return [
-        Case("pooling", name, partial(lambda make, shape: on(make(), tied(*shape)), make, shape))
+        Case("pooling", name, partial(_pooled, make, shape, "LPPool" not in name))
         for name, (make, shape) in forms.items()
     ]
+
+
+def _pooled(make: Callable[[], nn.Module], shape: tuple[int, ...], whole: bool) -> TrainingSpec:
+    return on(make(), tied(*shape) if whole else normal(*shape))
 
 
 LAYERS = (*_convolutions(), *_linear(), *_normalisations(), *_activations(), *_pools())
