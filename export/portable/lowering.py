@@ -11,7 +11,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 
 from export.capture import MODULE
-from export.portable import arithmetic, convolution, normalisation, pooling, reductions, shapes, unrolled
+from export.portable import arithmetic, convolution, ctc, normalisation, pooling, reductions, shapes, unrolled
 from export.portable.graph import BATCH, IR, ONNX_TYPES, OPSET, Graph, UnwritableError, Value
 from export.portable.joint import Joint
 from protocol.errors import BundleError
@@ -28,6 +28,7 @@ RULES: Mapping[Any, Rule] = {
     **pooling.RULES,
     **normalisation.RULES,
     **unrolled.RULES,
+    **ctc.RULES,
 }
 # Nothing of them is left in a graph: checks, and sizes, which torch notes on the values that have them.
 _SILENT = frozenset({torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default})

@@ -142,8 +142,56 @@ def _cosine(x: Tensor, target: Tensor) -> Tensor:
     return f.cosine_embedding_loss(x, target, torch.ones(x.shape[0]), 0.1)
 
 
+STEPS, LONGEST = 7, 3
+
+
+class _Ctc(nn.Module):
+    """nn.CTCLoss of scores with the examples first."""
+
+    def __init__(self, **options: bool | str | int) -> None:
+        super().__init__()
+        self.loss = nn.CTCLoss(**options)  # type: ignore[arg-type]
+
+    def forward(self, scores: Tensor, labels: Tensor, steps: Tensor, lengths: Tensor) -> Tensor:
+        return self.loss(scores.log_softmax(2).transpose(0, 1), labels, steps, lengths)  # type: ignore[no-any-return]
+
+
+def _whole_length(scores: Tensor, target: Tensor) -> Tensor:
+    """Every example of all steps and all labels."""
+    batch = scores.shape[0]
+    steps, lengths = torch.full((batch,), STEPS), torch.full((batch,), LONGEST)
+    return f.ctc_loss(scores.log_softmax(2).transpose(0, 1), target, steps, lengths)
+
+
+def _sequences() -> dict[str, Callable[[], TrainingSpec]]:
+    def spoken(loss: object, repeated: bool = False, short: bool = False) -> TrainingSpec:
+        target = torch.randint(1, CLASSES, (EXAMPLES, LONGEST))
+        if repeated:
+            target[:2] = target[:2, :1]
+        steps, lengths = torch.tensor([7, 6, 7, 5]), torch.tensor([3, 2, 1, 3])
+        if short:
+            steps[1], lengths[1], target[1] = 2, 3, 1
+        return under(loss, normal(STEPS, CLASSES), target, steps, lengths)
+
+    return {
+        "CTCLoss": lambda: spoken(_Ctc()),
+        "CTCLoss, repeated labels, sum": lambda: spoken(_Ctc(reduction="sum"), repeated=True),
+        "CTCLoss, zero_infinity, an impossible example": lambda: spoken(_Ctc(zero_infinity=True), short=True),
+        "CTCLoss, blank=4": lambda: under(
+            _Ctc(blank=CLASSES - 1),
+            normal(STEPS, CLASSES),
+            torch.randint(0, CLASSES - 1, (EXAMPLES, LONGEST)),
+            torch.full((EXAMPLES,), STEPS),
+            torch.tensor([3, 0, 1, 2]),
+        ),
+        "F.ctc_loss, all of one length": lambda: under(
+            _whole_length, normal(STEPS, CLASSES), torch.randint(1, CLASSES, (EXAMPLES, LONGEST))
+        ),
+    }
+
+
 def _cases(group: str, forms: dict[str, Callable[[], TrainingSpec]]) -> list[Case]:
     return [Case(group, name, make) for name, make in forms.items()]
 
 
-LOSSES = (*_cases("loss over classes", _classes()), *_cases("loss over numbers", _numbers()))
+LOSSES = (*_cases("loss over classes", _classes()), *_cases("loss over numbers", _numbers()), *_cases("loss over sequences", _sequences()))
