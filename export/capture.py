@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from export.portable.ctc import CTC, Followed
 from export.spec import Loss, TrainingSpec
 from protocol.errors import BundleError
 
@@ -139,7 +140,7 @@ def try_out(spec: TrainingSpec) -> Outcome:
 
 def program(module: nn.Module, arguments: tuple[Tensor, ...]) -> ExportedProgram:
     """The module captured with a free batch axis. Raises BundleError naming what torch could not follow."""
-    with quiet():
+    with quiet(), Followed():  # type: ignore[no-untyped-call]
         try:
             captured = torch.export.export(
                 module, arguments, dynamic_shapes={"arguments": tuple({0: BATCH} for _ in arguments)}
@@ -223,29 +224,42 @@ def refuse_randomness(captured: ExportedProgram) -> None:
 
 
 def _check_operators(captured: ExportedProgram) -> None:
-    """Raises BundleError for what torch's exporter would get wrong or a device could not repeat."""
-    normalised: set[object] = set()
+    """Raises BundleError for what a device could not repeat or compute."""
     for node in captured.graph.nodes:
-        if _draws(node) and _operator(node) in _RECURRENT:
-            raise BundleError(
-                f"{layer_of_fx(node)}: dropout between its layers cannot be repeated on devices; set dropout=0, or use "
-                "one layer each with nn.Dropout between them"
-            )
-        if _draws(node) and _operator(node) not in _DROPOUTS:
+        if _draws(node) and _operator(node) not in (*_DROPOUTS, *_RECURRENT):
             raise BundleError(
                 f"{layer_of_fx(node)}: {_aten(node)} draws random numbers, so that steps could not be checked against "
                 "torch; use nn.Dropout, or x.bernoulli_(p) with a fixed p, which devices draw from their task's seed, "
                 "or give the noise in as an input"
             )
-        if "embedding_bag" in str(node.target):
+        if _operator(node) == "embedding_bag" and not _aten(node.args[2]).startswith("aten.arange"):
             raise BundleError(
+                f"{layer_of_fx(node)}: bags of offsets of one's own; give a matrix of words, a bag of one length for "
+                "every example, and fill short ones with padding_idx"
+            )
+
+
+def artifacts_limit(captured: ExportedProgram) -> str | None:
+    """What onnxruntime-training would get wrong without a word, with its layer and the remedy."""
+    normalised: set[object] = set()
+    for node in captured.graph.nodes:
+        if _draws(node) and _operator(node) in _RECURRENT:
+            return (
+                f"{layer_of_fx(node)}: dropout between its layers has no masks there; use one layer each with "
+                "nn.Dropout between them"
+            )
+        if node.target is CTC:
+            return f"{layer_of_fx(node)}: a CTC loss has no gradient in onnxruntime-training; use the portable backend"
+        if _operator(node) == "embedding_bag":
+            return (
                 f"{layer_of_fx(node)}: EmbeddingBag has no gradient in onnxruntime-training; use nn.Embedding and then "
                 ".mean(1), .sum(1) or .amax(1)"
             )
         if _aten(node) == "aten.batch_norm" and node.args[3] is not None:
             if node.args[3] in normalised:
-                raise BundleError(f"{layer_of_fx(node)}: used twice in one pass; give each use a BatchNorm of its own")
+                return f"{layer_of_fx(node)}: used twice in one pass; give each use a BatchNorm of its own"
             normalised.add(node.args[3])
+    return None
 
 
 def _check_gradients(spec: TrainingSpec, loss: Tensor) -> None:
@@ -285,8 +299,8 @@ def _operator(node: torch.fx.Node) -> str:
     return (str(node.target).split(".") + [""])[1]
 
 
-def _aten(node: torch.fx.Node) -> str:
-    return str(node.target).removesuffix(".default")
+def _aten(node: object) -> str:
+    return str(getattr(node, "target", "")).removesuffix(".default")
 
 
 def _capture_message(error: Exception) -> str:

@@ -172,6 +172,7 @@ def _facts(root: Path, manifest: Manifest, seconds: float | None) -> dict[str, A
             }
             for v in manifest.variants
         },
+        "left_out": dict(manifest.left_out),
         "parity": {name: dataclasses.asdict(p) for name, p in manifest.parity.items()},
     }
     return facts if seconds is None else {**facts, "seconds": round(seconds, 2)}
@@ -196,6 +197,8 @@ def _summary(manifest: Manifest) -> Table:
             f"loss {p.loss:.1e}, gradient {p.gradient:.1e}, statistics {p.buffers:.1e}, 3 steps {p.three_steps:.1e}"
         )
         table.add_row(f"parity, {name}", f"{figures} (tolerance {p.tolerance:.0e}, torch {p.torch})")
+    for name, reason in manifest.left_out.items():
+        table.add_row(f"without {name}", reason)
     return table
 
 

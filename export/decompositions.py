@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from export import losses, windows
 from export.capture import quiet
+from export.portable.ctc import CTC, stepwise
 
 _ATEN = torch.ops.aten
 
@@ -36,7 +37,7 @@ def trainable(captured: ExportedProgram) -> ExportedProgram:
 
 def faithful(captured: ExportedProgram) -> ExportedProgram:
     """The captured program without what torch's exporter or onnxruntime gets wrong."""
-    table: dict[Any, Callable[..., Any]] = {}
+    table: dict[Any, Callable[..., Any]] = {CTC: stepwise} if any(n.target is CTC for n in captured.graph.nodes) else {}
     for node in captured.graph.nodes:
         arguments: tuple[Any, ...] = node.args
         # The exporter drops label smoothing, and takes shares for labels.

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from export import graph_surgery as surgery
-from export.capture import Measured, WithLoss, classes_of, program, refuse_randomness, to_onnx, try_out
+from export.capture import Measured, WithLoss, artifacts_limit, classes_of, program, refuse_randomness, to_onnx, try_out
 from export.decompositions import faithful, trainable
 from export.dropout import masks_to_inputs
 from export.layout import Ports, ports_of, tensors_of
@@ -141,6 +141,9 @@ def _artifacts_graph(
     tensors: tuple[Tensor, ...],
     dropouts: Sequence[Dropout],
 ) -> onnx.ModelProto | str:
+    limit = artifacts_limit(captured)
+    if limit is not None:
+        return limit
     names = [p.name for p in (*ports.inputs, *ports.targets)]
     try:
         model = to_onnx(trainable(captured), names, ["loss", *(p.name for p in ports.outputs)])

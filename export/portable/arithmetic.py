@@ -101,6 +101,10 @@ def _remainder(g: Graph, out: Tensor, x: Any, y: Any) -> str:
     return g.op("Sub", first, g.op("Mul", second, g.op("Floor", g.op("Div", first, second))))
 
 
+def _truncated_remainder(g: Graph, out: Tensor, x: Any, y: Any) -> str:
+    return g.op("Mod", as_type(g, x, out.dtype), as_type(g, y, out.dtype), fmod=1)
+
+
 def _power(g: Graph, out: Tensor, x: Any, exponent: Any) -> str:
     base = as_type(g, x, out.dtype)
     if isinstance(exponent, int | float):
@@ -273,6 +277,8 @@ RULES: Mapping[Any, Rule] = {
     _ATEN.div.Scalar_mode: _divided,
     _ATEN.remainder.Tensor: _remainder,
     _ATEN.remainder.Scalar: _remainder,
+    _ATEN.fmod.Tensor: _truncated_remainder,
+    _ATEN.fmod.Scalar: _truncated_remainder,
     _ATEN.pow.Tensor_Scalar: _power,
     _ATEN.pow.Tensor_Tensor: _power,
     _ATEN.pow.Scalar: _power,

@@ -41,12 +41,11 @@ class Value:
 
 @dataclass(slots=True)
 class Graph:
-    """What was written so far. `batch_from` names an input whose first axis is the batch; `where` is noted on nodes."""
+    """What was written so far. `batch_from` names an input whose first axis is the batch."""
 
     batch_from: str
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: dict[str, TensorProto] = field(default_factory=dict)
-    where: str = ""
     _known: dict[tuple[Any, ...], tuple[str, ...]] = field(default_factory=dict)
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
@@ -60,8 +59,6 @@ class Graph:
             names = tuple(f"{kind.lower()}_{len(self.nodes)}" + (f".{i}" if i else "") for i in range(outputs))
             # The runtime's fusions name what they make after the nodes, so that those need names of their own.
             node = helper.make_node(kind, inputs, names, name=names[0], **attributes)
-            # For messages; it is stripped from what is written.
-            node.doc_string = self.where
             self.nodes.append(node)
             self._known[key] = names
         return self._known[key]

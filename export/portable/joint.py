@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from torch._decomp import core_aten_decompositions
 from torch.export import ExportedProgram
 from torch.export.exported_program import _decompose_exported_program
+from torch.export.graph_signature import InputKind
 from torch.fx import Interpreter, Node
 
-from export import windows
 from export.capture import BATCH, EAGER_FAILURES, METRICS, layer_of_fx, quiet
 from export.decompositions import attention_weights, heads
+from export.portable.forms import FORMS, padded
+from export.portable.recurrent import LAYERS
+from export.portable.whereabouts import marked, place_of
 from protocol.errors import BundleError
 from protocol.manifest import Dropout
 
@@ -44,12 +47,14 @@ class Joint:
     """Forward and backward of a training step, its parameters and buffers by the names that the module has for them.
 
     program: takes parameters, buffers, the module's arguments, then the masks; gives loss, metrics, gradients and
-    buffers, as its signature says. names: the module's name of each of the program's parameters and buffers.
+    buffers, as its signature says. names: the module's name of each of the program's parameters and buffers. layer_of:
+    tells the layer that one of the program's nodes came from, by capturing everything again.
     """
 
     program: ExportedProgram
     names: Mapping[str, str]
     dropouts: tuple[Dropout, ...]
+    layer_of: Callable[[Node], str]
 
 
 def joint(captured: ExportedProgram, arguments: tuple[Tensor, ...], inputs: int, metrics: Sequence[str]) -> Joint:
@@ -58,15 +63,31 @@ def joint(captured: ExportedProgram, arguments: tuple[Tensor, ...], inputs: int,
     arguments: examples as the program takes them, of which the first `inputs` are no targets.
     """
     stepping = _Step(captured, inputs, metrics)
+    program = _captured(stepping, arguments)
+    _check_batch(program)
+
+    def layer_of(node: Node) -> str:
+        stepping.marking = True
+        try:
+            place = place_of(node, _captured(stepping, arguments).graph.nodes)
+        except BundleError:
+            place = None
+        return "module" if place is None else layer_of_fx(stepping.inner_nodes[place])
+
+    return Joint(program, stepping.names, stepping.dropouts, layer_of)
+
+
+def _captured(stepping: "_Step", arguments: tuple[Tensor, ...]) -> ExportedProgram:
     masks = tuple(torch.ones(len(arguments[0]), *d.shape) for d in stepping.dropouts)
-    with quiet():
+    # Torch's memory of what it computed on shapes costs more here than it saves.
+    with quiet(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
         try:
             program = torch.export.export(
                 stepping,
                 (*arguments, *masks),
                 dynamic_shapes={"values": tuple({0: BATCH} for _ in (*arguments, *masks))},
             )
-            program = _decompose_exported_program(
+            return _decompose_exported_program(
                 program,
                 cia_to_decomp={},
                 python_decomp_table=_decompositions(),
@@ -75,11 +96,22 @@ def joint(captured: ExportedProgram, arguments: tuple[Tensor, ...], inputs: int,
             )
         except EAGER_FAILURES as error:
             raise BundleError(f"module: its backward cannot be captured. torch says: {str(error)[:400]}") from error
-    return Joint(program, stepping.names, stepping.dropouts)
+
+
+def _check_batch(program: ExportedProgram) -> None:
+    """Refuses a backward in which torch fixed the number of examples, as it may where its own code counts them."""
+    given = {s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
+    for node in program.graph.nodes:
+        if node.name in given and not _is_batch(node.meta["val"].shape[0]):
+            raise BundleError(
+                "module: the backward of one of its operators fixes the number of examples, which devices choose; use "
+                "the layers of docs/operators.md"
+            )
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    return {op: rule for op, rule in dict(core_aten_decompositions()).items() if op not in _KEPT}
+    table = {op: rule for op, rule in dict(core_aten_decompositions()).items() if op not in _KEPT}
+    return {**table, _ATEN.constant_pad_nd.default: padded}
 
 
 class _Step(nn.Module):
@@ -93,6 +125,8 @@ class _Step(nn.Module):
         self._inputs, self._metrics = inputs, [METRICS[name] for name in metrics]
         # In a tuple, so that its parameters are not this module's a second time.
         self._inner = (captured.module(check_guards=False),)
+        self.inner_nodes = list(self._inner[0].graph.nodes)
+        self.marking = False
         self.names: dict[str, str] = {}
         self._held: dict[str, str] = {}
         registered: dict[int, str] = {}
@@ -107,16 +141,19 @@ class _Step(nn.Module):
                 self.register_parameter(own, value)
             else:
                 self.register_buffer(own, value)
-        draws = [n for n in self._inner[0].graph.nodes if _rate(n) is not None]
-        self.dropouts = tuple(_dropout(n, k) for k, n in enumerate(draws))
-        self._places = {node: k for k, node in enumerate(draws)}
+        dropouts: list[Dropout] = []
+        self._places: dict[Node, tuple[int, int]] = {}
+        for node in self._inner[0].graph.nodes:
+            if _rate(node) is not None:
+                found = _dropouts(node, len(dropouts))
+                self._places[node] = (len(dropouts), len(dropouts) + len(found))
+                dropouts += found
+        self.dropouts = tuple(dropouts)
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         count = len(values) - len(self.dropouts)
         running = _Running(self, values[count:])
-        # So that what cannot be written is told by the layer that it came from.
-        with torch.fx.traceback.preserve_node_meta():
-            results = running.run(*values[:count], enable_io_processing=False)
+        results = running.run(*values[:count], enable_io_processing=False)
         loss, output = results[0], results[1].detach()
         target = values[self._inputs]
         return (loss, *(metric(output, target) for metric in self._metrics))
@@ -132,54 +169,29 @@ class _Running(Interpreter):
         return super().get_attr(target, args, kwargs) if held is None else getattr(self._step, held)
 
     def run_node(self, n: Node) -> Any:
-        place = self._step._places.get(n)
-        rewritten = _REWRITTEN.get(n.target)
-        if place is None and rewritten is None and n.target is not _ATEN.scaled_dot_product_attention.default:
+        result = self._run(n)
+        if not self._step.marking or n.op != "call_function":
+            return result
+        return marked(result, self._step.inner_nodes.index(n))
+
+    def _run(self, n: Node) -> Any:
+        first, last = self._step._places.get(n, (0, 0))
+        masks = self._masks[first:last]
+        rewritten, recurrent = FORMS.get(n.target), LAYERS.get(n.target)
+        drawing = bool(masks) or n.target is _ATEN.scaled_dot_product_attention.default
+        if rewritten is None and recurrent is None and not drawing:
             return super().run_node(n)
         with self._set_current_node(n):
             args, kwargs = self.fetch_args_kwargs_from_env(n)
+            result = NotImplemented
             if rewritten is not None:
                 result = rewritten(*args, **kwargs)
-                return super().run_node(n) if result is NotImplemented else result
-        mask = None if place is None else self._masks[place]
-        return _masked(n, self._step.dropouts[place].rate if place is not None else 0.0, mask, args, kwargs)
-
-
-def _instance_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    batch: bool,
-    m: float,
-    eps: float,
-    _: bool,
-) -> Tensor:
-    if mean is not None or not batch:
-        return NotImplemented  # type: ignore[no-any-return]
-    return torch.group_norm(x, x.shape[1], weight, bias, eps)
-
-
-def _weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
-    axes = [d for d in range(direction.ndim) if d != dim % direction.ndim]
-    norm = direction.square().sum(axes, keepdim=True).sqrt()
-    return direction * (length / norm)
-
-
-# Forms whose derivative is a better graph than that of torch's own decomposition; what they leave, torch does.
-_REWRITTEN: Mapping[Any, Callable[..., Any]] = {
-    _ATEN.instance_norm.default: _instance_norm,
-    _ATEN._weight_norm.default: _weight_norm,
-    _ATEN.adaptive_avg_pool1d.default: windows.adaptive_avg_pool,
-    _ATEN.adaptive_avg_pool2d.default: windows.adaptive_avg_pool,
-    _ATEN.adaptive_max_pool1d.default: windows.adaptive_max_pool,
-    _ATEN.adaptive_max_pool2d.default: windows.adaptive_max_pool,
-    _ATEN.upsample_nearest1d.vec: windows.upsample_nearest,
-    _ATEN.upsample_nearest2d.vec: windows.upsample_nearest,
-    _ATEN.upsample_linear1d.vec: windows.upsample_linear,
-    _ATEN.upsample_bilinear2d.vec: windows.upsample_linear,
-}
+            elif recurrent is not None:
+                result = recurrent(masks, *args, **kwargs)
+            elif drawing:
+                rate = self._step.dropouts[first].rate if masks else 0.0
+                result = _masked(n, rate, masks[0] if masks else None, args, kwargs)
+        return super().run_node(n) if result is NotImplemented else result
 
 
 def _masked(node: Node, rate: float, mask: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -224,16 +236,21 @@ def _rate(node: Node) -> float | None:
     values |= dict(zip((a.name for a in schema), node.args, strict=False)) | dict(node.kwargs)
     if values.get("train") is False:
         return None
-    rate = next((values[name] for name in ("dropout_p", "p") if name in values), None)
-    if rate is None:
+    rate = next((values[name] for name in ("dropout_p", "dropout", "p") if name in values), None)
+    if rate is None or (node.target in LAYERS and values["num_layers"] == 1):
         return None
     rate = 1 - rate if "bernoulli" in str(node.target) else rate
     return float(rate) if rate > 0 else None
 
 
-def _dropout(node: Node, place: int) -> Dropout:
+def _dropouts(node: Node, place: int) -> list[Dropout]:
+    """The masks that an operator draws; a recurrent layer one after each of its layers but the last."""
     operator, rate = str(node.target), _rate(node)
     assert rate is not None
+    given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False))  # type: ignore[union-attr]
+    if node.target in LAYERS:
+        steps, width = _recurrent_sizes(node, given)
+        return [Dropout(f"{_NAME}_{place + i}", (steps * width,), rate) for i in range(given["num_layers"] - 1)]
     value = node.args[0].meta["val"]  # type: ignore[union-attr]
     sizes = list(value.shape)
     if "scaled_dot_product" in operator:
@@ -241,7 +258,7 @@ def _dropout(node: Node, place: int) -> Dropout:
     if "feature" in operator:
         sizes = [*sizes[:2], *[1] * (len(sizes) - 2)]
     if _is_batch(sizes[0]) and all(isinstance(s, int) for s in sizes[1:]):
-        return Dropout(f"{_NAME}_{place}", tuple(sizes[1:]), rate)
+        return [Dropout(f"{_NAME}_{place}", tuple(sizes[1:]), rate)]
     symbolic = [s for s in sizes if not isinstance(s, int)]
     factor = symbolic[0].node.expr.as_coeff_Mul() if len(symbolic) == 1 else (0, None)
     if factor[1] is None or not factor[1].is_Symbol:
@@ -249,4 +266,14 @@ def _dropout(node: Node, place: int) -> Dropout:
             f"{layer_of_fx(node)}: dropout on a tensor of {sizes}, whose size is no multiple of the number of "
             "examples; apply it to values of each example, or set p=0"
         )
-    return Dropout(f"{_NAME}_{place}", (int(factor[0]) * math.prod(s for s in sizes if isinstance(s, int)),), rate)
+    return [Dropout(f"{_NAME}_{place}", (int(factor[0]) * math.prod(s for s in sizes if isinstance(s, int)),), rate)]
+
+
+def _recurrent_sizes(node: Node, given: dict[str, Any]) -> tuple[int, int]:
+    """How many steps a recurrent layer takes, and how wide its results are."""
+    x, states = given["input"].meta["val"], given["hx"]
+    steps = x.shape[1 if given["batch_first"] else 0]
+    if not isinstance(steps, int):
+        raise BundleError(f"{layer_of_fx(node)}: its steps depend on the number of examples; set batch_first=True")
+    state = (states if isinstance(states, Node) else states[0]).meta["val"]
+    return steps, int(state.shape[-1]) * (2 if given["bidirectional"] else 1)

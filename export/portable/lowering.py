@@ -10,8 +10,8 @@ from onnx import helper
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 
-from export.capture import MODULE, layer_of_fx
-from export.portable import arithmetic, convolution, normalisation, pooling, reductions, shapes
+from export.capture import MODULE
+from export.portable import arithmetic, convolution, ctc, normalisation, pooling, reductions, shapes, unrolled
 from export.portable.graph import BATCH, IR, ONNX_TYPES, OPSET, Graph, UnwritableError, Value
 from export.portable.joint import Joint
 from protocol.errors import BundleError
@@ -27,6 +27,8 @@ RULES: Mapping[Any, Rule] = {
     **convolution.RULES,
     **pooling.RULES,
     **normalisation.RULES,
+    **unrolled.RULES,
+    **ctc.RULES,
 }
 # Nothing of them is left in a graph: checks, and sizes, which torch notes on the values that have them.
 _SILENT = frozenset({torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default})
@@ -64,12 +66,12 @@ def write(
             values[node] = Value(g.constant(array, value.dtype), tuple(value.shape), value.dtype)
     for node in joint.program.graph.nodes:
         if node.op == "call_function":
-            values[node] = _written(g, node, values)
+            values[node] = _written(g, joint, node, values)
     outputs = _outputs(g, joint, values, metrics, tensors)
     return _model(g, inputs, outputs, tensors)
 
 
-def _written(g: Graph, node: Node, values: Mapping[Node, Any]) -> Any:
+def _written(g: Graph, joint: Joint, node: Node, values: Mapping[Node, Any]) -> Any:
     if node.target is operator.getitem:
         source = values[node.args[0]]  # type: ignore[index]
         return source[node.args[1]]
@@ -79,12 +81,11 @@ def _written(g: Graph, node: Node, values: Mapping[Node, Any]) -> Any:
     try:
         if rule is None:
             raise UnwritableError(f"operator {str(node.target).removesuffix('.default')}, which has no rule")
-        g.where = layer_of_fx(node)
         arguments, options = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
         result = rule(g, node.meta["val"], *arguments, **options)
     except UnwritableError as error:
         raise BundleError(
-            f"{layer_of_fx(node)}: needs {error}, which standard ONNX operators do not train; replace it with "
+            f"{joint.layer_of(node)}: needs {error}, which standard ONNX operators do not train; replace it with "
             "layers of docs/operators.md"
         ) from None
     out = node.meta["val"]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from export.portable.arithmetic import as_type
+from export.portable.forms import PAD
 from export.portable.graph import Graph, Size, UnwritableError, Value
 
 _ATEN = torch.ops.aten
@@ -224,6 +225,27 @@ def _filled(g: Graph, out: Tensor, value: Any) -> str:
     return g.op("Expand", scalar, g.sizes(tuple(out.shape))) if out.ndim else scalar
 
 
+def _copy(g: Graph, out: Tensor, x: Value, source: Value, *_: Any) -> str:
+    return _expand(g, out, Value(as_type(g, source, out.dtype), source.shape, out.dtype))
+
+
+def _sort(g: Graph, out: Any, x: Value, dim: int = -1, descending: bool = False) -> tuple[str, ...]:
+    size = x.shape[dim]
+    if not isinstance(size, int):
+        raise UnwritableError("an order of the examples")
+    return _topk(g, out, x, size, dim, descending)
+
+
+def _sort_stable(g: Graph, out: Any, x: Value, *, stable: Any, dim: int = -1, descending: bool = False) -> Any:
+    return _sort(g, out, x, dim, descending)
+
+
+def _topk(
+    g: Graph, out: Any, x: Value, k: int, dim: int = -1, largest: bool = True, sorted_too: bool = True
+) -> tuple[str, ...]:
+    return g.ops("TopK", (x.name, g.ints(k)), 2, axis=dim % x.rank, largest=int(largest), sorted=1)
+
+
 def _empty(g: Graph, out: Tensor, *_: Any, **__: Any) -> str:
     return _filled(g, out, 0)
 
@@ -271,7 +293,7 @@ RULES: Mapping[Any, Rule] = {
     _ATEN.split_with_sizes.default: _split,
     _ATEN.flip.default: _flip,
     _ATEN.repeat.default: _repeat,
-    _ATEN.constant_pad_nd.default: _pad,
+    PAD: _pad,
     _ATEN.slice_scatter.default: _slice_scatter,
     _ATEN.select_scatter.default: _select_scatter,
     _ATEN.index_select.default: _index_select,
@@ -289,7 +311,12 @@ RULES: Mapping[Any, Rule] = {
     _ATEN.zeros_like.default: _empty,
     _ATEN.empty.memory_format: _empty,
     _ATEN.empty_permuted.default: _empty,
+    _ATEN.new_empty_strided.default: _empty,
     _ATEN.scalar_tensor.default: _scalar,
+    _ATEN.copy.default: _copy,
+    _ATEN.sort.default: _sort,
+    _ATEN.sort.stable: _sort_stable,
+    _ATEN.topk.default: _topk,
     _ATEN.arange.start_step: _arange,
     _ATEN.arange.default: _arange,
     _ATEN.arange.start: _arange,
