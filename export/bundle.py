@@ -21,6 +21,7 @@ from export.files import (
     ARTIFACTS_REQUIRES,
     EVALUATION_FILE,
     INFERENCE_FILE,
+    MADE,
     PORTABLE_FILES,
     PORTABLE_REQUIRES,
     entry_of,
@@ -43,9 +44,6 @@ from protocol.manifest import (
     Variant,
     format_manifest,
 )
-
-# What is made where nothing is said. The second is left out, with the reason, where it cannot be made.
-MADE = (PORTABLE, ORT_TRAINING)
 
 
 def _silent(stage: str) -> None:

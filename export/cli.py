@@ -13,7 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from edge_agent.runtimes.portable import NAME as PORTABLE
 from export import verify
+from export.files import MADE
 from protocol.bundle import open_bundle
 from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.layout import layout_of
@@ -24,6 +26,7 @@ examples:
   fleet-export examples/digits_cnn.py:digits --out bundles/digits
   fleet-export mypackage.models:classifier --out bundles/classifier --model-version 2 --json
   fleet-export examples/digits_cnn.py:digits --out bundles/digits --train-last 1 --freeze 'features.*'
+  fleet-export examples/digits_cnn.py:digits --out bundles/digits --backends portable
   fleet-export show bundles/digits
   fleet-export verify bundles/digits
 
@@ -94,8 +97,24 @@ def _parser() -> argparse.ArgumentParser:
         help="add a variant freeze, which leaves parameters of these names as they are, as in 'backbone.*'; "
         "all patterns given are one variant",
     )
+    parser.add_argument(
+        "--backends",
+        type=_backends,
+        default=MADE,
+        metavar="NAMES",
+        help=f"comma-separated, of {', '.join(MADE)} (default: both, the second where it covers the model); "
+        f"{PORTABLE} is always made",
+    )
     parser.add_argument("--json", action="store_true", help="print the facts as one JSON object")
     return parser
+
+
+def _backends(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in MADE:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one that is made; use {' or '.join(MADE)}")
+    return names
 
 
 def _show_parser() -> argparse.ArgumentParser:
@@ -125,6 +144,7 @@ def _export(options: argparse.Namespace) -> int:
             options.out,
             line=line,
             force=options.force,
+            backends=options.backends,
             train_last=options.train_last,
             freeze=options.freeze,
             report=status.update,

@@ -21,6 +21,8 @@ ARTIFACTS = {
 # Any stock release from the first that reads these graphs on.
 PORTABLE_REQUIRES = "onnxruntime>=1.17"
 ARTIFACTS_REQUIRES = "onnxruntime-training-cpu==1.19.2"
+# What is made where nothing is said. The second is left out, with the reason, where it cannot be made.
+MADE = (PORTABLE, ORT_TRAINING)
 
 
 def entry_of(folder: Path, path: str) -> FileEntry:
