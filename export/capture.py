@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils.hooks import RemovableHandle
 
 from export.portable.ctc import CTC, Followed
 from export.spec import Loss, TrainingSpec
@@ -140,15 +141,39 @@ def try_out(spec: TrainingSpec) -> Outcome:
 
 def program(module: nn.Module, arguments: tuple[Tensor, ...]) -> ExportedProgram:
     """The module captured with a free batch axis. Raises BundleError naming what torch could not follow."""
-    with quiet(), Followed():  # type: ignore[no-untyped-call]
+    with quiet(), Followed():
         try:
             captured = torch.export.export(
                 module, arguments, dynamic_shapes={"arguments": tuple({0: BATCH} for _ in arguments)}
             )
         except EAGER_FAILURES as error:
-            raise BundleError(_capture_message(error)) from error
+            raise BundleError(_capture_message(error, _entered(module, arguments))) from error
     _check_operators(captured)
     return captured
+
+
+def _entered(module: nn.Module, arguments: tuple[Tensor, ...]) -> str:
+    """The layer that a capture does not come out of, by a second capture that watches them."""
+    inside: list[tuple[str, str]] = []
+
+    def enter(name: str, layer: nn.Module) -> None:
+        inside.append((name, type(layer).__name__))
+
+    def leave(*_: object) -> None:
+        inside.pop()
+
+    handles: list[RemovableHandle] = []
+    for name, layer in module.named_modules():
+        handles.append(layer.register_forward_pre_hook(lambda layer, _, name=name: enter(name, layer)))
+        handles.append(layer.register_forward_hook(leave))
+    try:
+        torch.export.export(module, arguments, dynamic_shapes={"arguments": tuple({0: BATCH} for _ in arguments)})
+    except EAGER_FAILURES:
+        return _layer(inside)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return "module"
 
 
 def classes_of(captured: ExportedProgram, arguments: int) -> dict[int, int]:
@@ -303,7 +328,7 @@ def _aten(node: object) -> str:
     return str(getattr(node, "target", "")).removesuffix(".default")
 
 
-def _capture_message(error: Exception) -> str:
+def _capture_message(error: Exception, where: str) -> str:
     text = str(error)
     if type(error).__name__ == "ConstraintViolationError" or "specialized" in text or "Constraints violated" in text:
         return (
@@ -311,8 +336,11 @@ def _capture_message(error: Exception) -> str:
             "x.shape[0] in place of a number"
         )
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
-        return f"module: shapes or branches depend on values; {_ADVICE}. torch says: {_short(error)}"
-    return f"module: torch.export cannot follow it; {_ADVICE}. torch says: {_short(error)}"
+        return (
+            f"{where}: shapes or branches depend on values; {_ADVICE}, as torch.where in place of a choice by a mask. "
+            f"torch says: {_short(error)}"
+        )
+    return f"{where}: torch.export cannot follow it; {_ADVICE}. torch says: {_short(error)}"
 
 
 def _conversion_message(captured: ExportedProgram, error: BaseException) -> str:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from export import losses, windows
 from export.capture import quiet
 from export.portable.ctc import CTC, stepwise
+from export.portable.forms import FORMS
 
 _ATEN = torch.ops.aten
 
@@ -40,6 +41,8 @@ def faithful(captured: ExportedProgram) -> ExportedProgram:
     table: dict[Any, Callable[..., Any]] = {CTC: stepwise} if any(n.target is CTC for n in captured.graph.nodes) else {}
     for node in captured.graph.nodes:
         arguments: tuple[Any, ...] = node.args
+        if node.target in _WITHOUT_ONNX:
+            table[node.target] = _WITHOUT_ONNX[node.target]
         # The exporter drops label smoothing, and takes shares for labels.
         if node.target == _ATEN.cross_entropy_loss.default and (
             any(arguments[5:]) or arguments[1].meta["val"].is_floating_point()
@@ -210,6 +213,20 @@ def _channels(x: Tensor) -> list[int]:
     return [-1, *[1] * (x.ndim - 2)]
 
 
+# What torch's exporter cannot write as it is, or writes as what no runtime loads.
+_WITHOUT_ONNX: Mapping[Any, Callable[..., Any]] = {
+    _ATEN.adaptive_max_pool1d.default: windows.adaptive_largest,
+    _ATEN.adaptive_max_pool2d.default: windows.adaptive_largest,
+    **{
+        operator: FORMS[operator]
+        for operator in (
+            _ATEN.cdist.default,
+            _ATEN._cdist_forward.default,
+            _ATEN.embedding_bag.default,
+            _ATEN.embedding_bag.padding_idx,
+        )
+    },
+}
 _UNROLLED: Mapping[Any, Callable[..., Any]] = {
     _ATEN.lstm.input: decompositions.lstm_impl,
     _ATEN.gru.input: decompositions.gru_impl,

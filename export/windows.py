@@ -41,6 +41,19 @@ def adaptive_max_pool(x: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     return pooled, torch.zeros_like(pooled, dtype=torch.int64)
 
 
+def adaptive_largest(x: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """aten.adaptive_max_pool1d and 2d for graphs without gradients. The places of the largest are not given."""
+    for axis, (have, want) in enumerate(zip(x.shape[2:], size, strict=True), start=2):
+        spans = uneven(have, want)
+        x = torch.cat([x.narrow(axis, begin, end - begin).amax(axis, keepdim=True) for begin, end in spans], axis)
+    return x, torch.zeros_like(x, dtype=torch.int64)
+
+
+def uneven(have: int, want: int) -> list[tuple[int, int]]:
+    """Where torch's adaptive windows begin and end."""
+    return [(i * have // want, -(-(i + 1) * have // want)) for i in range(want)]
+
+
 def adaptive_avg_pool(x: Tensor, size: Sequence[int]) -> Tensor:
     """aten.adaptive_avg_pool1d and 2d: a mean, even windows, or else products with constant matrices, one an axis."""
     given = x.shape[2:]

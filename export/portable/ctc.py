@@ -31,13 +31,11 @@ torch.library.define(
 CTC, _CTC_BACKWARD = torch.ops.sparsefleet.ctc.default, torch.ops.sparsefleet.ctc_backward.default
 
 
-@torch.library.register_fake(f"{NAMESPACE}::ctc")
 def _shapes(log_p: Tensor, labels: Tensor, steps_of: Tensor, lengths: Tensor, blank: int) -> tuple[Tensor, Tensor]:
     steps, batch = log_p.shape[:2]
     return log_p.new_empty(batch), log_p.new_empty(steps, batch, 2 * labels.shape[1] + 1)
 
 
-@torch.library.register_fake(f"{NAMESPACE}::ctc_backward")
 def _backward_shape(slope: Tensor, log_p: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(log_p)
 
@@ -53,6 +51,8 @@ def _slope(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     return found, None, None, None, None
 
 
+torch.library.register_fake(f"{NAMESPACE}::ctc", _shapes)
+torch.library.register_fake(f"{NAMESPACE}::ctc_backward", _backward_shape)
 torch.library.register_autograd(f"{NAMESPACE}::ctc", _slope, setup_context=_keep)
 
 
@@ -71,25 +71,22 @@ class Followed(TorchFunctionMode):
 def _loss(
     log_probs: Tensor,
     targets: Tensor,
-    input_lengths: Tensor,
-    target_lengths: Tensor,
+    input_lengths: Any,
+    target_lengths: Any,
     blank: int = 0,
     reduction: int | str = "mean",
     zero_infinity: bool = False,
 ) -> Tensor:
     """torch.nn.functional.ctc_loss over a matrix of targets and tensors of lengths."""
-    if (
-        log_probs.ndim != 3
-        or targets.ndim != 2
-        or not isinstance(input_lengths, Tensor)
-        or not isinstance(target_lengths, Tensor)
-    ):
+    tensors = isinstance(input_lengths, Tensor) and isinstance(target_lengths, Tensor)
+    if log_probs.ndim != 3 or targets.ndim != 2 or not tensors:
         return NotImplemented  # type: ignore[no-any-return]
     losses: Tensor = CTC(log_probs, targets, input_lengths.long(), target_lengths.long(), blank)[0]
     if zero_infinity:
         losses = torch.where(torch.isinf(losses), 0.0, losses)
     if reduction in ("mean", 1):
-        return (losses / target_lengths.clamp(min=1)).mean()
+        losses = losses / target_lengths.clamp(min=1)
+        return losses.mean()
     return losses if reduction in ("none", 0) else losses.sum()
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from export import windows
+from export.portable.graph import Size
 from export.portable.recurrent import NAMESPACE
 
 _ATEN = torch.ops.aten
@@ -39,8 +40,8 @@ def _weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
 
 def _bilinear(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     out, wide, other = weight.shape
-    rows = (first @ weight.permute(1, 0, 2).reshape(wide, out * other)).unflatten(-1, (out, other))
-    result = (rows * second.unsqueeze(-2)).sum(-1)
+    rows = first @ weight.permute(1, 0, 2).reshape(wide, out * other)
+    result: Tensor = (rows.reshape(*first.shape[:-1], out, other) * second.unsqueeze(-2)).sum(-1)
     return result if bias is None else result + bias
 
 
@@ -51,30 +52,29 @@ def _adaptive_avg_pool(x: Tensor, size: Sequence[int]) -> Tensor:
         return windows.adaptive_avg_pool(x, size)
     for axis, (have, want) in enumerate(zip(given, size, strict=True), start=2):
         rows = [[0.0] * have for _ in range(want)]
-        for row, (begin, end) in zip(rows, _uneven(have, want), strict=True):
+        for row, (begin, end) in zip(rows, windows.uneven(have, want), strict=True):
             row[begin:end] = [1 / (end - begin)] * (end - begin)
         x = (x.transpose(axis, -1) @ torch.tensor(rows).T).transpose(axis, -1)
     return x
 
 
-def _adaptive_max_pool(x: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-    """Uneven windows as rows of places, which a short window ends with its last place again: ties go to the first."""
+def _adaptive_max_pool(x: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Uneven windows as rows of places, which a short window ends with its last place again: ties go to the first.
+
+    The places of the largest are not given.
+    """
     given = x.shape[2:]
     if all(g % s == 0 for g, s in zip(given, size, strict=True)):
         return windows.adaptive_max_pool(x, size)
     places = [[0]]
     for have, want in zip(given, size, strict=True):
-        spans = _uneven(have, want)
+        spans = windows.uneven(have, want)
         places = [[p * have + i for p in outer for i in range(*span)] for outer in places for span in spans]
     longest = max(map(len, places))
     rows = [p + p[-1:] * (longest - len(p)) for p in places]
     chosen = x.flatten(2).index_select(2, torch.tensor(rows).flatten())
-    return chosen.unflatten(2, (len(rows), longest)).max(3).values.unflatten(2, tuple(size)), None
-
-
-def _uneven(have: int, want: int) -> list[tuple[int, int]]:
-    """Where torch's adaptive windows begin and end."""
-    return [(i * have // want, -(-(i + 1) * have // want)) for i in range(want)]
+    pooled = chosen.reshape(*x.shape[:2], len(rows), longest).max(3).values.reshape(*x.shape[:2], *size)
+    return pooled, torch.zeros_like(pooled, dtype=torch.int64)
 
 
 def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor:
@@ -107,7 +107,7 @@ def _pad(x: Tensor, padding: Sequence[int], mode: str = "constant", value: float
 
 
 def _prod(x: Tensor, dim: int, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
-    size = x.shape[dim]
+    size: Size = x.shape[dim]
     if not isinstance(size, int) or not 0 < size <= _FACTORS or dtype is not None:
         return NotImplemented  # type: ignore[no-any-return]
     result = x.narrow(dim, 0, 1)
@@ -118,7 +118,8 @@ def _prod(x: Tensor, dim: int, keepdim: bool = False, *, dtype: Any = None) -> T
 
 def _diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     first, second = dim1 % x.ndim, dim2 % x.ndim
-    height, width = x.shape[first], x.shape[second]
+    sizes: tuple[Size, Size] = (x.shape[first], x.shape[second])
+    height, width = sizes
     if not isinstance(height, int) or not isinstance(width, int):
         return NotImplemented  # type: ignore[no-any-return]
     rest = [d for d in range(x.ndim) if d not in (first, second)]
@@ -127,7 +128,8 @@ def _diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tenso
 
 
 def _distances(first: Tensor, second: Tensor, p: float = 2.0, _: int | None = None) -> Tensor:
-    return torch.linalg.vector_norm(first.unsqueeze(-2) - second.unsqueeze(-3), p, -1)
+    distances: Tensor = torch.linalg.vector_norm(first.unsqueeze(-2) - second.unsqueeze(-3), p, -1)
+    return distances
 
 
 def _avg_pool3d(
@@ -137,7 +139,7 @@ def _avg_pool3d(
     if list(kernel[1:]) != [1, 1] or any(padding) or any(s != 1 for s in stride) or any(rest):
         return NotImplemented  # type: ignore[no-any-return]
     flat: Tensor = _ATEN.avg_pool2d(x.flatten(-2), [kernel[0], 1], [1, 1])
-    return flat.unflatten(-1, tuple(x.shape[-2:]))
+    return flat.reshape(*flat.shape[:-1], *x.shape[-2:])
 
 
 def _embedding_bag(
@@ -155,13 +157,13 @@ def _embedding_bag(
     size = _length(words)
     if by_frequency or last or size is None:
         return NotImplemented
-    words = words.reshape(-1, size)
+    words, nothing = words.reshape(-1, size), words.new_empty(0)
     found = table[words]
     if shares is not None:
         found = found * shares.reshape(-1, size, 1)
     if padding is None or padding < 0:
         result = (found.sum(1), found.mean(1), found.max(1).values)[_MODES.index(mode)]
-        return result, None, None, None
+        return result, nothing, nothing, nothing
     counts = (words != padding).unsqueeze(2)
     if mode == _MAX:
         result = torch.where(counts, found, -math.inf).max(1).values
@@ -169,7 +171,7 @@ def _embedding_bag(
     else:
         result = (found * counts).sum(1)
         result = result / counts.sum(1).clamp(min=1) if mode == _MEAN else result
-    return result, None, None, None
+    return result, nothing, nothing, nothing
 
 
 _MODES = (_SUM, _MEAN, _MAX) = (0, 1, 2)
@@ -177,7 +179,7 @@ _MODES = (_SUM, _MEAN, _MAX) = (0, 1, 2)
 
 def _length(words: Tensor) -> int | None:
     """How many words every example has, where their number is a multiple of the batch."""
-    count = words.shape[0]
+    count: Size = words.shape[0]
     if not isinstance(count, torch.SymInt):
         return None
     many, rest = count.node.expr.as_coeff_Mul()
@@ -214,12 +216,14 @@ torch.library.define(f"{NAMESPACE}::pad", "(Tensor x, SymInt[] padding, Scalar v
 PAD = torch.ops.sparsefleet.pad.default
 
 
-@torch.library.register_fake(f"{NAMESPACE}::pad")
 def _padded_shape(x: Tensor, padding: Sequence[int], value: float) -> Tensor:
     sizes = list(x.shape)
     for i in range(len(padding) // 2):
         sizes[x.ndim - 1 - i] += padding[2 * i] + padding[2 * i + 1]
     return x.new_empty(sizes)
+
+
+torch.library.register_fake(f"{NAMESPACE}::pad", _padded_shape)
 
 
 def padded(x: Tensor, padding: Sequence[int], value: float = 0) -> Tensor:

@@ -87,13 +87,14 @@ def _captured(stepping: "_Step", arguments: tuple[Tensor, ...]) -> ExportedProgr
                 (*arguments, *masks),
                 dynamic_shapes={"values": tuple({0: BATCH} for _ in (*arguments, *masks))},
             )
-            return _decompose_exported_program(
+            decomposed: ExportedProgram = _decompose_exported_program(
                 program,
                 cia_to_decomp={},
                 python_decomp_table=_decompositions(),
                 joint_loss_index=0,
                 decompose_custom_triton_ops=False,
             )
+            return decomposed
         except EAGER_FAILURES as error:
             raise BundleError(f"module: its backward cannot be captured. torch says: {str(error)[:400]}") from error
 
@@ -188,7 +189,7 @@ class _Running(Interpreter):
                 result = rewritten(*args, **kwargs)
             elif recurrent is not None:
                 result = recurrent(masks, *args, **kwargs)
-            elif drawing:
+            else:
                 rate = self._step.dropouts[first].rate if masks else 0.0
                 result = _masked(n, rate, masks[0] if masks else None, args, kwargs)
         return super().run_node(n) if result is NotImplemented else result
@@ -247,7 +248,8 @@ def _dropouts(node: Node, place: int) -> list[Dropout]:
     """The masks that an operator draws; a recurrent layer one after each of its layers but the last."""
     operator, rate = str(node.target), _rate(node)
     assert rate is not None
-    given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False))  # type: ignore[union-attr]
+    names = (a.name for a in node.target._schema.arguments)  # type: ignore[union-attr]
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False))
     if node.target in LAYERS:
         steps, width = _recurrent_sizes(node, given)
         return [Dropout(f"{_NAME}_{place + i}", (steps * width,), rate) for i in range(given["num_layers"] - 1)]

@@ -16,12 +16,12 @@ torch.library.define(f"{NAMESPACE}::mark", "(Tensor x, int place) -> Tensor")
 torch.library.define(f"{NAMESPACE}::mark_backward", "(Tensor x, int place) -> Tensor")
 
 
-@torch.library.register_fake(f"{NAMESPACE}::mark")
-@torch.library.register_fake(f"{NAMESPACE}::mark_backward")
 def _same_shape(x: Tensor, place: int) -> Tensor:
     return torch.empty_like(x)
 
 
+torch.library.register_fake(f"{NAMESPACE}::mark", _same_shape)
+torch.library.register_fake(f"{NAMESPACE}::mark_backward", _same_shape)
 _MARK, _MARK_BACKWARD = torch.ops.sparsefleet.mark.default, torch.ops.sparsefleet.mark_backward.default
 
 
@@ -58,7 +58,11 @@ def place_of(node: Node, others: Iterable[Node]) -> int | None:
     found = _nearest(twin, _MARK_BACKWARD, lambda n: n.all_input_nodes)
     if found is None:
         found = _nearest(twin, _MARK, lambda n: list(n.users))
-    return None if found is None else int(found.args[1])  # type: ignore[call-overload]
+    if found is None:
+        return None
+    place = found.args[1]
+    assert isinstance(place, int)
+    return place
 
 
 def _nearest(start: Node, target: Any, beside: Callable[[Node], list[Node]]) -> Node | None:

@@ -122,7 +122,6 @@ MODELS = (
     Model(
         "LSTM, 2 layers with dropout between them",
         lambda: recurrent(nn.LSTM(6, 12, num_layers=2, dropout=0.2, batch_first=True)),
-        "LSTM layers with nn.Dropout between them",
     ),
     Model(
         "LSTM layers with nn.Dropout between them",
@@ -139,7 +138,7 @@ MODELS = (
     ),
     Model("GRU classifier", lambda: recurrent(nn.GRU(6, 12, batch_first=True))),
     Model("Embedding and mean, int64 inputs", lambda: bag(nn.Embedding(50, 8, padding_idx=0), lambda x: x.mean(1))),
-    Model("EmbeddingBag", lambda: bag(nn.EmbeddingBag(50, 8), lambda x: x), "Embedding and mean, int64 inputs"),
+    Model("EmbeddingBag", lambda: bag(nn.EmbeddingBag(50, 8), lambda x: x)),
     Model("Autoencoder, mse", autoencoder),
     Model("Convolutional autoencoder, ConvTranspose2d", convolutional_autoencoder),
     Model(
@@ -206,7 +205,7 @@ MODELS = (
     ),
     Model("interpolate, nearest by 2", upsampled),
     Model("interpolate, bilinear", lambda: upsampled(mode="bilinear")),
-    Model("interpolate, bicubic", lambda: upsampled(mode="bicubic"), "interpolate, bilinear"),
+    Model("interpolate, bicubic", lambda: upsampled(mode="bicubic")),
     Model(
         "PixelShuffle",
         lambda: numbers(nn.Sequential(nn.Conv2d(3, 4, 1), nn.PixelShuffle(2)), image(3, 4, 4), torch.rand(N, 1, 8, 8)),
@@ -232,9 +231,9 @@ MODELS = (
         "x.view(32, -1), a batch size in forward", lambda: applied(lambda x: x.view(N, -1)), "x.view(x.shape[0], -1)"
     ),
     Model("x.view(x.shape[0], -1)", lambda: applied(lambda x: x.view(x.shape[0], -1))),
-    Model("torch.einsum", lambda: applied(lambda x: torch.einsum("bi,bj->bij", x, x).sum(2)), "torch.matmul"),
+    Model("torch.einsum", lambda: applied(lambda x: torch.einsum("bi,bj->bij", x, x).sum(2))),
     Model("torch.matmul", lambda: applied(lambda x: torch.matmul(x[:, :, None], x[:, None, :]).sum(2))),
-    Model("x.cumsum(1)", lambda: applied(lambda x: x.cumsum(1)), "A product with torch.tril"),
+    Model("x.cumsum(1)", lambda: applied(lambda x: x.cumsum(1))),
     Model("A product with torch.tril", lambda: applied(lambda x: x @ torch.tril(torch.ones(CLASSES, CLASSES)).T)),
     Model("F.dropout(x) in evaluation too", lambda: applied(f.dropout), "MLP, LayerNorm, GELU, dropout"),
 )

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from edge_agent.runtimes import optimizers
-from edge_agent.runtimes.ort_training import OrtTrainingEngine
+from edge_agent.runtimes.ort_training import NAME as ORT_TRAINING
 from edge_agent.runtimes.parameters import initial_model
+from edge_agent.runtimes.portable import PortableEngine
 from export.bundle import write_bundle
 from export.parity import batch_of
 from protocol.bundle import open_bundle
@@ -30,10 +31,10 @@ def outcome(model: Model) -> str:
         except BundleError as error:
             if model.instead is None:
                 raise
-            return f"refused | {error}. Then: {model.instead}"
+            return f"refused | none | {error}. Then: {model.instead}"
         assert model.instead is None, f"{model.name} is not refused"
         bundle = open_bundle(root)
-        engine, flat_model, batch = OrtTrainingEngine(bundle), initial_model(bundle), batch_of(spec)
+        engine, flat_model, batch = PortableEngine(bundle), initial_model(bundle), batch_of(spec)
         settings = optimizers.OptimizerSettings(name="adamw")
         n, m = manifest.parameters, manifest.buffers
         state = optimizers.init(settings, n)
@@ -44,7 +45,10 @@ def outcome(model: Model) -> str:
             flat_model[n : n + m] = result.buffers
         assert result.loss < before, f"{model.name} does not learn: {before} to {result.loss}"
     parity = manifest.parity[engine.name]
-    return f"trains | gradient within {parity.gradient:.0e}; loss {before:.2f} to {result.loss:.2f}"
+    details = f"gradient within {parity.gradient:.0e}; loss {before:.2f} to {result.loss:.2f}"
+    if ORT_TRAINING in manifest.left_out:
+        details += f"; without {ORT_TRAINING}: " + manifest.left_out[ORT_TRAINING].replace("|", "/")
+    return f"trains | {', '.join(manifest.variants[0].backends)} | {details}"
 
 
 def rows(text: str) -> list[list[str]]:
@@ -56,12 +60,14 @@ def rows(text: str) -> list[list[str]]:
 HEAD = f"""# What trains, and what does not
 
 Small models of the kinds that people try first, each exported with parity against torch and trained for {STEPS} steps
-of AdamW on {N} random examples, or refused with what fleet-export says. By the remedy given, a refused one becomes the
-model named after "Then". Written by `python -m tests.export.models_page` with torch {torch.__version__.split("+")[0]};
-`tests/export/models.py` and `nets.py` have every model's code.
+of AdamW on {N} random examples by the portable backend, or refused with what fleet-export says. By the remedy given, a
+refused one becomes the model named after "Then". Backends are those that the bundle has; of a model that
+onnxruntime-training cannot train, the details tell why it has the portable one alone. `tests/export/models.py` and
+`nets.py` have every model's code. Written by `python -m tests.export.models_page` with torch
+{torch.__version__.split("+")[0]}.
 
-| Model | Outcome | Details |
-|---|---|---|
+| Model | Outcome | Backends | Details |
+|---|---|---|---|
 """
 
 

@@ -42,9 +42,7 @@ def _classes() -> dict[str, Callable[[], TrainingSpec]]:
         "CrossEntropyLoss, ignore_index": lambda: _scores(entropy(ignore_index=2), labels(CLASSES)),
         "CrossEntropyLoss, reduction='sum'": lambda: _scores(entropy(reduction="sum"), labels(CLASSES)),
         "CrossEntropyLoss of pixels": lambda: _scores(entropy(), labels(CLASSES, 3, 2), 3, 2),
-        "CrossEntropyLoss of pixels, ignore_index, weights": lambda: _scores(
-            entropy(_weights()), _ignored(3, 2), 3, 2
-        ),
+        "CrossEntropyLoss of pixels, ignore_index, weights": lambda: _scores(entropy(_weights()), _ignored(3, 2), 3, 2),
         "CrossEntropyLoss of pixels, label_smoothing": lambda: _scores(
             entropy(label_smoothing=0.2), labels(CLASSES, 3, 2), 3, 2
         ),
@@ -61,9 +59,7 @@ def _classes() -> dict[str, Callable[[], TrainingSpec]]:
         ),
         "NLLLoss of pixels": lambda: _scores(_Nll(nn.NLLLoss()), labels(CLASSES, 3, 2), 3, 2),
         "MultiMarginLoss": lambda: _scores(nn.MultiMarginLoss(), labels(CLASSES)),
-        "MultiLabelSoftMarginLoss": lambda: _scores(
-            nn.MultiLabelSoftMarginLoss(), (normal(CLASSES) > 0).float()
-        ),
+        "MultiLabelSoftMarginLoss": lambda: _scores(nn.MultiLabelSoftMarginLoss(), (normal(CLASSES) > 0).float()),
         "KLDivLoss": lambda: _scores(_Nll(nn.KLDivLoss(reduction="batchmean")), _shares()),
         "KLDivLoss, log_target": lambda: _scores(
             _Nll(nn.KLDivLoss(reduction="batchmean", log_target=True)), _shares().log()
@@ -194,4 +190,8 @@ def _cases(group: str, forms: dict[str, Callable[[], TrainingSpec]]) -> list[Cas
     return [Case(group, name, make) for name, make in forms.items()]
 
 
-LOSSES = (*_cases("loss over classes", _classes()), *_cases("loss over numbers", _numbers()), *_cases("loss over sequences", _sequences()))
+LOSSES = (
+    *_cases("loss over classes", _classes()),
+    *_cases("loss over numbers", _numbers()),
+    *_cases("loss over sequences", _sequences()),
+)

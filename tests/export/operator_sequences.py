@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as f
 
 from export import TrainingSpec
-from tests.export.operators import EXAMPLES, Case, Chosen, Function, labels, normal, on, tied
+from tests.export.operators import Case, Chosen, Function, labels, normal, on, tied
 
 WORDS, LENGTH, WIDTH = 7, 5, 6
 
@@ -31,9 +31,7 @@ def _embeddings() -> list[Case]:
         "EmbeddingBag, max": lambda: nn.EmbeddingBag(WORDS, 3, mode="max"),
         "EmbeddingBag, sum, padding_idx": lambda: nn.EmbeddingBag(WORDS, 3, mode="sum", padding_idx=0),
         "EmbeddingBag, mean, padding_idx": lambda: nn.EmbeddingBag(WORDS, 3, padding_idx=0),
-        "F.one_hot and Linear": lambda: Chosen(
-            lambda m, x: m["l"](f.one_hot(x, WORDS).float()), l=nn.Linear(WORDS, 3)
-        ),
+        "F.one_hot and Linear": lambda: Chosen(lambda m, x: m["l"](f.one_hot(x, WORDS).float()), l=nn.Linear(WORDS, 3)),
         "a table indexed by words": lambda: Chosen(lambda m, x: m["l"].weight[x], l=nn.Linear(3, WORDS, bias=False)),
     }
     return [Case("embedding", name, partial(lambda make: _on_words(make()), make)) for name, make in forms.items()]
@@ -59,7 +57,7 @@ class Attended(nn.Module):
 
 def _scaled(**options: Any) -> Callable[[Tensor], Tensor]:
     def attend(x: Tensor) -> Tensor:
-        heads = x.unflatten(2, (2, WIDTH // 2)).transpose(1, 2)
+        heads = x.reshape(x.shape[0], LENGTH, 2, WIDTH // 2).transpose(1, 2)
         return f.scaled_dot_product_attention(heads, heads, heads, **options)
 
     return attend
@@ -200,7 +198,7 @@ def _dropouts() -> list[Case]:
 
 def _parts() -> list[Case]:
     def shuffled(x: Tensor) -> Tensor:
-        return x.unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)
+        return x.reshape(x.shape[0], 2, 3, 4).transpose(1, 2).flatten(1, 2)
 
     def put(x: Tensor) -> Tensor:
         y = torch.zeros_like(x)
@@ -234,7 +232,10 @@ def _parts() -> list[Case]:
         "interpolate, nearest": (nn.Upsample(scale_factor=2), (3, 4, 5)),
         "interpolate, nearest to any size": (nn.Upsample(size=(7, 3)), (3, 4, 5)),
         "interpolate, bilinear": (nn.Upsample(scale_factor=1.5, mode="bilinear"), (3, 4, 6)),
-        "interpolate, bilinear, align_corners": (nn.Upsample(size=(7, 3), mode="bilinear", align_corners=True), (3, 4, 5)),
+        "interpolate, bilinear, align_corners": (
+            nn.Upsample(size=(7, 3), mode="bilinear", align_corners=True),
+            (3, 4, 5),
+        ),
         "interpolate, bicubic": (nn.Upsample(scale_factor=2, mode="bicubic"), (3, 4, 5)),
         "interpolate, linear": (nn.Upsample(size=8, mode="linear"), (3, 5)),
         "interpolate, area": (lambda x: f.interpolate(x, size=(2, 3), mode="area"), (3, 4, 6)),
@@ -255,11 +256,15 @@ def _parts() -> list[Case]:
         "lerp, addcmul, outer division": (lambda x: torch.lerp(x, x * x, 0.3) + x[:, :, None, 0] / (x * x + 1), (4, 4)),
         "tril, triu, diagonal": (lambda x: x.tril() @ x.triu() + x.diagonal(dim1=1, dim2=2)[:, None], (4, 4)),
         "sorted values, topk": (lambda x: x.topk(3, 1).values.sum(2) + x.sort(1).values[:, :3, 0], (6, 4)),
-        "cosine similarity, cdist": (lambda x: f.cosine_similarity(x[:, :3], x[:, 3:], 2) + torch.cdist(x, x)[:, 0, 1:4], (6, 4)),
+        "cosine similarity, cdist": (
+            lambda x: f.cosine_similarity(x[:, :3], x[:, 3:], 2) + torch.cdist(x, x)[:, 0, 1:4],
+            (6, 4),
+        ),
     }
     ties = ("abs, sign, round, clamp", "where, maximum, minimum")
     return [
-        Case("parts", name, partial(_parted, function, shape, name in ties)) for name, (function, shape) in forms.items()
+        Case("parts", name, partial(_parted, function, shape, name in ties))
+        for name, (function, shape) in forms.items()
     ]
 
 
@@ -269,4 +274,3 @@ def _parted(function: Any, shape: tuple[int, ...], ties: bool) -> TrainingSpec:
 
 
 SEQUENCES = (*_embeddings(), *_attention(), *_recurrent(), *_dropouts(), *_parts())
-assert EXAMPLES > 1

@@ -156,7 +156,9 @@ def _linear() -> list[Case]:
         Case(
             "linear",
             "a product with a parameter twice",
-            lambda: on(Chosen(lambda m, x: x @ m["l"].weight.T @ m["l"].weight, l=nn.Linear(6, 4, bias=False)), normal(6)),
+            lambda: on(
+                Chosen(lambda m, x: x @ m["l"].weight.T @ m["l"].weight, l=nn.Linear(6, 4, bias=False)), normal(6)
+            ),
         ),
     ]
 

@@ -71,15 +71,23 @@ def by_graph(graph: Written, count: int) -> Found:
     feed |= {name: value.detach().numpy() for name, value in named.items()}
     read = {i.name for i in graph.session.get_inputs()}
     given = [o.name for o in graph.session.get_outputs()]
-    return dict(zip(given, graph.session.run(None, {n: v for n, v in feed.items() if n in read}), strict=True))
+    found = graph.session.run(None, {n: v for n, v in feed.items() if n in read})
+    # A buffer that the graph does not move stays.
+    still = {name + NEXT: b.numpy() for name, b in graph.spec.module.named_buffers() if b.is_floating_point()}
+    return {**still, **dict(zip(given, found, strict=True))}
 
 
-def by_torch(graph: Written, count: int) -> Found:
-    """What torch finds, its dropouts with the graph's masks. Raises ValueError where torch takes no single example."""
+def by_torch(graph: Written, count: int) -> Found | None:
+    """What torch finds, its dropouts with the graph's masks. None where it cannot train on so few examples."""
     wrapped = detached(graph.spec)
     arguments = [t[:count] for t in arguments_of(graph.spec)]
-    with Masks(graph.dropouts, masks(graph.dropouts, count, SEED)):
-        loss = wrapped(*arguments)[0]
+    try:
+        with Masks(graph.dropouts, masks(graph.dropouts, count, SEED)):
+            loss = wrapped(*arguments)[0]
+    except ValueError as error:
+        if "more than 1" not in str(error):
+            raise
+        return None
     loss.backward()
     found: dict[str, Any] = {"loss": loss.detach().numpy()}
     for name, parameter in wrapped.module.named_parameters():

@@ -47,15 +47,6 @@ class Unused(nn.Module):
         return self.linear(x)  # type: ignore[no-any-return]
 
 
-class DropsNothing(nn.Linear):
-    def __init__(self) -> None:
-        super().__init__(6, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        nn.functional.dropout(x, 0.5, self.training)
-        return super().forward(x)
-
-
 class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -68,13 +59,25 @@ class Counting(nn.Module):
         return self.linear(x)  # type: ignore[no-any-return]
 
 
-class Recurrent(nn.Module):
+class Bessel(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.i0(x)  # type: ignore[no-any-return]
+
+
+class Positive(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x[x > 0].mean()
+
+
+class Bags(nn.Module):
+    """One word a bag, said with offsets."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(2, 4, num_layers=2, dropout=0.5, batch_first=True)
+        self.bag = nn.EmbeddingBag(5, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.lstm(x.reshape(-1, 3, 2))[0][:, -1]  # type: ignore[no-any-return]
+    def forward(self, words: Tensor) -> Tensor:
+        return self.bag(words, words * 0)  # type: ignore[no-any-return]
 
 
 def old_weight_norm() -> TrainingSpec:
@@ -107,20 +110,22 @@ def after_convolution(layer: nn.Module) -> TrainingSpec:
 
 
 LAYERS: dict[str, tuple[Callable[[], TrainingSpec], tuple[str, ...]]] = {
-    "uneven windows": (
-        lambda: after_convolution(nn.AdaptiveMaxPool2d(4)),
-        ("features.3 (AdaptiveMaxPool2d)", "a size that divides"),
+    "three axes": (
+        lambda: on(Features(nn.Conv2d(4, 8, 1), nn.Unflatten(1, (4, 2)), nn.Conv3d(4, 4, 1)), IMAGE),
+        ("features.2 (Conv3d)", "convolution", "three axes", "nn.Conv2d"),
     ),
-    "bicubic": (
-        lambda: after_convolution(nn.Upsample(scale_factor=2, mode="bicubic")),
-        ("features.3 (Upsample)", "Resize", "bilinear"),
+    "no such operator": (
+        lambda: after_linear(Bessel()),
+        ("features.3 (Bessel)", "aten.i0", "docs/operators.md"),
     ),
-    "uneven pool": (
-        lambda: on(Features(nn.Linear(6, 6), nn.AvgPool1d(2, padding=1, count_include_pad=False))),
-        ("features.1 (AvgPool1d)", "count_include_pad=True"),
+    "a choice by a mask": (
+        lambda: after_linear(Positive()),
+        ("features.3 (Positive)", "depends on its values", "torch.where"),
     ),
-    "bag": (lambda: TrainingSpec(nn.EmbeddingBag(5, 3), WORDS, X[:, :3], "mse"), ("EmbeddingBag", "nn.Embedding")),
-    "recurrent dropout": (lambda: on(Recurrent()), ("lstm (LSTM)", "dropout=0", "nn.Dropout between them")),
+    "bags of one's own": (
+        lambda: TrainingSpec(Bags(), WORDS.flatten()[:4], X[:, :3], "mse"),
+        ("bag (EmbeddingBag)", "offsets", "padding_idx"),
+    ),
     "random slope": (lambda: after_linear(nn.RReLU()), ("features.3 (RReLU)", "random numbers")),
     "lazy": (
         lambda: TrainingSpec(nn.LazyLinear(6), X, X, "mse"),
@@ -135,10 +140,6 @@ LAYERS: dict[str, tuple[Callable[[], TrainingSpec], tuple[str, ...]]] = {
         lambda: on(Applied(lambda x: x + torch.randn_like(x))),
         ("forward of the module", "randn_like", "nn.Dropout"),
     ),
-    "dropout of nothing": (
-        lambda: on(DropsNothing()),
-        ("whose result goes nowhere",),
-    ),
     "in place twice": (
         lambda: on(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Dropout(0.5, inplace=True))),
         ("a backward pass fails in torch already",),
@@ -147,10 +148,14 @@ LAYERS: dict[str, tuple[Callable[[], TrainingSpec], tuple[str, ...]]] = {
         lambda: after_linear(nn.BatchNorm1d(6, momentum=None)),
         ("features.3 (BatchNorm1d)", "momentum=0.1"),
     ),
-    "a function": (lambda: on(Applied(lambda x: x.cumsum(1))), ("forward of the module", "CumSum")),
+    "a function": (lambda: on(Applied(torch.special.i0)), ("forward of the module", "aten.i0")),
     "loss operator": (
-        lambda: on(Unused().linear, loss=lambda a, b: (a - b).cumsum(1).mean()),
-        ("the loss", "CumSum", "torch.tril"),
+        lambda: on(Unused().linear, loss=lambda a, b: torch.special.i0(a - b).mean()),
+        ("the loss", "i0"),
+    ),
+    "loss that looks at values": (
+        lambda: on(nn.Linear(6, 6), loss=lambda a, b: nn.functional.gaussian_nll_loss(a, b, a.exp())),
+        ("the loss", "depend on values"),
     ),
     "loss of many numbers": (lambda: on(nn.Linear(6, 6), loss=lambda a, b: a - b), ("loss", "(4, 6)", ".mean()")),
     "loss parameter": (lambda: on(nn.Linear(6, 6), loss=LossWithParameter()), ("loss.scale", "into the module")),
