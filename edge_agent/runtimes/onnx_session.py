@@ -74,12 +74,16 @@ def read_graph(path: Path) -> bytes:
 
 def session(path: Path, threads: int) -> Any:
     """An inference session on a graph read by `read_graph`. Raises BundleError if the runtime refuses the graph."""
+    return session_of(read_graph(path), str(path), threads)
+
+
+def session_of(graph: bytes, name: str, threads: int) -> Any:
+    """An inference session on the bytes of a graph; `name` is for messages. Raises BundleError."""
     runtime = import_onnxruntime()
-    graph = read_graph(path)
     try:
         return runtime.InferenceSession(graph, session_options(threads), providers=["CPUExecutionProvider"])
     except failures() as error:
-        raise BundleError(f"{path}: onnxruntime {runtime.__version__} cannot load it: {first_line(error)}") from None
+        raise BundleError(f"{name}: onnxruntime {runtime.__version__} cannot load it: {first_line(error)}") from None
 
 
 def arrays(manifest: Manifest, batch: Batch) -> list[Array]:
