@@ -68,7 +68,9 @@ def parse_profile(name: str, data: bytes) -> Profile:
     try:
         return read_record(Profile, json.loads(data))
     except (RecordError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{name}: not a device profile ({error}); make one with: edge-agent calibrate") from None
+        raise ConfigurationError(
+            f"{name}: not a device profile ({error}); make one with: edge-agent calibrate"
+        ) from None
 
 
 def format_profile(profile: Profile) -> str:

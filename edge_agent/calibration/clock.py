@@ -43,7 +43,8 @@ def timed(take: Callable[[], object], clock: Clock) -> float:
 def operators(threads: int) -> tuple[list[Work], list[float]]:
     """The work and the time of every probe."""
     rng, clock = np.random.default_rng(0), clock_for(threads)
-    works, seconds = [], []
+    works: list[Work] = []
+    seconds: list[float] = []
     for probe in PROBES:
         one = work(probe.operation)
         works.append({"run": 1.0, **{unit: probe.times * amount for unit, amount in one.items()}})

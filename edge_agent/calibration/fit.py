@@ -36,4 +36,5 @@ def _nonnegative(shares: Matrix) -> Matrix:
             moved = max(-x[i], float(column @ rest))
             x[i] += moved
             rest -= moved * column
-    return x / scale
+    solution: Matrix = x / scale
+    return solution

@@ -4,7 +4,6 @@ A graph is one protobuf message (onnx.proto, https://github.com/onnx/onnx/blob/m
 are its fields. Tests read what is written with the onnx package.
 """
 
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,9 +14,9 @@ from edge_agent.runtimes.engine import Array
 # As the exporter's graphs have them.
 OPSET, IR = 18, 8
 _TYPES = {np.dtype(np.float32): 1, np.dtype(np.int64): 7, np.dtype(np.bool_): 9}
-_VARINT, _BYTES, _FIXED32 = 0, 2, 5
+_VARINT, _BYTES = 0, 2
 
-Attribute = int | float | Sequence[int]
+Attribute = int | Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +57,6 @@ def _node(place: int, node: Node) -> bytes:
 
 def _attribute(name: str, value: Attribute) -> bytes:
     said = _bytes(1, name.encode())
-    if isinstance(value, float):
-        return said + _key(2, _FIXED32) + struct.pack("<f", value) + _number(20, 1)
     if isinstance(value, int):
         return said + _number(3, value) + _number(20, 2)
     return said + b"".join(_number(8, one) for one in value) + _number(20, 7)

@@ -6,7 +6,6 @@ operators share (starting one, moving memory) has one price.
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -72,14 +71,6 @@ def work(operation: Operation) -> Work:
 
 def known(kind: str) -> bool:
     return kind in FREE or kind in _COUNTS
-
-
-def total(works: list[Work]) -> Counter[str]:
-    """The units of all of them together."""
-    found: Counter[str] = Counter()
-    for one in works:
-        found.update(one)  # type: ignore[arg-type]
-    return found
 
 
 def _conv(operation: Operation) -> Work:
@@ -263,6 +254,3 @@ _CLASSES: Mapping[str, tuple[Callable[[Operation], Work], tuple[str, ...]]] = {
     "lookup": (_lookup, ("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND")),
 }
 _COUNTS = {kind: count for count, kinds in _CLASSES.values() for kind in kinds}
-CLASS_OF: Mapping[str, str] = {kind: name for name, (_, kinds) in _CLASSES.items() for kind in kinds} | {
-    kind: "view" for kind in FREE
-}

@@ -1,7 +1,7 @@
 """The arena out of which onnxruntime serves a session's tensors, as far as its size goes.
 
-After onnxruntime/core/framework/bfc_arena.cc with its default settings on a CPU: blocks of multiples of 256 bytes out of
-regions that double in size, best fit first; a free block is only divided where it is at least twice what is asked for.
+After onnxruntime/core/framework/bfc_arena.cc with its default settings on a CPU: blocks of multiples of 256 bytes, best
+fit first, out of regions that double in size; a free block is divided only where it is at least twice what is asked.
 """
 
 from dataclasses import dataclass

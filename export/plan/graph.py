@@ -194,9 +194,7 @@ def _bodies(node: NodeProto) -> list[GraphProto]:
     return [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
 
 
-def _rounds(
-    node: NodeProto, body: GraphProto, shapes: Mapping[str, Shape], values: Mapping[str, TensorProto]
-) -> int:
+def _rounds(node: NodeProto, body: GraphProto, shapes: Mapping[str, Shape], values: Mapping[str, TensorProto]) -> int:
     """How often a body runs: a scan along its scanned inputs, a loop as often as a constant says, else once."""
     if node.op_type == "Scan":
         scanned = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), 1)
