@@ -67,7 +67,7 @@ def priced(done: Work, profile: Profile) -> float:
     missing = [unit for unit, amount in done.items() if amount and unit not in prices]
     if missing:
         raise ConfigurationError(
-            f"{profile.name}: the profile has no price for {', '.join(missing)}; make another with: edge-agent calibrate"
+            f"{profile.name}: the profile has no price for {', '.join(missing)}; run edge-agent calibrate again"
         )
     return sum(amount * prices[unit] for unit, amount in done.items() if amount)
 
