@@ -52,14 +52,13 @@ def native_training() -> Any | None:
 
 
 def session_options(threads: int) -> Any:
-    """Options shared by every session: `threads` threads inside an operator, none that spin, errors only in the log, and
-    no memory beside what a first run took."""
+    """Options shared by every session: `threads` threads inside an operator, none that spin, errors only in the log."""
     options = import_onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS
-    # From the second call with the same shapes on it would take one more block for all tensors together, beside what the
-    # first call took and never gives back: up to a third of the peak, for a few per cent of time at most batches.
+    # From the second call with the same shapes on it would take one more block for all tensors together, beside what
+    # the first call took and never gives back: up to a third of the peak, for a few per cent of time.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
