@@ -3,7 +3,7 @@
     python -m benchmarks.plan_worker BUNDLE DATA.npz --batch 32
 
 It prints one JSON object. `ms` is the median of its thread's time on the processor over the steps after the first two,
-which is what the clock on the wall (`wall_ms`) says where nothing else runs; `peak_mib` is the most that it had resident.
+which is what the clock on the wall (`wall_ms`) says where nothing else runs; `peak_mib` is the most it had resident.
 """
 
 import argparse

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper, shape_inference
 
 from edge_agent.runtimes.work import Operation, Shape
@@ -53,7 +54,7 @@ def read_graph(path: Path, batch: int) -> Graph:
         model = onnx.load(path, load_external_data=False)
         _set_batch(model.graph, batch)
         model = shape_inference.infer_shapes(model, data_prop=True)
-    except (OSError, ValueError, shape_inference.InferenceError) as error:
+    except (OSError, ValueError, DecodeError, shape_inference.InferenceError) as error:
         raise BundleError(f"{path}: not a graph that can be planned ({error}); export the bundle again") from None
     graph = model.graph
     constant = _constants(graph)
