@@ -79,6 +79,18 @@ def _conv_transpose(n: int, into: int, out: int, size: int, kernel: int, group: 
     return Probe("ConvTranspose", shapes, (n, out, size, size), attributes)
 
 
+def _fold(n: int, into: int, out: int, size: int, kernel: int) -> Probe:
+    shapes = ((n, into, size), (into, out, kernel))
+    attributes: dict[str, Attribute] = {"kernel_shape": (kernel,), "pads": (kernel // 2,) * 2}
+    return Probe("ConvTranspose", shapes, (n, out, size), attributes)
+
+
+def _stride(shape: Shape, step: int) -> Probe:
+    out = (*shape[:-1], -(-shape[-1] // step))
+    constants = {"starts": (0,), "ends": (shape[-1],), "axes": (len(shape) - 1,), "steps": (step,)}
+    return Probe("Slice", (shape,), out, {}, constants)
+
+
 def _matmul(n: int, m: int, k: int, p: int, *, transposed: bool = False) -> Probe:
     return Probe("MatMul", ((n, m, k), (n, k, p)), (n, m, p), transposed=transposed)
 
@@ -165,12 +177,13 @@ TOUCHED: tuple[Probe, ...] = (
 # Few enough for seconds on a small board, and each unit of work in at least two of them.
 PROBES: tuple[Probe, ...] = (
     _each("Add", (4,), (4,)),
-    _each("Add", (4,), (4,), times=200),
-    _each("Mul", (64,), (64,), times=200),
     _each("Add", (16384,), (16384,)),
     _each("Mul", (4, 16, 32, 32), (4, 16, 32, 32)),
     _each("Mul", (32, 16, 32, 32), (32, 16, 32, 32)),
     _each("Mul", (1 << 21,), (1 << 21,)),
+    _each("Relu", (3 << 20,)),
+    _each("Add", (1 << 17,), (1 << 17,)),
+    _concat((32, 16, 32, 32), 4),
     _each("Relu", (16, 16, 32, 32)),
     _each("Add", (16, 16, 32, 32), (16, 1, 1)),
     _each("Mul", (32, 64, 8, 8), (64, 1, 1)),
@@ -190,6 +203,8 @@ PROBES: tuple[Probe, ...] = (
     _pool(32, 64, 8),
     _slice((8, 16, 34, 34), 32),
     _slice((32, 64, 10, 10), 8),
+    _stride((32, 32, 64), 2),
+    _stride((8, 16, 32, 32), 2),
     _pad((32, 16, 16, 16)),
     _concat((8, 16, 32, 32), 9),
     _concat((32, 64, 8, 8), 9),
@@ -218,5 +233,7 @@ PROBES: tuple[Probe, ...] = (
     _conv(4, 48, 48, 24, 3, 48),
     _conv_transpose(4, 16, 16, 32, 3),
     _conv_transpose(8, 64, 64, 8, 3),
+    _fold(8, 48, 32, 32, 5),
+    _fold(4, 32, 16, 128, 3),
     _conv_transpose(4, 64, 64, 16, 3, 64),
 )

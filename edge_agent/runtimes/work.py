@@ -21,6 +21,7 @@ UNITS: Mapping[str, str] = {
     "operand": "one element read or written by a matrix product",
     "turned": "one element of an operand that is stored the other way round",
     "unfolded": "one element that a convolution copies for, or adds up after, its matrix product",
+    "folded": "the same of a transposed convolution that is not over images",
     "arithmetic": "one element of a sum, product, maximum or the like",
     "comparison": "one element compared, chosen or converted",
     "function": "one element of an exponential, root, quotient or the like",
@@ -29,15 +30,19 @@ UNITS: Mapping[str, str] = {
     "pooling": "one element looked at by a pool",
     "copy": "one element moved in a row with its neighbours",
     "transposition": "one element moved by itself",
+    "picked": "one element moved out of a row whose others stay",
     "scatter": "one element looked up by its index",
     "row": "one row of elements begun, by an operator that works in rows",
     "far_byte": "one byte read or written by an operator whose tensors do not fit the processor's cache",
+    "memory_byte": "the same where they fit no cache that boards or servers usually have",
     "sgd": "one parameter updated by SGD with momentum, and looked at for NaN",
     "adamw": "one parameter updated by AdamW, and looked at for NaN",
 }
 
 # What a core has to itself on most boards and servers is from 256 KiB to 2 MiB.
 CACHE_BYTES = 1 << 20
+# Of the last level, what one process can hope for.
+LAST_CACHE_BYTES = 8 << 20
 _ELEMENT_BYTES = 4
 # A vector register holds 8 float32 or more in most processors; products are padded to a few of them.
 _LANES = 16
@@ -65,7 +70,7 @@ def work(operation: Operation) -> Work:
     found = {"node": 1.0, **count(operation)}
     moved = _ELEMENT_BYTES * sum(math.prod(s) for s in (*operation.inputs, *operation.outputs))
     if moved > CACHE_BYTES:
-        found["far_byte"] = moved
+        found["far_byte" if moved <= LAST_CACHE_BYTES else "memory_byte"] = moved
     return found
 
 
@@ -88,10 +93,9 @@ def _conv_transpose(operation: Operation) -> Work:
     x, w, *_ = operation.inputs
     group = operation.number("group", 1)
     rows, area = w[1] * math.prod(w[2:]), math.prod(x[2:])
-    return {
-        **_products(x[0] * group, rows, w[0] // group, area, rows * area),
-        "turned": x[0] * w[0] * rows,
-    }
+    found = _products(x[0] * group, rows, w[0] // group, area, 0)
+    # Runtimes have a quick way of adding up for two dimensions alone.
+    return {**found, "turned": x[0] * w[0] * rows, "unfolded" if len(x) == 4 else "folded": x[0] * group * rows * area}
 
 
 def _matmul(operation: Operation) -> Work:
@@ -172,6 +176,8 @@ def _softmax(operation: Operation) -> Work:
 def _copy(operation: Operation) -> Work:
     """Slices, pads, joins and parts: rows as long as the last axis that changes."""
     elements = sum(math.prod(s) for s in operation.outputs)
+    if operation.kind == "Slice" and set(operation.attributes.get("steps", ())) - {1}:
+        return {"picked": elements}
     whole = max((*operation.inputs, *operation.outputs), key=len, default=())
     row = math.prod(whole)
     for part in (*operation.inputs, *operation.outputs):

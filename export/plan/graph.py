@@ -13,7 +13,10 @@ from edge_agent.runtimes.work import Operation, Shape
 from protocol.errors import BundleError
 
 # Constant inputs that say what is done, by operator and place, under their names in ONNX.
-_SAYING = {("ReduceSum", 1): "axes", ("ReduceMean", 1): "axes", ("ReduceMax", 1): "axes", ("ReduceMin", 1): "axes"}
+_SAYING = {
+    **{(kind, 1): "axes" for kind in ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin")},
+    ("Slice", 4): "steps",
+}
 _MATRIX = ("MatMul", "Gemm")
 
 

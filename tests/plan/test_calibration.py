@@ -37,7 +37,7 @@ def test_what_is_written_is_what_onnx_itself_would_write() -> None:
     inputs = [info("x0", 1, [2, 3]), info("x1", 1, [3, 4])]
     node = helper.make_node("Gemm", ["x0", "x1"], ["y"], name="Gemm_0", transA=0)
     graph = helper.make_graph([node], "probe", inputs, [info("y", 1, [2, 4])])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[onnx.OperatorSetIdProto(version=18)], ir_version=8)
     assert onnx.load_from_string(probe.graph()) == model
 
 

@@ -72,7 +72,8 @@ def test_a_reduction_takes_all_of_its_input() -> None:
 
 def test_what_does_not_fit_the_cache_costs_by_the_byte() -> None:
     assert "far_byte" not in count("Add", (1000,), (1000,), out=(1000,))
-    assert count("Add", (1 << 20,), (1 << 20,), out=(1 << 20,))["far_byte"] == 3 * 4 << 20
+    assert count("Add", (1 << 17,), (1 << 17,), out=(1 << 17,))["far_byte"] == 3 * 4 << 17
+    assert count("Add", (1 << 20,), (1 << 20,), out=(1 << 20,))["memory_byte"] == 3 * 4 << 20
 
 
 def test_an_operator_of_no_known_class_counts_as_a_copy() -> None:
