@@ -41,7 +41,8 @@ _VERSE: Sequence[tuple[str, tuple[Shape, ...], Shape, Mapping[str, Attribute], M
     ("Div", (_SHAPE, _SHAPE), _SHAPE, {}, {}),
     ("Tanh", (_SHAPE,), _SHAPE, {}, {}),
 )
-VERSES = 12
+# A loaded node takes some kilobytes, so that as many as a training graph has do not stay in the cache from step to step.
+VERSES = 40
 # Read besides the chain.
 _INPUTS: Mapping[str, Shape] = {"x0": _SHAPE, "x1": _SHAPE, "x2": _SQUARE}
 
