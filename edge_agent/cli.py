@@ -11,6 +11,7 @@ examples:
   edge-agent run --config agent.toml        # join the fleet and train when asked
   edge-agent train --bundle bundle --data shard.npz --steps 20
   edge-agent check --bundle bundle          # does this device compute what torch computes?
+  edge-agent calibrate --out device.json    # what fleet-export plan must know of this device
 
 {EXIT_CODES}
 """
@@ -69,6 +70,17 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="one JSON object instead of text")
     check.set_defaults(command=_check)
 
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure this device in a few seconds, for fleet-export plan",
+        epilog="example: edge-agent calibrate --out kitchen-pi.json",
+    )
+    calibrate.add_argument("--out", type=Path, metavar="FILE", help="write the profile there")
+    calibrate.add_argument("--name", help="of the profile (default: this machine's)")
+    calibrate.add_argument("--threads", type=int, default=1, help="of one training step (default: 1)")
+    calibrate.add_argument("--json", action="store_true", help="print the profile itself instead of text")
+    calibrate.set_defaults(command=_calibrate)
+
     config = commands.add_parser("config", help="about the configuration file")
     actions = config.add_subparsers(required=True, metavar="ACTION")
     sample = actions.add_parser("sample", help="print a configuration with every key")
@@ -91,6 +103,12 @@ def _train(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from edge_agent.check import run
+
+    return run(options)
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from edge_agent.calibrate import run
 
     return run(options)
 
