@@ -85,7 +85,7 @@ def _written(g: Graph, joint: Joint, node: Node, values: Mapping[Node, Any]) -> 
         result = rule(g, node.meta["val"], *arguments, **options)
     except UnwritableError as error:
         raise BundleError(
-            f"{joint.layer_of(node)}: needs {error}; standard ONNX operators do not train that, so replace it with layers "
+            f"{joint.layer_of(node)}: needs {error}; standard ONNX operators do not train that, so use layers "
             "of docs/operators.md"
         ) from None
     out = node.meta["val"]
