@@ -85,8 +85,8 @@ def _written(g: Graph, joint: Joint, node: Node, values: Mapping[Node, Any]) -> 
         result = rule(g, node.meta["val"], *arguments, **options)
     except UnwritableError as error:
         raise BundleError(
-            f"{joint.layer_of(node)}: needs {error}; standard ONNX operators do not train that, so use layers "
-            "of docs/operators.md"
+            f"{joint.layer_of(node)}: needs {error}; standard ONNX operators do not train that, so use layers of "
+            "docs/operators.md in its place"
         ) from None
     out = node.meta["val"]
     if isinstance(out, torch.Tensor):
