@@ -7,8 +7,8 @@
 For each model this machine is calibrated and the model measured three times in turn, and the fastest of either counts:
 a shared machine changes its pace by a factor of two from one second to the next. `predicted_ms` and `measured_ms` are a
 thread's time on the processor for a step with SGD and momentum, in the fastest tenth of the steps: what it takes where
-nothing else runs (`median_ms` is that of half of them). `predicted_mib` and `measured_mib` are the most that the process
-has resident, packing of an update included.
+nothing else runs (`median_ms` is that of half of them). `predicted_mib` and `measured_mib` are the most that the
+process has resident, packing of an update included.
 """
 
 import argparse

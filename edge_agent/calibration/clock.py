@@ -53,11 +53,15 @@ def operators(threads: int) -> tuple[list[Work], list[float]]:
         one = work(probe.operation)
         works.append({"run": 1.0, **{unit: probe.times * amount for unit, amount in one.items()}})
         seconds.append(timed(runner(probe, threads, rng), clock))
-    many = {"run": 1.0}
-    for operation in medley.operations():
-        for unit, amount in work(operation).items():
-            many[unit] = many.get(unit, 0.0) + amount
-    return [*works, many], [*seconds, timed(bound(medley.graph(), medley.arrays(rng), medley.output(), threads), clock)]
+    for verse in medley.MEDLEYS:
+        many = {"run": 1.0}
+        for operation in medley.operations(verse):
+            for unit, amount in work(operation).items():
+                many[unit] = many.get(unit, 0.0) + amount
+        works.append(many)
+        take = bound(medley.graph(verse), medley.arrays(rng), medley.output(), threads)
+        seconds.append(timed(take, clock))
+    return works, seconds
 
 
 def updates(threads: int) -> Mapping[str, float]:

@@ -15,6 +15,7 @@ Work = Mapping[str, float]
 UNITS: Mapping[str, str] = {
     "run": "one call of the runtime from Python",
     "node": "one operator started",
+    "setup": "what an operator that is more than element by element adds to that: its shapes, its plan",
     "product": "one matrix product started, of which a convolution has one an image and group",
     "multiply_add": "one multiplication and addition in a matrix product",
     "vector_multiply_add": "the same where one of the matrices is a vector, as in a depthwise convolution",
@@ -68,6 +69,8 @@ def work(operation: Operation) -> Work:
         return {"node": 1}
     count = _COUNTS.get(operation.kind, _copy)
     found = {"node": 1.0, **count(operation)}
+    if operation.kind not in _ELEMENTWISE:
+        found["setup"] = 1.0
     moved = _ELEMENT_BYTES * sum(math.prod(s) for s in (*operation.inputs, *operation.outputs))
     if moved > CACHE_BYTES:
         found["far_byte" if moved <= LAST_CACHE_BYTES else "memory_byte"] = moved
@@ -160,6 +163,9 @@ def _reduction(operation: Operation) -> Work:
             break
         row *= taken[axis]
     elements = math.prod(taken)
+    if all(taken[axis] == 1 for axis in axes):
+        # Nothing is summed, which runtimes have no quick way for.
+        return {"picked": elements}
     return {"reduction": elements, "row": elements // max(1, row) if row < elements else 0}
 
 
@@ -259,4 +265,5 @@ _CLASSES: Mapping[str, tuple[Callable[[Operation], Work], tuple[str, ...]]] = {
     "transpose": (_transpose, ("Transpose",)),
     "lookup": (_lookup, ("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND")),
 }
+_ELEMENTWISE = frozenset(k for name in ("arithmetic", "comparison", "function") for k in _CLASSES[name][1])
 _COUNTS = {kind: count for count, kinds in _CLASSES.values() for kind in kinds}
