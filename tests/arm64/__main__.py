@@ -20,6 +20,8 @@ from tests.bundles import READY
 from tests.cache import cache_folder
 
 ROOT = Path(__file__).parents[2]
+# Without the embedded broker: it is the coordinator's, for trying out, and in emulation its timers run late.
+WITHOUT = "not embedded"
 SUITES = ("tests/agent", "tests/runtimes", "tests/protocol", "tests/sparse")
 # A model that every backend trains; see tests/export/zoo.py.
 FLEET_MODEL = "cnn_with_batch_norm"
@@ -83,7 +85,7 @@ def _suites(container: machine.Container, found: Path) -> bool:
     """Runs the tests there and prints what came of them; whether all is well."""
     with _timed(f"{', '.join(SUITES)}, there"):
         options = ("-q", f"--timeout={TEST_S}", f"--junitxml=/job/{found.name}")
-        command = ("python3", "-m", "pytest", *options, *SUITES)
+        command = ("python3", "-m", "pytest", *options, "-k", WITHOUT, *SUITES)
         code = machine.run(container, command, SUITES_S)
     run = results.read(found)
     print(f"  passed {run.passed}, failed {run.failed}, skipped {sum(run.skipped.values())}, {run.seconds:.0f} s")
