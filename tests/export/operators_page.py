@@ -17,12 +17,16 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "operators.md"
 
 
 def outcome(case: Case) -> str:
-    """The cells of both backends: yes, or why not. Raises BundleError where the portable one cannot.
+    """The cells of both backends: yes, or why not.
 
     What the graphs compute is the tests' matter: here it is whether they can be made.
     """
     torch.manual_seed(0)
-    graphs = capture(case.make(), lambda stage: None, artifacts=True)
+    try:
+        graphs = capture(case.make(), lambda stage: None, artifacts=True)
+    except BundleError as error:
+        # Its training graph can be written, as the tests show, and its evaluation graph cannot.
+        return f"{_told(str(error))} | no"
     if isinstance(graphs.artifacts, str):
         return f"yes | {_told(graphs.artifacts)}"
     with tempfile.TemporaryDirectory() as folder:
@@ -37,7 +41,7 @@ def outcome(case: Case) -> str:
 
 def _told(reason: str) -> str:
     """In one cell, without the layer, which is the case's own."""
-    return "no: " + " ".join(reason.split(": ", 1)[1].replace("|", "/").split())
+    return "no: " + " ".join(reason.split(": ", 1)[-1].replace("|", "/").split())[:200]
 
 
 def rows(text: str) -> list[list[str]]:
