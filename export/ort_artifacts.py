@@ -48,7 +48,7 @@ def generate(model: onnx.ModelProto, tensors: tuple[Tensor, ...], folder: Path) 
                 optimizer=artifacts.OptimType.AdamW,
                 artifact_directory=folder,
             )
-        except RuntimeError as error:
+        except (RuntimeError, onnx.shape_inference.InferenceError) as error:
             raise BundleError(explain(model, str(error))) from error
     # Its evaluation graph breaks on BatchNorm; ours is exported from the module in evaluation mode.
     (folder / "eval_model.onnx").unlink()
