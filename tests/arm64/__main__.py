@@ -20,7 +20,9 @@ from tests.bundles import READY
 from tests.cache import cache_folder
 
 ROOT = Path(__file__).parents[2]
-# Without the embedded broker: it is the coordinator's, for trying out, and in emulation its timers run late.
+# Without the embedded broker, which is the coordinator's and never runs on a board. amqtt loses clients in emulation: 9
+# of 21 runs of the transport contract failed, in several ways, a minute's patience or not; with mosquitto none of 21
+# did, nor any of 10 natively. Why is not known.
 WITHOUT = "not embedded"
 SUITES = ("tests/agent", "tests/runtimes", "tests/protocol", "tests/sparse")
 # A model that every backend trains; see tests/export/zoo.py.
@@ -84,6 +86,7 @@ def _job(folder: Path) -> int:
 def _suites(container: machine.Container, found: Path) -> bool:
     """Runs the tests there and prints what came of them; whether all is well."""
     with _timed(f"{', '.join(SUITES)}, there"):
+        print(f"  left out, by -k {WITHOUT!r}: the embedded broker, unreliable in emulation and never on a board")
         options = ("-q", f"--timeout={TEST_S}", f"--junitxml=/job/{found.name}")
         command = ("python3", "-m", "pytest", *options, "-k", WITHOUT, *SUITES)
         code = machine.run(container, command, SUITES_S)

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 # Newest is no choice here: 1.32.0 hangs or crashes under QEMU's user-mode emulation, which says nothing of boards.
 # This one imports and trains under it.
 ONNXRUNTIME = "onnxruntime==1.23.2"
-# Of the extras for development, what the tests that run there import: brokers, graphs and parameter files to read.
-FOR_TESTS = ("amqtt", "hypothesis", "onnx", "packaging", "pytest", "pytest-timeout", "safetensors")
+# Of the extras for development, what the tests that run there import: graphs and parameter files to read.
+FOR_TESTS = ("hypothesis", "onnx", "packaging", "pytest", "pytest-timeout", "safetensors")
 # pip takes for another machine only what is named here; that root's glibc is newer than either.
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64")
 
