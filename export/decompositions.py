@@ -41,6 +41,11 @@ def faithful(captured: ExportedProgram) -> ExportedProgram:
     table: dict[Any, Callable[..., Any]] = {CTC: stepwise} if any(n.target is CTC for n in captured.graph.nodes) else {}
     for node in captured.graph.nodes:
         arguments: tuple[Any, ...] = node.args
+        if node.target == _ATEN.clamp.default and arguments[0].meta["val"].is_floating_point():
+            # Of two bounds of different types the exporter makes tensors, which it then does not take.
+            node.args = (arguments[0], *(float(a) if isinstance(a, int) else a for a in arguments[1:]))
+        if node.target == _ATEN.lstm.input and _projects(arguments):
+            table[node.target] = decompositions.lstm_impl
         if node.target in _WITHOUT_ONNX:
             table[node.target] = _WITHOUT_ONNX[node.target]
         # The exporter drops label smoothing, and takes shares for labels.
@@ -52,6 +57,12 @@ def faithful(captured: ExportedProgram) -> ExportedProgram:
         if node.target == _ATEN.avg_pool2d.default and any(arguments[4:5]):
             table[node.target] = windows.avg_pool2d
     return _rewritten(captured, table) if table else captured
+
+
+def _projects(arguments: tuple[Any, ...]) -> bool:
+    """Whether an LSTM's results are narrower than its cells, which the exporter takes for the same."""
+    hidden, cell = arguments[1]
+    return bool(hidden.meta["val"].shape[-1] != cell.meta["val"].shape[-1])
 
 
 def _goes_both_ways(node: torch.fx.Node) -> bool:

@@ -40,8 +40,8 @@ def outcome(case: Case) -> str:
 
 
 def _told(reason: str) -> str:
-    """In one cell, without the layer, which is the case's own."""
-    return "no: " + " ".join(reason.split(": ", 1)[-1].replace("|", "/").split())[:200]
+    """In one cell, without the layer, which is the case's own, and without what the runtime says of its sources."""
+    return "no: " + " ".join(reason.split(": ", 1)[-1].split("; simplify the model")[0].replace("|", "/").split())
 
 
 def rows(text: str) -> list[list[str]]:
@@ -56,8 +56,8 @@ def head(portable: int, training: int) -> str:
 Every operator below is exported in a small model of its own, and its loss, every gradient and every running statistic
 are held against torch's: over {EXAMPLES} examples, over fewer, and over one where torch itself can train on one.
 `portable` is the graph of standard ONNX operators, which any stock onnxruntime from 1.17 on runs; `ort-training` are
-the artifacts of onnxruntime-training, which an export adds to the bundle where they can be made and agree with torch,
-and otherwise leaves out, saying why. Of {len(CASES)} forms portable covers {portable}, ort-training {training}.
+the artifacts of onnxruntime-training: here whether they can be made, and an export leaves them out, saying why, where
+they cannot or do not agree with torch. Of {len(CASES)} forms portable covers {portable}, ort-training {training}.
 
 Recurrent layers are written out step by step, over as many steps as the examples have: the graph grows with the length,
 and sequences of another length need another bundle. What needs no earlier step, the inputs' share of the gates and the
