@@ -4,11 +4,10 @@
     python -m benchmarks.plan --quick --json
     python -m benchmarks.plan --models lstm --batches 4
 
-For each model this machine is calibrated and the model measured three times in turn, and the fastest of either counts:
-a shared machine changes its pace by a factor of two from one second to the next. `predicted_ms` and `measured_ms` are a
-thread's time on the processor for a step with SGD and momentum, in the fastest tenth of the steps: what it takes where
-nothing else runs (`median_ms` is that of half of them). `predicted_mib` and `measured_mib` are the most that the
-process has resident, packing of an update included.
+`predicted_ms` and `measured_ms` are a thread's time on the processor for a step with SGD and momentum; calibration and
+steps took turns in one process, for a shared machine changes its pace by a factor of two from one second to the next.
+`predicted_mib` and `measured_mib` are the most that a fresh process has resident, packing of an update included; for
+these the machine is calibrated once, as edge-agent calibrate does it.
 """
 
 import argparse
@@ -18,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,14 @@ from benchmarks.harness import ONE_THREAD, Row, options, progress_console, publi
 from benchmarks.zoo import ZOO
 from devices.datasets import PROJECT_ROOT
 from export.plan.command import THIS, device_of
-from export.plan.prediction import Plan, Wanted, predict
+from export.plan.prediction import Wanted, predict
 from protocol.bundle import Bundle
 from protocol.command import run_command
 from protocol.errors import SparsefleetError
+from protocol.profile import Profile
+from protocol.records import read_record
 
 QUICK_MODELS, QUICK_BATCHES, BATCHES = ("cnn_1d", "cnn_2conv"), (8,), (1, 8, 32)
-ROUNDS = 3
 _MIB = 1 << 20
 
 
@@ -53,61 +53,47 @@ def _run(chosen: argparse.Namespace) -> int:
     models = chosen.models or (QUICK_MODELS if chosen.quick else tuple(ZOO))
     batches = tuple(chosen.batches or (QUICK_BATCHES if chosen.quick else BATCHES))
     rows: list[Row] = []
+    device = device_of(THIS)
     with tempfile.TemporaryDirectory(prefix="plan-") as folder, Progress(console=progress_console()) as progress:
-        job = progress.add_task("", total=len(models) * len(batches) * ROUNDS)
+        job = progress.add_task("", total=len(models) * len(batches))
         for model in models:
             progress.update(job, description=model)
             bundle = bundles.write(model, Path(folder) / model, max(2, *batches), chosen.seed)
-            rows += compare(model, bundle, batches, lambda: progress.advance(job))
+            for batch in batches:
+                rows.append(compare(model, bundle, device, batch))
+                progress.advance(job)
     publish(rows, seed=chosen.seed, as_json=chosen.json, title="Plans and what became of them", notes=notes(rows))
     return 0
 
 
-def compare(model: str, bundle: Bundle, batches: Sequence[int], tick: Callable[[], None]) -> list[Row]:
-    """A row for each batch size, of the fastest calibration and the fastest measurement out of as many rounds."""
-    plans: dict[int, list[Plan]] = {batch: [] for batch in batches}
-    found: dict[int, list[dict[str, float]]] = {batch: [] for batch in batches}
-    for _ in range(ROUNDS):
-        device = device_of(THIS)
-        for batch in batches:
-            plans[batch].append(predict(bundle, device, Wanted(batch=batch)))
-            found[batch].append(measured(bundle.root, bundles.data_beside(bundle.root), batch))
-            tick()
-    return [
-        row(
-            model,
-            min(plans[batch], key=lambda plan: plan.pace.step_s),
-            {key: min(one[key] for one in found[batch]) for key in found[batch][0]},
-        )
-        for batch in batches
-    ]
-
-
-def measured(bundle: Path, data: Path, batch: int) -> dict[str, float]:
-    """What a fresh process shows: ms, median_ms, wall_ms and peak_mib."""
-    command = [sys.executable, "-m", "benchmarks.plan_worker", str(bundle), str(data), "--batch", str(batch)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT, env={**os.environ, **ONE_THREAD})
-    if done.returncode != 0:
-        raise SparsefleetError(f"{bundle.name}, batch {batch}: {done.stderr.strip()[-500:]}")
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
-
-
-def row(model: str, plan: Plan, found: dict[str, float]) -> dict[str, Any]:
-    milliseconds, mebibytes = 1e3 * plan.pace.step_s, plan.memory.peak / _MIB
+def compare(model: str, bundle: Bundle, device: Profile, batch: int) -> Row:
+    """One row: what was predicted, and what a fresh process shows."""
+    found = _measured(bundle.root, bundles.data_beside(bundle.root), batch)
+    pace = read_record(Profile, found["profile"])
+    seconds = predict(bundle, pace, Wanted(batch=batch)).pace
+    mebibytes = predict(bundle, device, Wanted(batch=batch)).memory.peak / _MIB
     return {
         "model": model,
-        "batch": plan.wanted.batch,
-        "predicted_ms": round(milliseconds, 3),
+        "batch": batch,
+        "predicted_ms": round(1e3 * seconds.step_s, 3),
         "measured_ms": round(found["ms"], 3),
-        "time_ratio": round(milliseconds / found["ms"], 3),
+        "time_ratio": round(1e3 * seconds.step_s / found["ms"], 3),
         "predicted_mib": round(mebibytes, 1),
         "measured_mib": round(found["peak_mib"], 1),
         "memory_ratio": round(mebibytes / found["peak_mib"], 3),
-        "median_ms": round(found["median_ms"], 3),
-        "unknown": plan.pace.unknown,
-        "guessed": " ".join(plan.pace.guessed),
+        "unknown": seconds.unknown,
+        "guessed": " ".join(seconds.guessed),
     }
+
+
+def _measured(bundle: Path, data: Path, batch: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.plan_worker", str(bundle), str(data), "--batch", str(batch)]
+    environment = {**os.environ, **ONE_THREAD}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT, env=environment)
+    if done.returncode != 0:
+        raise SparsefleetError(f"{bundle.name}, batch {batch}: {done.stderr.strip()[-500:]}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def notes(rows: Sequence[Row]) -> list[str]:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.plan_worker BUNDLE DATA.npz --batch 32
 
-It prints one JSON object. `ms` is its thread's time on the processor for a step, of the fastest tenth of the steps
-after the first two: what a step takes where nothing else runs, and what calibration measures its probes by. On a busy
-machine the median (`median_ms`) is up to three times that, for others use its caches, and the clock on the wall
-(`wall_ms`, the median) says what the scheduler leaves. `peak_mib` is the most that the process had resident.
+It prints one JSON object. `peak_mib` is the most that the process had resident while it trained and packed. Then the
+machine is calibrated in the same process, in turns with more steps, so that both meet the machine at the same pace,
+which on a shared one changes by a factor of two from one second to the next: `profile` is what was found, and `ms` the
+median of this thread's time on the processor for a step.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import edge_agent.daemon  # noqa: F401  (its size is the agent's, and is measured)
+from edge_agent.calibration.machine import calibrate
 from edge_agent.data import Dataset
 from edge_agent.runtimes.backends import choose
 from edge_agent.runtimes.optimizers import OptimizerSettings
@@ -25,12 +26,14 @@ from edge_agent.runtimes.parameters import initial_model
 from edge_agent.training import LocalTraining, Recipe
 from protocol.bundle import open_bundle
 from protocol.layout import layout_of, take
+from protocol.records import write_record
 from sparse.codecs import encode_update, parse_codec
 
 NEVER = 1 << 40
 # So small that many steps on one batch leave the numbers as they are early in training.
 LEARNING_RATE = 1e-5
-WARM_UP, FEWEST, MOST, BUDGET_S = 2, 10, 500, 1.5
+# Enough for the peak; and how long steps take their turn.
+STEPS, BUDGET_S = 10, 0.1
 
 
 def main() -> int:
@@ -47,32 +50,31 @@ def main() -> int:
     recipe = Recipe(NEVER, 0, chosen.batch, LEARNING_RATE, OptimizerSettings("sgd", momentum=0.9), 0)
     engine = choose(bundle, chosen.backend).engine
     training = LocalTraining(engine, bundle.manifest, dataset, recipe, initial_model(bundle))
-    times = _times(training)
+    for _ in range(STEPS):
+        training.step()
     layout = layout_of(bundle.manifest, "full")
     delta = np.subtract(training.result().model, initial_model(bundle))
     residual = np.zeros(layout.n_parameters, np.float32)
     moved, buffers = take(delta, layout.parameters), take(delta, layout.buffers)
     encode_update(moved, buffers, residual, parse_codec("all/float32"), layout.digest)
-    print(json.dumps({**times, "peak_mib": _peak_mib()}))
+    peak = _peak_mib()
+    times: list[float] = []
+    profile = calibrate("this", between=lambda: _steps(training, times))
+    facts = {"ms": 1e3 * statistics.median(times), "peak_mib": peak, "profile": write_record(profile)}
+    print(json.dumps(facts))
     return 0
 
 
-def _times(training: LocalTraining) -> dict[str, float]:
-    """Milliseconds of a step: ms, median_ms and wall_ms."""
-    for _ in range(WARM_UP):
+def _steps(training: LocalTraining, times: list[float]) -> None:
+    """Some steps, the first of which finds others' data in the caches and is not timed."""
+    training.step()
+    until = time.thread_time() + BUDGET_S
+    while True:
+        started = time.thread_time()
         training.step()
-    on_processor: list[float] = []
-    on_wall: list[float] = []
-    while len(on_wall) < FEWEST or (sum(on_processor) < BUDGET_S and len(on_wall) < MOST):
-        thread, wall = time.thread_time(), time.perf_counter()
-        training.step()
-        on_processor.append(time.thread_time() - thread)
-        on_wall.append(time.perf_counter() - wall)
-    return {
-        "ms": 1e3 * float(np.quantile(on_processor, 0.1)),
-        "median_ms": 1e3 * statistics.median(on_processor),
-        "wall_ms": 1e3 * statistics.median(on_wall),
-    }
+        times.append(time.thread_time() - started)
+        if time.thread_time() >= until:
+            return
 
 
 def _peak_mib() -> float:

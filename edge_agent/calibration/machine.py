@@ -13,6 +13,7 @@ from edge_agent.calibration.fit import fit
 from edge_agent.calibration.probes import TOUCHED, Probe
 from edge_agent.runtimes import onnx_session
 from edge_agent.runtimes.backends import runtime_name
+from edge_agent.runtimes.work import UNITS
 from protocol.profile import FORMAT, Profile
 
 # Long enough that a graph's own memory stands out against what malloc rounds up to.
@@ -20,15 +21,16 @@ NODES = 1000
 _MIB = 1 << 20
 
 
-def calibrate(name: str, threads: int = 1) -> Profile:
+def calibrate(name: str, threads: int = 1, between: clock.Take | None = None) -> Profile:
     """Measures this machine, which takes a few seconds. In a process of its own, whose memory is the agent's and no
-    other's."""
+    other's. between: called now and then, for comparisons on a machine that changes its pace."""
     idle = _idle_bytes(threads)
     node = _node_bytes(threads)
-    works, seconds = clock.operators(threads)
+    works, seconds = clock.operators(threads, between)
     prices, error = fit(works, seconds)
     updates = clock.updates(threads)
     # The agent's own arithmetic around a call of the runtime belongs to the call: a step has one.
+    prices = {unit: price for unit, price in prices.items() if unit in UNITS}
     prices = {**prices, "run": updates["step"], "sgd": updates["sgd"], "adamw": updates["adamw"]}
     return Profile(
         format=FORMAT,

@@ -72,6 +72,12 @@ def _conv(n: int, into: int, out: int, size: int, kernel: int, group: int = 1) -
     return Probe("Conv", shapes, (n, out, size, size), {"kernel_shape": (kernel, kernel), "pads": pads, "group": group})
 
 
+def _strided(n: int, into: int, out: int, size: int, kernel: int) -> Probe:
+    shapes = ((n, into, size), (out, into, kernel))
+    attributes: dict[str, Attribute] = {"kernel_shape": (kernel,), "pads": (kernel // 2,) * 2, "strides": (2,)}
+    return Probe("Conv", shapes, (n, out, size // 2), attributes)
+
+
 def _conv_transpose(n: int, into: int, out: int, size: int, kernel: int, group: int = 1) -> Probe:
     shapes = ((n, into, size, size), (into, out // group, kernel, kernel))
     pads = (kernel // 2,) * 4
@@ -232,6 +238,8 @@ PROBES: tuple[Probe, ...] = (
     _conv(8, 32, 64, 16, 1),
     _conv(4, 64, 64, 16, 3, 64),
     _conv(4, 48, 48, 24, 3, 48),
+    _strided(1, 32, 48, 64, 5),
+    _strided(8, 32, 48, 64, 5),
     _conv_transpose(4, 16, 16, 32, 3),
     _conv_transpose(8, 64, 64, 8, 3),
     _fold(8, 48, 32, 32, 5),

@@ -34,7 +34,7 @@ UNITS: Mapping[str, str] = {
     "picked": "one element moved out of a row whose others stay",
     "scatter": "one element looked up by its index",
     "row": "one row of elements begun, by an operator that works in rows",
-    "far_byte": "one byte read or written by an operator whose tensors do not fit the processor's cache",
+    "far_byte": "one byte read or written where a step's tensors do not fit a core's own cache",
     "memory_byte": "the same where they fit no cache that boards or servers usually have",
     "sgd": "one parameter updated by SGD with momentum, and looked at for NaN",
     "adamw": "one parameter updated by AdamW, and looked at for NaN",
@@ -62,8 +62,12 @@ class Operation:
         return self.attributes[name][0] if name in self.attributes else default
 
 
-def work(operation: Operation) -> Work:
-    """The units of one operator's work. An operator of no known class is counted as a copy of what it writes."""
+def work(operation: Operation, around: int = 0) -> Work:
+    """The units of one operator's work. An operator of no known class is counted as a copy of what it writes.
+
+    around: bytes that are gone through between what was computed and its next reader, which is a step's tensors: what
+    is read comes from the cache that holds them.
+    """
     if operation.kind in FREE:
         # A view is still looked up and entered.
         return {"node": 1}
@@ -72,8 +76,8 @@ def work(operation: Operation) -> Work:
     if operation.kind not in _ELEMENTWISE:
         found["setup"] = 1.0
     moved = _ELEMENT_BYTES * sum(math.prod(s) for s in (*operation.inputs, *operation.outputs))
-    if moved > CACHE_BYTES:
-        found["far_byte" if moved <= LAST_CACHE_BYTES else "memory_byte"] = moved
+    if max(moved, around) > CACHE_BYTES:
+        found["far_byte" if max(moved, around) <= LAST_CACHE_BYTES else "memory_byte"] = moved
     return found
 
 
@@ -89,14 +93,16 @@ def _conv(operation: Operation) -> Work:
     inner = w[1] * kernel
     # A 1x1 convolution of stride 1 is the product itself.
     unfolded = 0 if kernel == 1 and area == math.prod(x[2:]) else inner * area
-    return _products(x[0] * group, w[0] // group, inner, area, unfolded)
+    found = _products(x[0] * group, w[0] // group, inner, area)
+    strided = set(operation.attributes.get("strides", ())) - {1}
+    return {**found, "picked" if strided else "unfolded": x[0] * group * unfolded}
 
 
 def _conv_transpose(operation: Operation) -> Work:
     x, w, *_ = operation.inputs
     group = operation.number("group", 1)
     rows, area = w[1] * math.prod(w[2:]), math.prod(x[2:])
-    found = _products(x[0] * group, rows, w[0] // group, area, 0)
+    found = _products(x[0] * group, rows, w[0] // group, area)
     # Runtimes have a quick way of adding up for two dimensions alone.
     return {**found, "turned": x[0] * w[0] * rows, "unfolded" if len(x) == 4 else "folded": x[0] * group * rows * area}
 
@@ -105,7 +111,7 @@ def _matmul(operation: Operation) -> Work:
     a, b = operation.inputs[:2]
     a, b = (1, *a) if len(a) == 1 else a, (*b, 1) if len(b) == 1 else b
     batch = math.prod(operation.outputs[0]) // max(1, a[-2] * b[-1])
-    found = _products(batch, a[-2], a[-1], b[-1], 0)
+    found = _products(batch, a[-2], a[-1], b[-1])
     turned = (a[-2] * operation.number("transA", 0) + b[-1] * operation.number("transB", 0)) * a[-1]
     return {**found, "turned": batch * turned}
 
@@ -115,11 +121,11 @@ def _gemm(operation: Operation) -> Work:
     left, right = operation.number("transA", 0), operation.number("transB", 0)
     m, k = a[::-1] if left else a
     n = b[0] if right else b[1]
-    found = _products(1, m, k, n, 0)
+    found = _products(1, m, k, n)
     return {**found, "turned": left * m * k + right * k * n}
 
 
-def _products(count: int, m: int, k: int, n: int, unfolded: int) -> dict[str, float]:
+def _products(count: int, m: int, k: int, n: int) -> dict[str, float]:
     """count products of m x k with k x n."""
     thin = min(m, n) == 1
     padded = n if thin else -(-n // _LANES) * _LANES
@@ -127,7 +133,6 @@ def _products(count: int, m: int, k: int, n: int, unfolded: int) -> dict[str, fl
         "product": count,
         "vector_multiply_add" if thin else "multiply_add": count * m * k * padded,
         "operand": count * (m * k + k * n + m * n),
-        "unfolded": count * unfolded,
     }
 
 

@@ -40,12 +40,13 @@ class Pace:
         return self.graph_s + self.update_s + self.call_s
 
 
-def predict_pace(graph: Graph, profile: Profile, optimizer: str, trained: int) -> Pace:
-    """trained: how many parameters the optimiser updates. Raises ConfigurationError if the profile lacks a price."""
+def predict_pace(graph: Graph, profile: Profile, optimizer: str, trained: int, around: int) -> Pace:
+    """trained: how many parameters the optimiser updates. around: bytes that a step goes through. Raises
+    ConfigurationError if the profile lacks a price."""
     seconds: dict[tuple[str, str], float] = {}
     operators: Counter[tuple[str, str]] = Counter()
     for step in graph.steps:
-        done = {"node": 1.0} if step.operation is None else work(step.operation)
+        done = {"node": 1.0} if step.operation is None else work(step.operation, around)
         key = (step.kind, _shapes(step))
         seconds[key] = seconds.get(key, 0.0) + step.times * priced(done, profile)
         operators[key] += step.times

@@ -75,7 +75,8 @@ def predict(bundle: Bundle, device: Profile, wanted: Wanted) -> Plan:
     memory = predict_memory(
         graph, manifest, variant, layout, device, wanted.optimizer, wanted.batch, wanted.examples, wire.update
     )
-    pace = predict_pace(graph, device, wanted.optimizer, layout.n_parameters)
+    around = memory.tensors + memory.vectors + memory.graph
+    pace = predict_pace(graph, device, wanted.optimizer, layout.n_parameters, around)
     return Plan(
         manifest.line, manifest.version, wanted, device, graph.nodes, pace, memory, predict_disk(wire, layout), wire
     )
