@@ -9,6 +9,9 @@ from tests.export.operators import EXAMPLES, Case
 from tests.export.operators_page import DOCUMENT, rows
 from tests.export.stepping import by_graph, by_torch, difference, written
 
+# Torch warns of its own ways (kernels that it lacks, masks that it deprecates) in a few of the cases.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
 # Against the largest value of a gradient, in float32.
 TOLERANCE = 1e-5
 
