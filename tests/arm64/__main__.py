@@ -92,7 +92,7 @@ def _suites(container: machine.Container, found: Path) -> bool:
         code = machine.run(container, command, SUITES_S)
     if not found.exists():
         print(
-            f"arm64: the tests ended with exit code {code} and without results; podman events says whether they were killed"
+            f"arm64: the tests ended with exit code {code} and without results; podman events tells if they were killed"
         )
         return False
     run = results.read(found)

@@ -80,6 +80,7 @@ def test_files_that_agents_leave_are_the_same_to_both() -> None:
     assert footprint.UNUSED_ROLES == UNUSED_ROLES
 
 
+@pytest.mark.slow
 def test_a_plan_for_this_machine_has_the_right_order_of_magnitude(zoo: Zoo) -> None:
     # What a busy machine may be off; benchmarks.plan says how near predictions are on a quiet one.
     bundle, batch = zoo("cnn_with_batch_norm"), 8

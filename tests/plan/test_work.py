@@ -55,9 +55,10 @@ def test_rows_are_counted_where_an_operand_is_spread_over_channels() -> None:
 
 
 def test_a_transposition_that_keeps_the_last_axis_moves_rows() -> None:
-    assert count("Transpose", (2, 3, 4), out=(3, 2, 4), perm=(1, 0, 2)) == {"node": 1, "copy": 24, "row": 6}
-    assert count("Transpose", (2, 3, 4), out=(2, 4, 3), perm=(0, 2, 1)) == {"node": 1, "transposition": 24}
-    assert count("Transpose", (1, 3, 4), out=(3, 1, 4), perm=(1, 0, 2)) == {"node": 1, "copy": 12}
+    started = {"node": 1, "setup": 1}
+    assert count("Transpose", (2, 3, 4), out=(3, 2, 4), perm=(1, 0, 2)) == {**started, "copy": 24, "row": 6}
+    assert count("Transpose", (2, 3, 4), out=(2, 4, 3), perm=(0, 2, 1)) == {**started, "transposition": 24}
+    assert count("Transpose", (1, 3, 4), out=(3, 1, 4), perm=(1, 0, 2)) == {**started, "copy": 12}
 
 
 def test_a_slice_moves_rows_as_long_as_its_last_cut_axis() -> None:
@@ -70,6 +71,21 @@ def test_a_reduction_takes_all_of_its_input() -> None:
     assert (found["reduction"], found["row"]) == (8 * 16 * 32, 8 * 16)
 
 
+def test_strides_are_counted_apart_for_runtimes_take_them_element_by_element() -> None:
+    found = count("Conv", (1, 4, 64), (8, 4, 5), out=(1, 8, 32), strides=(2,))
+    assert found["picked"] == 4 * 5 * 32
+    assert "unfolded" not in found
+    assert count("Slice", (8, 64), out=(8, 32), steps=(2,))["picked"] == 8 * 32
+    assert count("ReduceSum", (1, 64, 8), out=(64, 8), axes=(0,))["picked"] == 64 * 8
+
+
+def test_a_small_operator_reads_from_where_the_step_leaves_its_operands() -> None:
+    small = Operation("Add", ((1000,), (1000,)), ((1000,),))
+    assert "far_byte" not in work(small)
+    assert work(small, around=2 << 20)["far_byte"] == 12_000
+    assert work(small, around=64 << 20)["memory_byte"] == 12_000
+
+
 def test_what_does_not_fit_the_cache_costs_by_the_byte() -> None:
     assert "far_byte" not in count("Add", (1000,), (1000,), out=(1000,))
     assert count("Add", (1 << 17,), (1 << 17,), out=(1 << 17,))["far_byte"] == 3 * 4 << 17
@@ -77,9 +93,9 @@ def test_what_does_not_fit_the_cache_costs_by_the_byte() -> None:
 
 
 def test_an_operator_of_no_known_class_counts_as_a_copy() -> None:
-    assert count("Frobnicate", (10,), out=(20,)) == {"node": 1, "copy": 20, "row": 2}
+    assert count("Frobnicate", (10,), out=(20,)) == {"node": 1, "setup": 1, "copy": 20, "row": 2}
 
 
 @pytest.mark.parametrize("unit", sorted(set(UNITS) - {"run", "sgd", "adamw"}))
 def test_every_unit_is_measured_by_a_probe(unit: str) -> None:
-    assert any(work(probe.operation).get(unit) for probe in PROBES)
+    assert any(work(probe.operation, around).get(unit) for probe in PROBES for around in (0, 2 << 20, 64 << 20))
