@@ -103,8 +103,40 @@ class Dropout:
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelGroup:
+    """Channels that come and go together, in all the tensors that hold them. A width tier keeps the same number in each
+    of `multiple` equal parts of the group, so that a grouped convolution stays one."""
+
+    name: str
+    size: int
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.size <= MAX_ELEMENTS or self.multiple < 1 or self.size % self.multiple:
+            raise ValueError(
+                f"size: {self.size} channels of {self.name!r} in {self.multiple} equal parts are impossible"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a tensor's axis: `size` channels of `group` in order, `block` neighbouring entries for each, or
+    `size` * `block` entries of no group, which every tier keeps."""
+
+    group: str | None
+    size: int
+    block: int = 1
+
+    def __post_init__(self) -> None:
+        if not (0 < self.size <= MAX_ELEMENTS and 0 < self.block <= MAX_ELEMENTS):
+            raise ValueError(f"size: a segment of {self.size} times {self.block} entries is impossible")
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """One set of graphs over the same tensors, for example a freeze scheme. `full` trains everything.
+
+    keep: of a width tier, how many channels of each group its tensors have; empty where all are kept.
 
     dropouts: in the order of the training graph's inputs, after the model's inputs and targets; the same for every
     backend, so that all of them take the same step from the same seed. frozen: parameters that this variant leaves as
@@ -116,6 +148,7 @@ class Variant:
     dropouts: tuple[Dropout, ...] = ()
     frozen: tuple[str, ...] = ()
     frozen_buffers: tuple[str, ...] = ()
+    keep: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +185,8 @@ class Parity:
 class Manifest:
     """A whole bundle. The flat vector is float32[parameters | buffers | frozen], in the order of `tensors`.
 
-    left_out: backends that the exporter could not make, with why.
+    left_out: backends that the exporter could not make, with why. groups: the channels that width tiers keep or leave.
+    axes: of a tensor that holds some of them, the segments of each axis; other tensors are whole in every tier.
     """
 
     format: int
@@ -170,6 +204,8 @@ class Manifest:
     parity: Mapping[str, Parity]
     reference: Reference | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
+    groups: tuple[ChannelGroup, ...] = ()
+    axes: Mapping[str, tuple[tuple[Segment, ...], ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
@@ -192,6 +228,7 @@ class Manifest:
         if offset > MAX_ELEMENTS:
             raise ValueError(f"tensors: {offset} elements are more than the limit of {MAX_ELEMENTS}")
         _check_variants(self)
+        _check_channels(self)
 
     def count(self, *kinds: Kind) -> int:
         """How many float32 elements the tensors of these kinds hold."""
@@ -247,6 +284,27 @@ def _check_variants(manifest: Manifest) -> None:
             raise ValueError(f"{where} trains everything and freezes nothing")
         if variant.frozen and len(variant.frozen) == sum(kind == "parameter" for kind in kinds.values()):
             raise ValueError(f"{where} freezes every parameter; leave at least one to train")
+
+
+def _check_channels(manifest: Manifest) -> None:
+    groups = {group.name: group for group in manifest.groups}
+    if len(groups) < len(manifest.groups):
+        raise ValueError("groups: a group of channels is there twice")
+    shapes = {t.name: t.shape for t in manifest.tensors}
+    for name, axes in manifest.axes.items():
+        shape = tuple(sum(segment.size * segment.block for segment in axis) for axis in axes)
+        if shapes.get(name) != shape:
+            raise ValueError(f"axes: {name!r} has segments of {shape}, but its shape is {shapes.get(name)}")
+        for segment in (segment for axis in axes for segment in axis if segment.group is not None):
+            group = groups.get(segment.group or "")
+            if group is None or group.size != segment.size:
+                raise ValueError(f"axes: {name!r} has {segment.size} channels of {segment.group!r}, which has not")
+    for variant in manifest.variants:
+        if variant.keep and (variant.keep.keys() != groups.keys() or variant.name == FULL or variant.frozen):
+            raise ValueError(f"variants: {variant.name} must keep channels of every group, and train them all")
+        for name, count in variant.keep.items():
+            if not 0 < count <= groups[name].size or count % groups[name].multiple:
+                raise ValueError(f"variants: {variant.name} keeps {count} of {groups[name].size} channels of {name!r}")
 
 
 def parse_manifest(data: bytes) -> Manifest:

@@ -27,6 +27,8 @@ WINDOW = 8
 MAX_BLOB_BYTES = 1 << 32
 MAX_CHUNKS = MAX_BLOB_BYTES // CHUNK_BYTES
 MAX_TEXT = 2000
+# Of gradients off a mask: a fortieth of the largest model that this is for.
+MAX_REPORT = 1 << 20
 # Names are repeated in answers, logs and tables, so they end sooner: run, task, version of an agent, backend, codec,
 # variant.
 MAX_NAME = 100
@@ -53,12 +55,16 @@ class BlobRef:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Device to coordinator: here I am, and this is what I have. Sent on every connection and when asked."""
+    """Device to coordinator: here I am, and this is what I have. Sent on every connection and when asked.
+
+    memory_mib: what training may use on this device, None where it does not say.
+    """
 
     agent: str
     backend: str
     task: str | None = None
     outbox: int = 0
+    memory_mib: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +90,34 @@ class OptimizerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedMask:
+    """The mask that a task is trained under and its update is sent on, the same for the whole round.
+
+    digest: of the mask itself (sparse.masks). blob: how to come by it: whole, or with `base` as the difference to the
+    mask of that digest. report: of so many parameters that the mask leaves out, those where the loss falls fastest, the
+    update also tells the gradient, so that they can return; 0 in most rounds.
+    """
+
+    digest: bytes
+    blob: BlobRef
+    base: bytes | None = None
+    report: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.digest) != 32 or (self.base is not None and len(self.base) != 32):
+            raise ValueError("digest: a mask is named by 32 bytes")
+        if not 0 <= self.report <= MAX_REPORT:
+            raise ValueError(f"report: {self.report} gradients are outside 0 to {MAX_REPORT}")
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """Coordinator to device: train this model so long and send the update. Sent again until answered.
 
     Exactly one of `local_steps` and `local_epochs` is positive. `time_left_s` is a duration, because device clocks
-    may start in 1970.
+    may start in 1970. variant: of the bundle, which the model is of; None where the device may choose. channels: names
+    the choice of channels that a width tier's model was cut from, so that what is left of an update of one choice is
+    not added to one of another; None for whole models.
     """
 
     run: str
@@ -104,6 +133,9 @@ class Task:
     codec: str
     seed: int
     time_left_s: float
+    variant: str | None = None
+    channels: bytes | None = None
+    mask: SharedMask | None = None
 
     def __post_init__(self) -> None:
         if (self.local_steps > 0) == (self.local_epochs > 0):
