@@ -43,24 +43,25 @@ def server_step(
     assert len(model) >= end
     first, second = _moment(state.first, n), _moment(state.second, n)
     after = model.copy()
+    stepped = _step(settings, first, second, folded)
     # A server learning rate that makes the model overflow is seen in its evaluation, not in a warning here.
     with np.errstate(over="ignore"):
-        for part in folded.trained:
-            stepped = _step(settings, first[part], second[part], folded.parameters[part])
-            after[part] = (model[part].astype(np.float64) + settings.learning_rate * stepped).astype(np.float32)
+        moved = (model[:n].astype(np.float64) + settings.learning_rate * stepped).astype(np.float32)
+        np.copyto(after[:n], moved, where=folded.trained)
         after[n:end] = (model[n:end].astype(np.float64) + folded.buffers).astype(np.float32)
     kept = {"add": (False, False), "momentum": (True, False), "adam": (True, True)}[settings.step]
     return ServerState(state.steps + 1, _kept(first, kept[0]), _kept(second, kept[1])), after
 
 
-def _step(settings: ServerSettings, first: Delta, second: Delta, delta: Delta) -> Delta:
-    """The step of one part of the parameters, float64[part]; its moments are updated in place."""
+def _step(settings: ServerSettings, first: Delta, second: Delta, folded: Folded) -> Delta:
+    """The step of the parameters, float64[n], of which only what somebody trained is meant; moments of that move."""
+    delta, trained = folded.parameters, folded.trained
     if settings.step == "momentum":
-        first[:] = settings.momentum * first + delta
+        np.copyto(first, settings.momentum * first + delta, where=trained)
         return first
     if settings.step == "adam":
-        first[:] = settings.beta1 * first + (1 - settings.beta1) * delta
-        second[:] = settings.beta2 * second + (1 - settings.beta2) * delta * delta
+        np.copyto(first, settings.beta1 * first + (1 - settings.beta1) * delta, where=trained)
+        np.copyto(second, settings.beta2 * second + (1 - settings.beta2) * delta * delta, where=trained)
         stepped: Delta = first / (np.sqrt(second) + settings.epsilon)
         return stepped
     return delta
