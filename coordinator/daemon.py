@@ -9,22 +9,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from coordinator import round as rounds
-from coordinator.evaluate import Examine, accuracy_of
+from coordinator.evaluate import Examine
 from coordinator.events import DeviceSeen, Emit, Finished, FinishReason, RoundCommitted, RoundOpened, UpdateRejected
 from coordinator.fleet import Fleet
 from coordinator.intake import Seat
 from coordinator.library import Library
 from coordinator.link import Link
-from coordinator.next_model import first_model, load_model, next_model
 from coordinator.planner import make_task, order_devices
 from coordinator.reception import Reception, Rejected, Taken, Uncounted, Verdict
 from coordinator.rivals import Rivals
-from coordinator.rows import RoundFigures
 from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.uploads import Uploads
+from coordinator.versions import Versions
 from protocol.bundle import Bundle
 from protocol.errors import Rejection
+from protocol.manifest import FULL
 from protocol.messages import (
     Announcement,
     Body,
@@ -88,8 +88,7 @@ class Coordinator:
     def recover(self, now: float) -> None:
         """Takes model, round and tasks from the store; makes version 0 if there is none yet."""
         store = self._store
-        self._current = store.current() or first_model(store, self._bundle, self._examine)
-        self._base = load_model(store, self._current, self._bundle.manifest)
+        self._versions = Versions(self._settings, self._bundle, store, self._clock, self._examine)
         self._invitations = store.invitations()
         self._round: rounds.Round | None = None
         self._tasks: dict[str, Task] = {}
@@ -177,7 +176,7 @@ class Coordinator:
                 for answer in self._library.answer(body):
                     self._link.send(device, answer)
             case Chunk():
-                self._settle(device, self._reception.take(device, body, self._base, now), now)
+                self._settle(device, self._reception.take(device, body, self._versions.view, now), now)
             case Unavailable(digest, reason):
                 if self._restraint.unsaid((device, "unavailable"), now) is not None:
                     log.warning("unavailable device=%s blob=%s reason=%r", device, digest.hex()[:12], reason)
@@ -237,7 +236,7 @@ class Coordinator:
         if self._holds(device, offer.task):
             self._retry.pop(device, None)
         seat = self._seat(device, offer)
-        self._settle(device, self._reception.offered(device, offer, seat, self._base, now), now)
+        self._settle(device, self._reception.offered(device, offer, seat, self._versions.view, now), now)
 
     def _settle(self, device: str, verdict: Verdict | None, now: float) -> None:
         """What became of an offer, as far as the round and the operator are concerned."""
@@ -319,7 +318,7 @@ class Coordinator:
         reason = self._end()
         if reason is not None:
             self._finished = True
-            self._emit(Finished(reason, self._current.version))
+            self._emit(Finished(reason, self._versions.number))
             return
         present, least = len(self._fleet.present()), self._settings.rounds.least
         if present < least:
@@ -329,13 +328,13 @@ class Coordinator:
             return
         self._waiting_with = None
         state, decisions = rounds.decide(
-            self._empty_round(self._current.version + 1, now, {}, 0), rounds.Tick(), now, self._spare()
+            self._empty_round(self._versions.number + 1, now, {}, 0), rounds.Tick(), now, self._spare()
         )
         self._round = state
         self._tasks = {d.device: self._make_task(d.device) for d in decisions if isinstance(d, rounds.Invite)}
         self._note()
-        self._bytes_before = (self._link.total_bytes("up"), self._link.total_bytes("down"))
-        self._store.open_round(state.number, self._current.version, self._tasks, self._bytes_before)
+        self._bytes_before = self._bytes()
+        self._store.open_round(state.number, self._versions.number, self._tasks, self._bytes_before)
         self._opened_at = self._clock()
         log.info("opened round=%d devices=%d", state.number, len(self._tasks))
         self._emit(RoundOpened(state.number, len(self._tasks)))
@@ -344,10 +343,10 @@ class Coordinator:
 
     def _end(self) -> FinishReason | None:
         target = self._settings.rounds.target_accuracy
-        accuracy = accuracy_of(self._current.metrics)
+        accuracy = self._versions.accuracy
         if target is not None and accuracy is not None and accuracy >= target:
             return "target-accuracy"
-        return "rounds" if self._current.version >= self._settings.rounds.count else None
+        return "rounds" if self._versions.number >= self._settings.rounds.count else None
 
     # What the round table decides
 
@@ -390,51 +389,29 @@ class Coordinator:
 
     def _commit(self, number: int, devices: int) -> None:
         """Folds the round into the next version and commits both."""
-        accepted = self._store.accepted(number)
-        wanted = number % self._settings.evaluation.every == 0 or number >= self._settings.rounds.count
-        made = next_model(
-            self._store,
-            self._bundle.manifest,
-            self._settings,
-            self._current,
-            self._base,
-            accepted,
-            self._examine if wanted else None,
-            self._clock,
-        )
-        seconds = self._clock() - self._opened_at
-        longest = max(update.train_s for update in accepted)
-        figures = RoundFigures(
-            devices=devices,
-            accuracy=accuracy_of(made.version.metrics),
-            seconds=seconds,
-            overhead_s=max(0.0, seconds - longest - made.evaluation_s),
-            evaluation_s=made.evaluation_s,
-            fold_s=made.fold_s,
-            bytes_up=self._link.total_bytes("up") - self._bytes_before[0],
-            bytes_down=self._link.total_bytes("down") - self._bytes_before[1],
-        )
-        self._store.commit_round(number, made.version, figures)
-        self._current, self._base = made.version, made.model
+        figures = self._versions.advance(number, self._opened_at, self._bytes_before, self._bytes())
         self._round, self._tasks = None, {}
         self._retry.clear()
         self._uploads.clear()
         self._store.sweep()
-        self._link.tell_everyone("notice", Announcement(made.version.version, made.version.blob))
-        log.info("committed round=%d version=%d devices=%d", number, made.version.version, devices)
+        self._link.tell_everyone("notice", Announcement(self._versions.number, self._versions.blob))
+        log.info("committed round=%d version=%d devices=%d", number, self._versions.number, devices)
         self._emit(
             RoundCommitted(
                 number,
-                made.version.version,
+                self._versions.number,
                 devices,
                 figures.accuracy,
-                made.version.loss,
-                round(seconds, 3),
+                self._versions.loss,
+                round(figures.seconds, 3),
                 round(figures.overhead_s, 3),
                 figures.bytes_up,
                 figures.bytes_down,
             )
         )
+
+    def _bytes(self) -> tuple[int, int]:
+        return self._link.total_bytes("up"), self._link.total_bytes("down")
 
     def _empty_round(self, number: int, now: float, seats: dict[str, rounds.Phase], extensions: int) -> rounds.Round:
         wanted = self._settings.rounds
@@ -443,20 +420,15 @@ class Coordinator:
         )
 
     def _make_task(self, device: str) -> Task:
-        number = self._current.version + 1
+        version = self._versions.number
+        seen = self._versions.view(FULL)
         return make_task(
-            self._settings,
-            self._store.run,
-            number,
-            device,
-            self._library.manifest,
-            self._current.blob,
-            self._current.version,
+            self._settings, self._store.run, version + 1, device, self._library.manifest, version, seen, None
         )
 
     def _spare(self) -> Iterator[str]:
         """The devices present, the next to be asked first; worked out only when the table looks."""
-        number = self._current.version + 1
+        number = self._versions.number + 1
         asked = {device: self._invitations.get(device, 0) for device in self._fleet.present()}
         yield from order_devices(asked, self._settings.seed, number)
 

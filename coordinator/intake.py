@@ -6,15 +6,17 @@ nothing.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from coordinator.fold import Decoded
 from coordinator.round import OPEN, Phase
+from coordinator.views import View
 from edge_agent.runtimes.engine import Vector
 from protocol.errors import Rejection
-from protocol.layout import Layout, layout_of, take
+from protocol.layout import Layout, take
 from protocol.manifest import Manifest
 from protocol.messages import Offer, Task
 from sparse.codecs import PayloadError, decode_update, max_update_bytes, parse_codec
@@ -36,8 +38,10 @@ class Seat:
     task: Task | None
 
 
-def check_offer(offer: Offer, run: str, seat: Seat, manifest: Manifest) -> Rejection | None:
-    """Whether an offered update may be asked for. Nothing of it was received yet."""
+def check_offer(
+    offer: Offer, run: str, seat: Seat, manifest: Manifest, view: Callable[[str], View]
+) -> Rejection | None:
+    """Whether an offered update may be asked for. Nothing of it was received yet. view: of a variant of the bundle."""
     stale = _check_freshness(offer, run, seat)
     if stale is not None:
         return stale
@@ -48,7 +52,12 @@ def check_offer(offer: Offer, run: str, seat: Seat, manifest: Manifest) -> Rejec
     if all(offer.variant != known.name for known in manifest.variants):
         names = ", ".join(known.name for known in manifest.variants)
         return Rejection("variant", f"{offer.variant[:60]!r} is not in this bundle, which holds {names}")
-    layout = layout_of(manifest, offer.variant)
+    asked = task.variant
+    if offer.variant != asked if asked is not None else manifest.variant(offer.variant).keep:
+        return Rejection(
+            "variant", f"an update of {offer.variant!r} where the task says {asked or 'any whole model'!r}"
+        )
+    layout = view(offer.variant).layout
     limit = max_update_bytes(layout.n_parameters, layout.n_buffers, parse_codec(task.codec))
     if offer.blob.size > limit:
         return Rejection("too-large", f"{offer.blob.size} bytes are over the limit of {limit} for {task.codec}")
@@ -81,7 +90,7 @@ def _check_freshness(offer: Offer, run: str, seat: Seat) -> Rejection | None:
 
 
 def check_payload(payload: bytes, codec: str, layout: Layout, base: Vector) -> Decoded | Rejection:
-    """The decoded deltas of a payload whose digest was right. base: float32[total], what they are added to."""
+    """The decoded deltas of a payload whose digest was right. base: float32[total], the model trained from."""
     try:
         decoded = decode_payload(payload, codec, layout)
     except PayloadError as error:

@@ -8,47 +8,53 @@ import numpy as np
 from coordinator.evaluate import Examine
 from coordinator.fold import Decoded, Weighted, fold
 from coordinator.intake import decode_payload
+from coordinator.refresh import first_structure, next_structure
 from coordinator.rows import AcceptedUpdate, ModelVersion
 from coordinator.server_step import initial_state, pack_state, server_step, unpack_state
 from coordinator.settings import Settings
 from coordinator.store import Store
+from coordinator.structure import Structure, pack_structure, unpack_structure
+from coordinator.views import Views
 from edge_agent.runtimes.engine import Evaluation, Vector
 from edge_agent.runtimes.parameters import initial_model
 from protocol.bundle import Bundle
 from protocol.errors import SparsefleetError
-from protocol.layout import layout_of
 from protocol.manifest import Manifest
-from protocol.messages import BlobRef
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A version ready to be committed. model: float32[total]."""
+    """A version ready to be committed. dense: float32[total]."""
 
     version: ModelVersion
-    model: Vector
+    dense: Vector
+    structure: Structure
     fold_s: float
     evaluation_s: float
 
 
-def first_model(store: Store, bundle: Bundle, examine: Examine | None) -> ModelVersion:
+def first_model(store: Store, bundle: Bundle, settings: Settings, examine: Examine | None) -> ModelVersion:
     """Version 0: the exported model, evaluated and committed."""
-    model = initial_model(bundle)
-    found = examine(model) if examine is not None else None
-    blob, state = store.put_model(_bytes(model)), store.put_model(pack_state(initial_state()))
-    version = _version(0, blob, state, found)
+    dense = initial_model(bundle)
+    found = examine(dense) if examine is not None else None
+    structure = first_structure(settings, bundle.manifest, dense)
+    version = _stored(store, 0, dense, pack_state(initial_state()), structure, found)
     store.add_initial(version)
     return version
 
 
 def load_model(store: Store, version: ModelVersion, manifest: Manifest) -> Vector:
     """The model of a version, float32[total]. Raises SparsefleetError when the disk no longer has it."""
-    try:
-        data = store.models.read(version.blob.digest)
-    except SparsefleetError as error:
-        raise SparsefleetError(f"model version {version.version}: {error}") from None
+    data = _read(store, version, version.blob.digest)
     assert len(data) == 4 * manifest.total
     return np.frombuffer(data, dtype="<f4").astype(np.float32)
+
+
+def load_structure(store: Store, version: ModelVersion) -> Structure:
+    """What of the version devices work on. Raises SparsefleetError when the disk no longer has it."""
+    if version.structure is None:
+        return Structure()
+    return unpack_structure(_read(store, version, version.structure))
 
 
 def next_model(
@@ -56,7 +62,7 @@ def next_model(
     manifest: Manifest,
     settings: Settings,
     base: ModelVersion,
-    model: Vector,
+    views: Views,
     accepted: Iterable[AcceptedUpdate],
     examine: Examine | None,
     clock: Callable[[], float],
@@ -64,28 +70,42 @@ def next_model(
     """Folds, steps, stores and evaluates. A function of the accepted set; to do it again gives the same bytes."""
     started = clock()
     updates = {update.device: update for update in accepted}
-    layouts = {variant: layout_of(manifest, variant) for variant in {u.variant for u in updates.values()}}
 
     def decode(device: str) -> Decoded:
         update = updates[device]
-        return decode_payload(store.updates.read(update.digest), update.codec, layouts[update.variant])
+        return decode_payload(store.updates.read(update.digest), update.codec, views.of(update.variant).layout)
 
-    weighted = [Weighted(u.device, u.weight, layouts[u.variant]) for u in updates.values()]
+    weighted = []
+    for update in updates.values():
+        view = views.of(update.variant)
+        weighted.append(Weighted(update.device, update.weight, view.layout, view.places))
     folded = fold(weighted, decode, manifest.parameters, manifest.buffers)
     state = unpack_state(store.models.read(base.server_state))
-    state, after = server_step(settings.server, state, model, folded)
-    blob, state_blob = store.put_model(_bytes(after)), store.put_model(pack_state(state))
+    state, dense = server_step(settings.server, state, views.dense, folded)
+    structure = next_structure(settings, manifest, views.structure, dense, base.version + 1)
     done = clock()
-    found = examine(after) if examine is not None else None
-    version = _version(base.version + 1, blob, state_blob, found)
-    return Made(version, after, done - started, clock() - done)
+    found = examine(dense) if examine is not None else None
+    evaluated = clock() - done
+    version = _stored(store, base.version + 1, dense, pack_state(state), structure, found)
+    return Made(version, dense, structure, clock() - started - evaluated, evaluated)
 
 
-def _version(number: int, model: BlobRef, state: BlobRef, found: Evaluation | None) -> ModelVersion:
-    if found is None:
-        return ModelVersion(number, model, state.digest, None, {})
-    return ModelVersion(number, model, state.digest, found.loss, found.metrics)
+def _stored(
+    store: Store, number: int, dense: Vector, state: bytes, structure: Structure, found: Evaluation | None
+) -> ModelVersion:
+    blob, state_blob = store.put_model(dense.astype("<f4").tobytes()), store.put_model(state)
+    return ModelVersion(
+        version=number,
+        blob=blob,
+        server_state=state_blob.digest,
+        structure=None if structure.plain else store.put_model(pack_structure(structure)).digest,
+        loss=None if found is None else found.loss,
+        metrics={} if found is None else found.metrics,
+    )
 
 
-def _bytes(model: Vector) -> bytes:
-    return model.astype("<f4").tobytes()
+def _read(store: Store, version: ModelVersion, digest: bytes) -> bytes:
+    try:
+        return store.models.read(digest)
+    except SparsefleetError as error:
+        raise SparsefleetError(f"model version {version.version}: {error}") from None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from coordinator.settings import Settings, TrainingSettings
+from coordinator.views import View
 from protocol.messages import BlobRef, Task
 
 
@@ -43,15 +44,25 @@ def task_seed(seed: int, round_number: int, device: str) -> int:
 
 
 def make_task(
-    settings: Settings, run: str, round_number: int, device: str, manifest: BlobRef, model: BlobRef, version: int
+    settings: Settings,
+    run: str,
+    round_number: int,
+    device: str,
+    manifest: BlobRef,
+    version: int,
+    view: View,
+    variant: str | None,
 ) -> Task:
-    """What one device is asked to do in a round. `time_left_s` is the whole deadline; a later sending says less."""
+    """What one device is asked to do in a round. `time_left_s` is the whole deadline; a later sending says less.
+
+    view: of the model's version, as the device is to work on it. variant: None where the device may choose.
+    """
     training = settings.training
     return Task(
         run=run,
         round=round_number,
         manifest=manifest,
-        model=model,
+        model=view.blob,
         version=version,
         local_steps=training.local_steps,
         local_epochs=training.local_epochs,
@@ -61,4 +72,6 @@ def make_task(
         codec=training.codec,
         seed=task_seed(settings.seed, round_number, device),
         time_left_s=settings.rounds.deadline_s,
+        variant=variant,
+        channels=view.channels,
     )

@@ -4,15 +4,15 @@ What that means for the round is said by the verdict, and is the round table's t
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from coordinator.intake import NOT_THE_TASKS_END, Seat, check_offer, check_payload, weigh
 from coordinator.link import Link
 from coordinator.store import Store
 from coordinator.uploads import Uploads
-from edge_agent.runtimes.engine import Vector
+from coordinator.views import View
 from protocol.errors import Rejection
-from protocol.layout import layout_of
 from protocol.manifest import Manifest
 from protocol.messages import Chunk, Offer, Receipt, Task
 
@@ -43,6 +43,7 @@ class Uncounted:
 
 
 Verdict = Taken | Rejected | Uncounted
+ViewOf = Callable[[str], View]
 
 
 class Reception:
@@ -53,8 +54,8 @@ class Reception:
         self._most_examples = most_examples
         self._tasks: dict[str, Task] = {}
 
-    def offered(self, device: str, offer: Offer, seat: Seat, base: Vector, now: float) -> Verdict | None:
-        """Answers an offer; None while its chunks are on their way. base: float32[total], the task's model."""
+    def offered(self, device: str, offer: Offer, seat: Seat, view: ViewOf, now: float) -> Verdict | None:
+        """Answers an offer; None while its chunks are on their way. view: of the round's base model."""
         earlier = self._store.receipt(device, offer)
         if earlier is not None and earlier[0] == offer.blob.digest:
             self._link.send(device, earlier[1])
@@ -63,7 +64,7 @@ class Reception:
             why = Rejection("name-reused", "another update has this name; this one was not looked at")
             self._link.send(device, _rejected(offer, why))
             return Uncounted(why)
-        rejection = check_offer(offer, self._store.run, seat, self._manifest)
+        rejection = check_offer(offer, self._store.run, seat, self._manifest, view)
         if rejection is not None and not seat.known_device:
             # No receipt: a device that a restart forgot says hello again and keeps its update until then.
             return Uncounted(rejection)
@@ -75,16 +76,16 @@ class Reception:
             return None
         assert seat.task is not None
         self._tasks[device] = seat.task
-        return self._arrived(device, self._uploads.begin(device, offer, now), base)
+        return self._arrived(device, self._uploads.begin(device, offer, now), view)
 
-    def take(self, device: str, chunk: Chunk, base: Vector, now: float) -> Verdict | None:
+    def take(self, device: str, chunk: Chunk, view: ViewOf, now: float) -> Verdict | None:
         """Takes a chunk of an update that was asked for."""
         taken = self._uploads.take(device, chunk, now)
         if isinstance(taken, Rejection):
             return Uncounted(taken)
-        return self._arrived(device, taken, base)
+        return self._arrived(device, taken, view)
 
-    def _arrived(self, device: str, offer: Offer | None, base: Vector) -> Verdict | None:
+    def _arrived(self, device: str, offer: Offer | None, view: ViewOf) -> Verdict | None:
         """Checks a blob that is complete, and accepts it: from the receipt on it is ours."""
         if offer is None:
             return None
@@ -92,7 +93,7 @@ class Reception:
         blobs = self._store.updates
         if not blobs.has(offer.blob.digest) and not blobs.finish(offer.blob):
             return self._reject(device, offer, Rejection("digest", "the bytes are not those of the offer"))
-        wrong = self._check(blobs.read(offer.blob.digest), offer, self._tasks[device], base)
+        wrong = self._check(blobs.read(offer.blob.digest), offer, self._tasks[device], view)
         if wrong is not None:
             if not self._store.uses(offer.blob.digest):
                 blobs.remove(offer.blob.digest)
@@ -102,10 +103,11 @@ class Reception:
         self._link.send(device, receipt)
         return Taken(offer)
 
-    def _check(self, payload: bytes, offer: Offer, task: Task, base: Vector) -> Rejection | None:
+    def _check(self, payload: bytes, offer: Offer, task: Task, view: ViewOf) -> Rejection | None:
         if len(payload) != offer.blob.size:
             return Rejection("size", f"{len(payload)} bytes where {offer.blob.size} were offered")
-        checked = check_payload(payload, task.codec, layout_of(self._manifest, offer.variant), base)
+        seen = view(offer.variant)
+        checked = check_payload(payload, task.codec, seen.layout, seen.model)
         return checked if isinstance(checked, Rejection) else None
 
     def _reject(self, device: str, offer: Offer, why: Rejection) -> Verdict:

@@ -11,13 +11,17 @@ from protocol.messages import BlobRef, Envelope, Offer, Receipt, Task, decode, e
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """One version of the model: where it is, the server state beside it, and how it did on held-out data."""
+    """One version of the model: where it is, the server state and structure beside it, and how it did on held-out data.
+
+    structure: the digest of what of it devices work on; None where they all work on the whole.
+    """
 
     version: int
     blob: BlobRef
     server_state: bytes
     loss: float | None
     metrics: Mapping[str, float]
+    structure: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,8 @@ class RoundFigures:
 
 def insert_model(sql: sqlite3.Connection, model: ModelVersion) -> None:
     sql.execute(
-        "INSERT INTO models (version, digest, size, server_state, loss, metrics) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO models (version, digest, size, server_state, loss, metrics, structure) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
         (
             model.version,
             model.blob.digest,
@@ -88,6 +93,7 @@ def insert_model(sql: sqlite3.Connection, model: ModelVersion) -> None:
             model.server_state,
             model.loss,
             json.dumps(dict(model.metrics)),
+            model.structure,
         ),
     )
 

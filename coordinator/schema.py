@@ -9,7 +9,7 @@ from pathlib import Path
 from protocol.disk import disk_named, is_disk_trouble
 from protocol.errors import ConfigurationError, NothingToDoError, SparsefleetError
 
-VERSION = 2
+VERSION = 3
 DATABASE = "coordinator.sqlite"
 LOCK = "lock"
 
@@ -25,7 +25,7 @@ CREATE TABLE traffic (
 ) WITHOUT ROWID;
 CREATE TABLE models (
   version INTEGER PRIMARY KEY, digest BLOB NOT NULL, size INTEGER NOT NULL, kept INTEGER NOT NULL DEFAULT 1,
-  server_state BLOB NOT NULL, loss REAL, metrics TEXT NOT NULL
+  server_state BLOB NOT NULL, loss REAL, metrics TEXT NOT NULL, structure BLOB
 );
 CREATE TABLE rounds (
   round INTEGER PRIMARY KEY, state TEXT NOT NULL, base_version INTEGER NOT NULL, opened_s REAL NOT NULL,
@@ -59,7 +59,10 @@ CREATE TABLE decisions (round INTEGER NOT NULL, at_s REAL NOT NULL, what TEXT NO
 
 
 # What brings a store of the version before up to each version.
-_STEPS = {2: "ALTER TABLE updates ADD COLUMN variant TEXT NOT NULL DEFAULT 'full';"}
+_STEPS = {
+    2: "ALTER TABLE updates ADD COLUMN variant TEXT NOT NULL DEFAULT 'full';",
+    3: "ALTER TABLE models ADD COLUMN structure BLOB;",
+}
 
 
 def lock_folder(state: Path) -> int:

@@ -73,7 +73,7 @@ class Store:
     # -- models and rounds
 
     def put_model(self, data: bytes) -> BlobRef:
-        """Stores a model or a server state durably; older versions give way when the disk limit asks for it."""
+        """Stores a model, or what goes with one, durably; older versions give way when the disk limit asks for it."""
         while not self.models.room_for(BlobRef(bytes(32), len(data))) and self._drop_oldest_model():
             pass
         return self.models.put(data)
@@ -86,11 +86,12 @@ class Store:
     def current(self) -> ModelVersion | None:
         """The newest version, None before the first start."""
         row = self._sql.execute(
-            "SELECT version, digest, size, server_state, loss, metrics FROM models ORDER BY version DESC LIMIT 1"
+            "SELECT version, digest, size, server_state, loss, metrics, structure FROM models "
+            "ORDER BY version DESC LIMIT 1"
         ).fetchone()
         if row is None:
             return None
-        return ModelVersion(row[0], BlobRef(row[1], row[2]), row[3], row[4], json.loads(row[5]))
+        return ModelVersion(row[0], BlobRef(row[1], row[2]), row[3], row[4], json.loads(row[5]), row[6])
 
     def open_round(
         self, number: int, base_version: int, tasks: Mapping[str, Task], bytes_before: tuple[int, int]
@@ -305,6 +306,8 @@ class Store:
         current = self.current()
         if current is not None:
             wanted.add(current.server_state)
+            if current.structure is not None:
+                wanted.add(current.structure)
         self.models.keep_only(wanted)
 
     def _drop_oldest_model(self) -> bool:

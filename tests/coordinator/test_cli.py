@@ -98,7 +98,7 @@ def test_a_model_is_exported_with_its_bytes_in_place(tmp_path: Path, capsys: pyt
     config.write_text(CONFIG.format(url="auto", port=1883))
     bundle = write_bundle(tmp_path / "bundle")
     store = Store(tmp_path / "state", load(config).limits)
-    first_model(store, bundle, None)
+    first_model(store, bundle, load(config), None)
     store.close()
     out = tmp_path / "out.onnx"
     said = ask(config, "export-model", "--out", str(out), "--version", "0", capsys=capsys)

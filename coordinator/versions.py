@@ -1,0 +1,84 @@
+"""The model's versions: the current one, what devices see of it, and how a round's updates become the next one."""
+
+from collections.abc import Callable
+
+from coordinator.evaluate import Examine, accuracy_of
+from coordinator.next_model import first_model, load_model, load_structure, next_model
+from coordinator.rows import ModelVersion, RoundFigures
+from coordinator.settings import Settings
+from coordinator.store import Store
+from coordinator.structure import Structure
+from coordinator.views import View, Views
+from edge_agent.runtimes.engine import Vector
+from protocol.bundle import Bundle
+from protocol.messages import BlobRef
+
+
+class Versions:
+    """One run's versions, from the store; makes version 0 if there is none yet. clock: in seconds, for figures."""
+
+    def __init__(
+        self, settings: Settings, bundle: Bundle, store: Store, clock: Callable[[], float], examine: Examine | None
+    ) -> None:
+        self._settings, self._manifest, self._store = settings, bundle.manifest, store
+        self._clock, self._examine = clock, examine
+        version = store.current() or first_model(store, bundle, settings, examine)
+        self._set(version, load_model(store, version, bundle.manifest), load_structure(store, version))
+
+    @property
+    def number(self) -> int:
+        """The current version; round n makes version n."""
+        return self._current.version
+
+    @property
+    def blob(self) -> BlobRef:
+        return self._current.blob
+
+    @property
+    def accuracy(self) -> float | None:
+        return accuracy_of(self._current.metrics)
+
+    @property
+    def loss(self) -> float | None:
+        return self._current.loss
+
+    def view(self, variant: str) -> View:
+        """What a device of a variant works on."""
+        return self._views.of(variant)
+
+    def advance(
+        self, number: int, opened_at: float, bytes_before: tuple[int, int], bytes_now: tuple[int, int]
+    ) -> RoundFigures:
+        """Folds the round's accepted updates into the next version and commits both in one transaction."""
+        accepted = self._store.accepted(number)
+        rounds = self._settings.rounds
+        wanted = number % self._settings.evaluation.every == 0 or number >= rounds.count
+        made = next_model(
+            self._store,
+            self._manifest,
+            self._settings,
+            self._current,
+            self._views,
+            accepted,
+            self._examine if wanted else None,
+            self._clock,
+        )
+        seconds = self._clock() - opened_at
+        longest = max(update.train_s for update in accepted)
+        figures = RoundFigures(
+            devices=len(accepted),
+            accuracy=accuracy_of(made.version.metrics),
+            seconds=seconds,
+            overhead_s=max(0.0, seconds - longest - made.evaluation_s),
+            evaluation_s=made.evaluation_s,
+            fold_s=made.fold_s,
+            bytes_up=bytes_now[0] - bytes_before[0],
+            bytes_down=bytes_now[1] - bytes_before[1],
+        )
+        self._store.commit_round(number, made.version, figures)
+        self._set(made.version, made.dense, made.structure)
+        return figures
+
+    def _set(self, version: ModelVersion, dense: Vector, structure: Structure) -> None:
+        self._current = version
+        self._views = Views(self._manifest, dense, version.blob, structure, self._store.put_model)
