@@ -4,16 +4,36 @@ from coordinator.settings import Settings
 from coordinator.structure import Structure
 from edge_agent.runtimes.engine import Vector
 from protocol.manifest import Manifest
-from protocol.width import first_channels
+from protocol.width import Channels
+from sparse.widths import channel_scores, select
 
 
 def first_structure(settings: Settings, manifest: Manifest, dense: Vector) -> Structure:
     """The structure that version 0 is worked on under. dense: float32[total]."""
-    del settings, dense
-    return Structure({v.name: first_channels(manifest, v.name) for v in manifest.variants if v.keep})
+    return Structure(_channels(settings, manifest, dense, 1))
 
 
 def next_structure(settings: Settings, manifest: Manifest, before: Structure, dense: Vector, version: int) -> Structure:
-    """The structure for `version`, whose dense model is float32[total]; most versions keep the one before."""
-    del settings, manifest, dense, version
-    return before
+    """The structure for `version`, whose dense model is float32[total]; many versions keep the one before."""
+    # Round n works on version n - 1, and choices are made every so many rounds from the first.
+    if not before.channels or version % settings.tiers.refresh_every:
+        return before
+    return Structure(_channels(settings, manifest, dense, version + 1), before.mask)
+
+
+def _channels(settings: Settings, manifest: Manifest, dense: Vector, number: int) -> dict[str, Channels]:
+    tiers, found = [v for v in manifest.variants if v.keep], dict[str, Channels]()
+    if not tiers or settings.tiers.select == "off":
+        return found
+    scores = channel_scores(manifest.groups, manifest.tensors, manifest.axes, dense)
+    for tier in tiers:
+        found[tier.name] = select(
+            settings.tiers.select,
+            manifest.groups,
+            scores,
+            tier.keep,
+            number,
+            settings.tiers.refresh_every,
+            settings.seed,
+        )
+    return found

@@ -48,6 +48,12 @@ beta1 = 0.9
 beta2 = 0.99
 epsilon = 1e-3
 
+[tiers]                         # of bundles made with fleet-export --tiers
+select = "importance"           # or "static", "rolling"; "off": every device trains the whole model
+refresh_every = 1               # rounds between choices
+target_s = 0.0                  # a device's steps and bytes may take so long; 0: twice the fleet's median
+assign = {}                     # tiers that are given, not measured, as in { pi-zero-1 = "tier-025", gateway = "full" }
+
 [evaluation]
 # data = "test.npz"             # held-out examples; without them no accuracy is known
 every = 1                       # rounds between evaluations

@@ -1,9 +1,10 @@
 """Settings of the coordinator, from coordinator.toml: every range is checked here, by the key's name."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from edge_agent.runtimes.optimizers import OptimizerSettings
 from protocol.errors import ConfigurationError
@@ -15,6 +16,7 @@ from protocol.topics import check_name
 from sparse.codecs import parse_codec
 
 Schedule = Literal["constant", "cosine", "step"]
+TierChoice = Literal["off", "static", "rolling", "importance"]
 StepName = Literal["add", "momentum", "adam"]
 
 # A round of more devices than this is more than one broker and one fold in one process are made for.
@@ -123,6 +125,27 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TierSettings:
+    """Which channels of the whole model the width tiers of a bundle work on (sparse/widths.py), and who works on which.
+
+    target_s: how long a device may take for its steps and its bytes, 0 for twice what the fleet's median takes. assign:
+    devices by id whose tier is given, not measured.
+    """
+
+    select: TierChoice = "importance"
+    refresh_every: int = 1
+    target_s: float = 0.0
+    assign: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.select not in get_args(TierChoice):
+            raise ValueError(f"select: {self.select!r} is unknown; use {', '.join(get_args(TierChoice))}")
+        _at_least("refresh_every", self.refresh_every, 1)
+        if not (math.isfinite(self.target_s) and self.target_s >= 0):
+            raise ValueError(f"target_s: {self.target_s} must be a finite number of at least 0; 0 goes by the fleet")
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationSettings:
     """Held-out data (.npz, one array for each input and target) and how often models are tried on it."""
 
@@ -161,6 +184,7 @@ class Settings:
     seed: int = 0
     broker: BrokerSettings = field(default_factory=BrokerSettings)
     server: ServerSettings = field(default_factory=ServerSettings)
+    tiers: TierSettings = field(default_factory=TierSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
 
