@@ -133,10 +133,25 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """What a training step asks of a device, counted from the portable graph: multiplications and additions of one
+    example, forward and backward, and the runtime's bytes, `fixed_bytes` and for each example `example_bytes`."""
+
+    multiply_adds: int
+    fixed_bytes: int
+    example_bytes: int
+
+    def __post_init__(self) -> None:
+        if min(self.multiply_adds, self.fixed_bytes, self.example_bytes) < 0:
+            raise ValueError(f"multiply_adds: {self} counts below zero")
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """One set of graphs over the same tensors, for example a freeze scheme. `full` trains everything.
 
-    keep: of a width tier, how many channels of each group its tensors have; empty where all are kept.
+    keep: of a width tier, how many channels of each group its tensors have; empty where all are kept. load: of `full`
+    and of tiers, so that a device's tier can be chosen from what it is capable of; None in bundles without tiers.
 
     dropouts: in the order of the training graph's inputs, after the model's inputs and targets; the same for every
     backend, so that all of them take the same step from the same seed. frozen: parameters that this variant leaves as
@@ -149,6 +164,7 @@ class Variant:
     frozen: tuple[str, ...] = ()
     frozen_buffers: tuple[str, ...] = ()
     keep: Mapping[str, int] = field(default_factory=dict)
+    load: Load | None = None
 
 
 @dataclass(frozen=True, slots=True)
