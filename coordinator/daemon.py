@@ -20,6 +20,7 @@ from coordinator.reception import Reception, Rejected, Taken, Uncounted, Verdict
 from coordinator.rivals import Rivals
 from coordinator.settings import Settings
 from coordinator.store import Store
+from coordinator.tiers import Tiers
 from coordinator.uploads import Uploads
 from coordinator.versions import Versions
 from protocol.bundle import Bundle
@@ -74,9 +75,11 @@ class Coordinator:
         self._fleet = Fleet(store.devices())
         self._uploads = Uploads(store.updates, self._link)
         self._reception = Reception(store, self._link, self._uploads, bundle.manifest, settings.limits.examples)
+        self._tiers = Tiers(settings, bundle.manifest)
         self._rivals = Rivals(CoordinatorState(store.epoch, accepting=True, run=store.run))
         self._restraint = Restraint()
         self._greeted: set[str] = set()
+        self._tier_of: dict[str, str | None] = {}
         self._noted = dict(self._link.traffic)
         self._uncounted: dict[tuple[str, str], tuple[int, str]] = {}
         self._connected, self._outage_logged = False, False
@@ -420,16 +423,24 @@ class Coordinator:
         )
 
     def _make_task(self, device: str) -> Task:
-        version = self._versions.number
-        seen = self._versions.view(FULL)
-        return make_task(
-            self._settings, self._store.run, version + 1, device, self._library.manifest, version, seen, None
-        )
+        version, variant = self._versions.number, self._tier_of[device]
+        seen = self._versions.view(variant or FULL)
+        run, manifest = self._store.run, self._library.manifest
+        return make_task(self._settings, run, version + 1, device, manifest, version, seen, variant)
 
     def _spare(self) -> Iterator[str]:
         """The devices present, the next to be asked first; worked out only when the table looks."""
         number = self._versions.number + 1
-        asked = {device: self._invitations.get(device, 0) for device in self._fleet.present()}
+        assigned = self._tiers.assigned(
+            self._fleet.present(), self._fleet, self._store.paces(), self._uploads.bytes_per_s
+        )
+        asked = {}
+        for device, tier in assigned.items():
+            if isinstance(tier, Rejection):
+                self._count(device, tier)
+            else:
+                self._tier_of[device] = tier
+                asked[device] = self._invitations.get(device, 0)
         yield from order_devices(asked, self._settings.seed, number)
 
     def _show(self, device: str) -> None:

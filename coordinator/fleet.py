@@ -16,6 +16,7 @@ class Fleet:
     def __init__(self, known: Iterable[DeviceActivity]) -> None:
         self._devices = {d.device: replace(d, present=False) for d in known}
         self._boots: dict[str, int] = {}
+        self._memory_mib: dict[str, int] = {}
         self._changed: set[str] = set()
 
     def knows(self, device: str) -> bool:
@@ -32,12 +33,18 @@ class Fleet:
     def __getitem__(self, device: str) -> DeviceActivity:
         return self._devices[device]
 
+    def memory_mib(self, device: str) -> int | None:
+        """What training may use on the device, if it said so since the coordinator started."""
+        return self._memory_mib.get(device)
+
     def present(self) -> tuple[str, ...]:
         return tuple(sorted(d.device for d in self._devices.values() if d.present))
 
     def hello(self, device: str, said: Hello, wall_s: float) -> None:
         """Takes a device in, or notes what it says of itself now."""
         before = self._devices.get(device)
+        if said.memory_mib is not None:
+            self._memory_mib[device] = said.memory_mib
         # A hello names the backend wished for; a report on a task, the one found.
         backend = before.backend if before is not None and said.backend == "auto" else said.backend
         examples = None if before is None else before.examples

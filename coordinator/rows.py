@@ -56,6 +56,15 @@ class AcceptedUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """How a device's last update was trained."""
+
+    variant: str
+    steps: int
+    train_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceActivity:
     """What is written of a device now and then; nothing that was promised to it depends on it."""
 

@@ -48,10 +48,10 @@ beta1 = 0.9
 beta2 = 0.99
 epsilon = 1e-3
 
-[tiers]                         # of bundles made with fleet-export --tiers
-select = "importance"           # or "static", "rolling"; "off": every device trains the whole model
+[tiers]
+select = "importance"           # channels, in bundles of fleet-export --tiers; or "static", "rolling"; "off": no tiers
 refresh_every = 1               # rounds between choices
-target_s = 0.0                  # a device's steps and bytes may take so long; 0: twice the fleet's median
+target_s = 0.0                  # a device's steps and bytes may take so long; 0: 1.2 times the fleet's median
 assign = {}                     # tiers that are given, not measured, as in { pi-zero-1 = "tier-025", gateway = "full" }
 
 [evaluation]

@@ -128,8 +128,8 @@ class ServerSettings:
 class TierSettings:
     """Which channels of the whole model the width tiers of a bundle work on (sparse/widths.py), and who works on which.
 
-    target_s: how long a device may take for its steps and its bytes, 0 for twice what the fleet's median takes. assign:
-    devices by id whose tier is given, not measured.
+    target_s: how long a device may take for its steps and its bytes; 0: 1.2 times what the fleet's median device takes
+    for the whole model. assign: devices by id whose tier is given, not measured.
     """
 
     select: TierChoice = "importance"

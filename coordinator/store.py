@@ -16,7 +16,7 @@ from pathlib import Path
 
 from coordinator import rows
 from coordinator.round import OPEN, Phase
-from coordinator.rows import AcceptedUpdate, DeviceActivity, ModelVersion, OpenedRound, RoundFigures, StoredTask
+from coordinator.rows import AcceptedUpdate, DeviceActivity, ModelVersion, OpenedRound, Pace, RoundFigures, StoredTask
 from coordinator.schema import lock_folder, open_writer
 from coordinator.settings import LimitSettings
 from coordinator.traffic import Sender, Traffic
@@ -251,6 +251,11 @@ class Store:
     def invitations(self) -> dict[str, int]:
         """How many rounds each device was asked to join."""
         return dict(self._sql.execute("SELECT device, count(*) FROM tasks GROUP BY device"))
+
+    def paces(self) -> dict[str, Pace]:
+        """Of each device's last accepted update."""
+        found = self._sql.execute("SELECT device, variant, steps, train_s, max(round) FROM updates GROUP BY device")
+        return {device: Pace(variant, steps, train_s) for device, variant, steps, train_s, _ in found}
 
     def traffic(self) -> dict[Sender, Traffic]:
         """The byte counts as last noted."""

@@ -17,21 +17,26 @@ class Upload:
 
     offer: Offer
     state: Receiving
+    begun_at: float
     unsynced: int = 0
 
 
 class Uploads:
-    """Asks for chunks and writes them; says when a blob is complete. Its digest is checked by whoever takes it."""
+    """Asks for chunks and writes them; says when a blob is complete. Its digest is checked by whoever takes it.
+
+    bytes_per_s: at which each device's last update came, from the first request to the last chunk.
+    """
 
     def __init__(self, blobs: BlobStore, link: Link) -> None:
         self._blobs, self._link = blobs, link
         self._of: dict[str, Upload] = {}
+        self.bytes_per_s: dict[str, float] = {}
 
     def begin(self, device: str, offer: Offer, now: float) -> Offer | None:
         """Starts or goes on with a transfer; the offer itself when nothing is missing."""
         upload = self._of.get(device)
         if upload is None or upload.offer != offer:
-            upload = self._of[device] = Upload(offer, self._blobs.resume(offer.blob))
+            upload = self._of[device] = Upload(offer, self._blobs.resume(offer.blob), now)
         return self._go_on(device, upload, now)
 
     def take(self, device: str, chunk: Chunk, now: float) -> Offer | Rejection | None:
@@ -51,6 +56,8 @@ class Uploads:
             # So that a kill or a power cut costs at most one window.
             self._blobs.checkpoint(upload.state)
             upload.unsynced = 0
+        if upload.state.complete and now > upload.begun_at:
+            self.bytes_per_s[device] = upload.offer.blob.size / (now - upload.begun_at)
         return self._go_on(device, upload, now)
 
     def ask_again(self, now: float) -> float:

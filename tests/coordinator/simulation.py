@@ -12,7 +12,14 @@ from coordinator.daemon import Coordinator
 from coordinator.evaluate import Examine
 from coordinator.events import Event, Finished, RoundCommitted, UpdateRejected
 from coordinator.link import last_will
-from coordinator.settings import EvaluationSettings, LimitSettings, RoundSettings, Settings, TrainingSettings
+from coordinator.settings import (
+    EvaluationSettings,
+    LimitSettings,
+    RoundSettings,
+    Settings,
+    TierSettings,
+    TrainingSettings,
+)
 from coordinator.store import Store
 from edge_agent.runtimes.engine import Evaluation
 from protocol.bundle import PARAMETERS_FILE, Bundle, open_bundle
@@ -21,10 +28,13 @@ from protocol.manifest import (
     FORMAT,
     MANIFEST_FILE,
     Backend,
+    ChannelGroup,
     FileEntry,
     Inference,
+    Load,
     Manifest,
     Port,
+    Segment,
     Tensor,
     Variant,
     format_manifest,
@@ -50,6 +60,7 @@ from protocol.messages import (
 from protocol.topics import Channel, Topics
 from protocol.transfer import Receiving, ask, receive
 from protocol.transport import Connected, Incoming, MemoryBroker, MemoryTransport, Will
+from protocol.width import narrowed
 from sparse.codecs import encode_update, parse_codec
 from tests.tiny import safetensors
 
@@ -57,9 +68,9 @@ TOPICS = Topics("test")
 BUFFERS, FROZEN, HEAD = 3, 2, 6
 
 
-def write_bundle(root: Path, parameters: int = 20) -> Bundle:
+def write_bundle(root: Path, parameters: int = 20, *, tiers: bool = False) -> Bundle:
     """A bundle nobody runs: parameters that start at 1, buffers at 2, frozen at 3. The variant `head` trains the last
-    HEAD parameters alone."""
+    HEAD parameters alone; with `tiers`, the head's are channels, of which `tier-050` keeps half."""
     root.mkdir(parents=True, exist_ok=True)
     sizes = {"weight": parameters - HEAD, "head": HEAD, "running": BUFFERS, "fixed": FROZEN}
     starts = {"weight": 1, "head": 1, "running": 2, "fixed": 3}
@@ -84,16 +95,27 @@ def write_bundle(root: Path, parameters: int = 20) -> Bundle:
         metrics=("accuracy",),
         files=tuple(FileEntry(n, len(d), hashlib.sha256(d).hexdigest()) for n, d in files.items()),
         variants=(
-            Variant("full", {"none": Backend({"train": "graph.bin"}, requires="nothing")}),
+            Variant(
+                "full",
+                {"none": Backend({"train": "graph.bin"}, requires="nothing")},
+                load=Load(parameters, 200 << 20, 0) if tiers else None,
+            ),
             Variant(
                 "head",
                 {"none": Backend({"train": "graph.bin"}, requires="nothing")},
                 frozen=("weight",),
                 frozen_buffers=("running",),
             ),
+            *(
+                (Variant("tier-050", {}, keep={"heads": HEAD // 2}, load=Load(parameters - HEAD // 2, 100 << 20, 0)),)
+                if tiers
+                else ()
+            ),
         ),
         inference=Inference("inference.onnx", {}),
         parity={},
+        groups=(ChannelGroup("heads", HEAD),) if tiers else (),
+        axes={"head": ((Segment("heads", HEAD),),)} if tiers else {},
     )
     (root / MANIFEST_FILE).write_bytes(format_manifest(manifest))
     return open_bundle(root)
@@ -127,6 +149,7 @@ class FakeAgent:
     def __init__(self, device: str, broker: MemoryBroker, bundle: Bundle) -> None:
         self.device, self.broker, self.bundle, self.variant = device, broker, bundle, "full"
         self.boot, self.sequence, self.updates, self.sent_bytes = 1, 0, 0, 0
+        self.memory_mib: int | None = None
         self.examples = 10 + sum(device.encode()) % 7
         self.task: Task | None = None
         self.fetching: Receiving | None = None
@@ -184,7 +207,7 @@ class FakeAgent:
                 self.send(offer)
 
     def hello(self) -> None:
-        self.send(Hello("test", "auto", self.task.name if self.task else None, len(self.outbox)))
+        self.send(Hello("test", "auto", self.task.name if self.task else None, len(self.outbox), self.memory_mib))
 
     def obey(self, body: Body, now: float) -> None:
         match body:
@@ -233,7 +256,8 @@ class FakeAgent:
             return
         data = b"".join(self.chunks[i] for i in sorted(self.chunks))
         assert hashlib.sha256(data).digest() == task.model.digest
-        layout = layout_of(self.bundle.manifest, self.variant)
+        variant = task.variant or self.variant
+        layout = layout_of(narrowed(self.bundle.manifest, variant), variant)
         rng = np.random.default_rng(task.seed)
         payload, _ = encode_update(
             rng.normal(0, 0.1, layout.n_parameters).astype(np.float32),
@@ -256,7 +280,7 @@ class FakeAgent:
                 loss=1.0 / task.round,
                 train_s=0.01,
                 codec=task.codec,
-                variant=self.variant,
+                variant=variant,
             ),
             payload,
         )
@@ -284,8 +308,17 @@ class Simulation:
     client: str = "coordinator"
 
     @classmethod
-    def make(cls, folder: Path, devices: int = 3, parameters: int = 20, **rounds: object) -> "Simulation":
-        made = cls(folder, make_settings(folder, **rounds), write_bundle(folder / "bundle", parameters))
+    def make(
+        cls,
+        folder: Path,
+        devices: int = 3,
+        parameters: int = 20,
+        tiers: TierSettings | None = None,
+        **rounds: object,
+    ) -> "Simulation":
+        settings = make_settings(folder, **rounds)
+        bundle = write_bundle(folder / "bundle", parameters, tiers=tiers is not None)
+        made = cls(folder, settings if tiers is None else replace(settings, tiers=tiers), bundle)
         made.start()
         for i in range(devices):
             made.add(f"dev-{i}")
