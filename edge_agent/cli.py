@@ -36,27 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--backend", help="in place of the configuration's; auto, or a backend's name")
     run.set_defaults(command=_run)
 
-    train = commands.add_parser(
-        "train",
-        help="train offline on this machine, with the same code",
-        epilog="example: edge-agent train --bundle demo/bundle --data shard.npz --steps 20 --json",
-    )
-    train.add_argument("--bundle", type=Path, required=True, help="folder made by fleet-export")
-    train.add_argument("--data", required=True, help=".npz or .npy file, folder or glob, or module:function")
-    train.add_argument("--inputs", default="x", help="names of the input arrays, comma-separated (default: x)")
-    train.add_argument("--target", default="y", help="name of the target array (default: y)")
-    train.add_argument("--steps", type=int, required=True, help="how many batches to train on")
-    train.add_argument("--batch-size", type=int, default=32, help="examples a batch (default: 32)")
-    train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="default: sgd")
-    train.add_argument("--learning-rate", type=float, default=0.01, help="default: 0.01")
-    train.add_argument("--momentum", type=float, default=0.9, help="for sgd (default: 0.9)")
-    train.add_argument("--weight-decay", type=float, default=0.0, help="default: 0")
-    train.add_argument("--backend", default="auto", help="default: the first of the bundle's that runs here")
-    train.add_argument("--variant", default="full", help="of the bundle, as fleet-export show lists (default: full)")
-    train.add_argument("--threads", type=int, default=1, help="of one training step (default: 1)")
-    train.add_argument("--seed", type=int, default=0, help="of the examples' order (default: 0)")
-    train.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    train.set_defaults(command=_train)
+    _add_train(commands)
 
     check = commands.add_parser(
         "check",
@@ -86,6 +66,51 @@ def _parser() -> argparse.ArgumentParser:
     sample = actions.add_parser("sample", help="print a configuration with every key")
     sample.set_defaults(command=_sample)
     return parser
+
+
+def _add_train(commands: "argparse._SubParsersAction[Parser]") -> None:
+    train = commands.add_parser(
+        "train",
+        help="train offline on this machine, with the same code",
+        epilog="""\
+examples:
+  edge-agent train --bundle demo/bundle --data shard.npz --steps 20 --json
+  edge-agent train --bundle b --data shard.npz --steps 2000 --sparsity 0.9 --method dpf --checkpoint run.ckpt""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("--bundle", type=Path, required=True, help="folder made by fleet-export")
+    train.add_argument("--data", required=True, help=".npz or .npy file, folder or glob, or module:function")
+    train.add_argument("--inputs", default="x", help="names of the input arrays, comma-separated (default: x)")
+    train.add_argument("--target", default="y", help="name of the target array (default: y)")
+    train.add_argument("--steps", type=int, required=True, help="how many batches to train on")
+    train.add_argument("--batch-size", type=int, default=32, help="examples a batch (default: 32)")
+    train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="default: sgd")
+    train.add_argument("--learning-rate", type=float, default=0.01, help="default: 0.01")
+    train.add_argument("--momentum", type=float, default=0.9, help="for sgd (default: 0.9)")
+    train.add_argument("--weight-decay", type=float, default=0.0, help="default: 0")
+    train.add_argument("--backend", default="auto", help="default: the first of the bundle's that runs here")
+    train.add_argument("--variant", default="full", help="of the bundle, as fleet-export show lists (default: full)")
+    train.add_argument("--threads", type=int, default=1, help="of one training step (default: 1)")
+    train.add_argument("--seed", type=int, default=0, help="of the examples' order (default: 0)")
+    train.add_argument(
+        "--decay-at", default="", metavar="STEPS", help="a tenth of the rate after each, as in 1000,1500"
+    )
+    sparse = train.add_argument_group("sparsity (docs/sparsity.md)")
+    sparse.add_argument("--sparsity", type=float, help="share of the prunable parameters to leave out, as 0.9")
+    # Checked with the rule itself: naming them here would load NumPy before --help answers.
+    sparse.add_argument("--method", help="dpf (default), rigl, set, gradual, one-shot or static")
+    sparse.add_argument("--distribution", help="over tensors: global, uniform or erk (default: erk for rigl and set)")
+    sparse.add_argument("--refresh-every", type=int, metavar="STEPS", help="between two masks (default: 16)")
+    sparse.add_argument(
+        "--sparsity-until", type=int, metavar="STEP", help="no new mask after it (default: three quarters of --steps)"
+    )
+    kept = train.add_argument_group("checkpoints")
+    kept.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="go on from it if it is there; written at the end"
+    )
+    kept.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS", help="and so often (default: 100)")
+    train.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    train.set_defaults(command=_train)
 
 
 def _run(options: argparse.Namespace) -> int:

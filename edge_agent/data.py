@@ -76,8 +76,10 @@ def load(settings: DataSettings, manifest: Manifest, base: Path | None = None) -
     return Dataset(tuple(joined[n] for n in settings.inputs), tuple(joined[n] for n in settings.targets))
 
 
-def batches(dataset: Dataset, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
+def batches(dataset: Dataset, batch_size: int, rng: np.random.Generator, skip: int = 0) -> Iterator[Batch]:
     """Endless batches of `batch_size` examples, in a new order every epoch; the order depends on `rng` alone.
+
+    skip: of the first so many only the order is drawn, so that training goes on where it was.
 
     What is left at the end of an epoch is dropped, since a smaller batch would weigh its examples more and a batch of
     one breaks BatchNorm; a dataset smaller than `batch_size` is one batch.
@@ -88,6 +90,9 @@ def batches(dataset: Dataset, batch_size: int, rng: np.random.Generator) -> Iter
     while True:
         order = rng.permutation(len(dataset))
         for start in range(0, len(order) - size + 1, size):
+            if skip:
+                skip -= 1
+                continue
             chosen = order[start : start + size]
             yield Batch(tuple(a[chosen] for a in dataset.inputs), tuple(a[chosen] for a in dataset.targets))
 

@@ -6,17 +6,25 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from edge_agent.data import DataSettings, load
+from edge_agent import checkpoint
+from edge_agent.checkpoint import run_of
+from edge_agent.data import Dataset, DataSettings, load
+from edge_agent.flat_tensors import flat_tensors
 from edge_agent.runtimes.backends import choose
 from edge_agent.runtimes.optimizers import OptimizerSettings
 from edge_agent.runtimes.parameters import initial_model
-from edge_agent.training import LocalTraining, Recipe
-from protocol.bundle import open_bundle
-from protocol.errors import ConfigurationError
+from edge_agent.training import LocalTraining, Recipe, TrainingState
+from protocol.bundle import Bundle, open_bundle
+from protocol.errors import ConfigurationError, NothingToDoError
 from protocol.layout import layout_of
+from protocol.manifest import Manifest
+from sparse.dynamic import SparseRule
+from sparse.masks import Mask, sparsity_of
+from sparse.tensors import prunable_mask
 
 
 def train(options: argparse.Namespace) -> int:
@@ -26,12 +34,17 @@ def train(options: argparse.Namespace) -> int:
     bundle = open_bundle(options.bundle)
     dataset = load(_data(options), bundle.manifest)
     choice = choose(bundle, options.backend, options.threads, options.variant)
-    model = initial_model(bundle)
-    training = LocalTraining(choice.engine, bundle.manifest, dataset, recipe, model, options.variant)
+    keeper = _Keeper(options, bundle, choice.engine.name, dataset, recipe)
+    resume = keeper.found(layout_of(bundle.manifest, options.variant).n_parameters)
+    training = LocalTraining(
+        choice.engine, bundle.manifest, dataset, recipe, initial_model(bundle), options.variant, resume=resume
+    )
     losses, milliseconds = [], []
     first_step_s = 0.0
     if not options.json:
         print(f"backend {choice.engine.name}: {choice.reason}; variant {options.variant}; {len(dataset)} examples")
+        if resume is not None:
+            print(f"going on from {options.checkpoint}, after step {resume.done}")
     while not training.finished:
         step = training.step()
         first_step_s = first_step_s or time.monotonic() - started
@@ -39,6 +52,7 @@ def train(options: argparse.Namespace) -> int:
         milliseconds.append(step.seconds * 1e3)
         if not options.json:
             print(f"step {step.number:4d}  loss {step.loss:.4f}  {milliseconds[-1]:.1f} ms", flush=True)
+        keeper.keep(training)
     facts = {
         "backend": choice.engine.name,
         "reason": choice.reason,
@@ -50,12 +64,58 @@ def train(options: argparse.Namespace) -> int:
         "ms_per_step": round(float(np.median(milliseconds)), 3),
         "first_step_s": round(first_step_s, 3),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        **_sparsity(training.result().mask, bundle.manifest, options.variant),
     }
     if options.json:
         print(json.dumps(facts))
-    else:
-        print(f"{facts['ms_per_step']} ms per step (median), peak memory {facts['peak_mib']} MiB", file=sys.stdout)
+        return 0
+    if recipe.sparse is not None:
+        print(
+            f"{recipe.sparse.method}: {facts['kept']:,} of {facts['prunable']:,} prunable values kept, "
+            f"{facts['sparsity']:.2%} sparse; of all parameters {facts['sparsity_of_all']:.2%}"
+        )
+    print(f"{facts['ms_per_step']} ms per step (median), peak memory {facts['peak_mib']} MiB", file=sys.stdout)
     return 0
+
+
+class _Keeper:
+    """Reads the checkpoint before training and writes it every so many steps and at the end, where one is wanted."""
+
+    def __init__(
+        self, options: argparse.Namespace, bundle: Bundle, backend: str, dataset: Dataset, recipe: Recipe
+    ) -> None:
+        if options.checkpoint_every < 1:
+            raise ConfigurationError(f"--checkpoint-every: {options.checkpoint_every} must be at least 1")
+        self._path: Path | None = options.checkpoint
+        self._every, self._total, self._steps = options.checkpoint_every, bundle.manifest.total, recipe.steps
+        if self._path is not None:
+            self._run = run_of(bundle, options.variant, backend, dataset, recipe)
+
+    def found(self, parameters: int) -> TrainingState | None:
+        """What the checkpoint holds, if it is there. Raises NothingToDoError if all steps are done."""
+        if self._path is None or not self._path.exists():
+            return None
+        state = checkpoint.load(self._path, self._run, self._total, parameters)
+        if state.done >= self._steps:
+            raise NothingToDoError(f"{self._path}: is after step {state.done}; ask for more --steps than {self._steps}")
+        return state
+
+    def keep(self, training: LocalTraining) -> None:
+        if self._path is not None and (training.finished or training.done % self._every == 0):
+            checkpoint.save(self._path, self._run, training.state())
+
+
+def _sparsity(mask: Mask | None, manifest: Manifest, variant: str) -> dict[str, Any]:
+    """What a mask leaves, by both denominators: prunable parameters, and all that are trained."""
+    if mask is None:
+        return {}
+    prunable = prunable_mask(flat_tensors(manifest, variant))
+    return {
+        "kept": int(np.count_nonzero(mask & prunable)),
+        "prunable": int(np.count_nonzero(prunable)),
+        "sparsity": sparsity_of(mask, prunable),
+        "sparsity_of_all": sparsity_of(mask, np.ones_like(mask)),
+    }
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
@@ -72,7 +132,59 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         optimizer = OptimizerSettings(name=options.optimizer, momentum=momentum, weight_decay=options.weight_decay)
     except ValueError as error:
         raise ConfigurationError(f"--{error}") from None
-    return Recipe(options.steps, 0, options.batch_size, options.learning_rate, optimizer, options.seed)
+    return Recipe(
+        steps=options.steps,
+        epochs=0,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        optimizer=optimizer,
+        seed=options.seed,
+        decay_at=_decays(options),
+        sparse=_rule(options),
+    )
+
+
+def _decays(options: argparse.Namespace) -> tuple[int, ...]:
+    try:
+        steps = tuple(int(part) for part in options.decay_at.split(",") if part)
+    except ValueError:
+        raise ConfigurationError(f"--decay-at: {options.decay_at!r} must be steps, as in 1000,1500") from None
+    if any(step < 1 for step in steps):
+        raise ConfigurationError(f"--decay-at: {options.decay_at} must be steps from 1 on")
+    return steps
+
+
+def _rule(options: argparse.Namespace) -> SparseRule | None:
+    given = {
+        "method": options.method,
+        "distribution": options.distribution,
+        "refresh_every": options.refresh_every,
+        "until": options.sparsity_until,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if options.sparsity is None:
+        for key in given:
+            raise ConfigurationError(f"--{_option(key)}: says nothing without --sparsity; give that too, as 0.9")
+        return None
+    method = given.setdefault("method", "dpf")
+    if method in ("rigl", "set"):
+        given.setdefault("distribution", "erk")
+    # The published recipe: the mask rests after the second of two decays of the learning rate, at 3/4 of the steps.
+    until = given.setdefault("until", 0 if method == "static" else options.steps * 3 // 4)
+    if until > options.steps:
+        raise ConfigurationError(
+            f"--sparsity-until: {until} is after the last of {options.steps} steps; {options.steps} at most"
+        )
+    try:
+        return SparseRule(sparsity=options.sparsity, seed=options.seed, **given)
+    except ValueError as error:
+        key, _, said = str(error).partition(": ")
+        raise ConfigurationError(f"--{_option(key)}: {said}") from None
+
+
+def _option(key: str) -> str:
+    """What the option of a rule's field is called."""
+    return {"until": "sparsity-until"}.get(key, key.replace("_", "-"))
 
 
 def _data(options: argparse.Namespace) -> DataSettings:

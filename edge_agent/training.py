@@ -2,21 +2,32 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edge_agent.data import Dataset, batches
+from edge_agent.flat_tensors import flat_tensors
 from edge_agent.runtimes import optimizers
 from edge_agent.runtimes.engine import Batch, Engine, StepResult, Vector
-from protocol.errors import SparsefleetError
+from edge_agent.runtimes.optimizers import OptimizerState
+from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.layout import layout_of, put, take
 from protocol.manifest import FULL, Manifest
+from sparse import dynamic
+from sparse.dynamic import SparseRule, SparseState
+from sparse.masks import Mask, masked
+
+# What a step of `decay_at` makes of the learning rate.
+DECAY = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to train: exactly one of `steps` and `epochs` is positive; `seed` orders the examples and drops units."""
+    """How to train: exactly one of `steps` and `epochs` is positive; `seed` orders the examples and drops units.
+
+    decay_at: after each of these steps the learning rate is a tenth. sparse: which parameters take part, and when.
+    """
 
     steps: int
     epochs: int
@@ -24,6 +35,8 @@ class Recipe:
     learning_rate: float
     optimizer: optimizers.OptimizerSettings
     seed: int
+    decay_at: tuple[int, ...] = ()
+    sparse: SparseRule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +50,34 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The outcome of all steps: float32[total] model, mean loss over the last epoch's steps, compute seconds."""
+    """The outcome of all steps: float32[total] model, mean loss over the last epoch's steps, compute seconds.
+
+    With a sparse rule `model` is 0 where the mask leaves out; `dense` is float32[total] behind it, and `mask`: bool[n]
+    of the variant's n parameters, True where kept.
+    """
 
     model: Vector
     loss: float
     steps: int
+    seconds: float
+    dense: Vector | None = None
+    mask: Mask | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """All that a run is between two steps, for a run of the same arguments to go on from, bit for bit.
+
+    model: float32[total], dense. anchor: float32[n], of a proximal term. losses: of the last epoch's steps. Where the
+    data is and what is drawn follow from `done` and the recipe's seed.
+    """
+
+    done: int
+    model: Vector
+    optimizer: OptimizerState
+    anchor: Vector | None
+    sparse: SparseState | None
+    losses: tuple[float, ...]
     seconds: float
 
 
@@ -53,8 +89,12 @@ class LocalTraining:
     """A run of local steps over one dataset from one model. The same arguments give the same result.
 
     Only what the variant trains goes through the optimiser: what it freezes does not move, by weight decay and momentum
-    neither, and has no moments in memory. `advance` does steps until a time budget is used up, so that one thread can
-    train and listen.
+    neither, and has no moments in memory. With a sparse rule the engine sees masked parameters, and only this object
+    the dense ones behind them. `advance` does steps until a time budget is used up, so that one thread can train and
+    listen.
+
+    resume: what `state` gave of a run of the same arguments, in place of the beginning. Raises ConfigurationError for
+    a sparsity that the variant's tensors cannot have.
     """
 
     def __init__(
@@ -66,19 +106,34 @@ class LocalTraining:
         model: Vector,
         variant: str = FULL,
         clock: Callable[[], float] = time.monotonic,
+        mask: Mask | None = None,
+        resume: TrainingState | None = None,
     ) -> None:
         self._engine, self._manifest, self._recipe, self._clock = engine, manifest, recipe, clock
-        self._model = model.copy()
         self._layout = layout_of(manifest, variant)
-        self._anchor = take(self._model, self._layout.parameters).copy() if recipe.optimizer.proximal else None
-        self._optimizer = optimizers.init(recipe.optimizer, self._layout.n_parameters)
+        self._tensors = flat_tensors(manifest, variant)
+        start = _copied(resume or self._begin(model.copy(), mask))
+        self._model, self._optimizer, self._anchor = start.model, start.optimizer, start.anchor
+        self._sparse, self._losses, self._seconds = start.sparse, list(start.losses), start.seconds
+        self.done = start.done
+        # What the engine sees: without a rule the model itself.
+        self._seen = self._model if self._sparse is None else self._model.copy()
+        self._show()
         rng = np.random.default_rng(recipe.seed)
-        self._batches: Iterator[Batch] = batches(dataset, recipe.batch_size, rng)
+        self._batches: Iterator[Batch] = batches(dataset, recipe.batch_size, rng, self.done)
         self._per_epoch = max(1, len(dataset) // recipe.batch_size)
         self.total_steps = recipe.steps or recipe.epochs * self._per_epoch
-        self.done = 0
-        self._seconds = 0.0
-        self._losses: list[float] = []
+
+    def _begin(self, model: Vector, mask: Mask | None) -> TrainingState:
+        trained, settings, sparse = self._layout.parameters, self._recipe.optimizer, None
+        anchor = take(model, trained).copy() if settings.proximal else None
+        if self._recipe.sparse is not None:
+            try:
+                sparse, weights = dynamic.init(self._recipe.sparse, self._tensors, take(model, trained), mask)
+            except ValueError as error:
+                raise ConfigurationError(str(error)) from None
+            put(model, trained, weights)
+        return TrainingState(0, model, optimizers.init(settings, self._layout.n_parameters), anchor, sparse, (), 0.0)
 
     @property
     def finished(self) -> bool:
@@ -89,7 +144,7 @@ class LocalTraining:
         started = self._clock()
         # Overflow is no surprise to be warned of: it is looked for right below.
         with np.errstate(over="ignore", invalid="ignore"):
-            result = self._engine.step(self._model, next(self._batches), _step_seed(self._recipe.seed, self.done))
+            result = self._engine.step(self._seen, next(self._batches), _step_seed(self._recipe.seed, self.done))
         if not np.isfinite(result.loss) or not np.isfinite(result.gradient).all():
             raise DivergedError(
                 f"step {self.done + 1}: the loss is {result.loss} and the gradient is not finite throughout; lower the "
@@ -104,19 +159,47 @@ class LocalTraining:
         return Step(self.done, result.loss, seconds)
 
     def _update(self, result: StepResult) -> None:
-        trained = self._layout.parameters
+        trained, rule = self._layout.parameters, self._recipe.sparse
+        gradient = take(result.gradient, trained)
+        used = gradient if rule is None or self._sparse is None else dynamic.applied(rule, self._sparse, gradient)
         self._optimizer, updated = optimizers.step(
             self._recipe.optimizer,
             self._optimizer,
             take(self._model, trained),
-            take(result.gradient, trained),
-            self._recipe.learning_rate,
+            used,
+            self._learning_rate(),
             self._anchor,
         )
+        if rule is not None and self._sparse is not None:
+            before = self._sparse.mask
+            try:
+                self._sparse, updated = dynamic.advance(rule, self._tensors, self._sparse, updated, gradient)
+            except ValueError as error:
+                raise DivergedError(f"step {self.done + 1}: {error}; lower the learning rate") from None
+            # A weight that comes back moves on with the momentum it gathered outside, if it was trained there, or
+            # starts with none.
+            if not rule.keeps_dense and self._sparse.mask is not before:
+                optimizers.forget(self._optimizer, ~(before & self._sparse.mask))
         put(self._model, trained, updated)
         for part in self._layout.buffers:
             first = self._manifest.parameters
             self._model[part] = result.buffers[part.start - first : part.stop - first]
+        self._show()
+
+    def _learning_rate(self) -> float:
+        rate = self._recipe.learning_rate
+        for step in self._recipe.decay_at:
+            if self.done >= step:
+                rate *= DECAY
+        return rate
+
+    def _show(self) -> None:
+        """Brings what the engine sees up to the dense model and its mask: one array for good, which stays bound."""
+        if self._sparse is None:
+            return
+        self._seen[:] = self._model
+        trained = self._layout.parameters
+        put(self._seen, trained, masked(take(self._model, trained), self._sparse.mask))
 
     def advance(self, budget_s: float) -> bool:
         """Steps until all are done (True) or the budget is used up (False); at least one step."""
@@ -127,9 +210,37 @@ class LocalTraining:
                 break
         return self.finished
 
+    def state(self) -> TrainingState:
+        """What the run is now, as a copy that later steps leave alone."""
+        return _copied(
+            TrainingState(
+                done=self.done,
+                model=self._model,
+                optimizer=self._optimizer,
+                anchor=self._anchor,
+                sparse=self._sparse,
+                losses=tuple(self._losses),
+                seconds=self._seconds,
+            )
+        )
+
     def result(self) -> Trained:
         loss = float(np.mean(self._losses)) if self._losses else float("nan")
-        return Trained(self._model, loss, self.done, self._seconds)
+        if self._sparse is None:
+            return Trained(self._model, loss, self.done, self._seconds)
+        return Trained(self._seen, loss, self.done, self._seconds, self._model, self._sparse.mask)
+
+
+def _copied(state: TrainingState) -> TrainingState:
+    """The state with arrays of its own where steps change them in place."""
+    moments = state.optimizer
+    return replace(
+        state,
+        model=state.model.copy(),
+        optimizer=replace(
+            moments, first_moment=moments.first_moment.copy(), second_moment=moments.second_moment.copy()
+        ),
+    )
 
 
 def _step_seed(seed: int, step: int) -> int:

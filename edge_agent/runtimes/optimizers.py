@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_agent.runtimes.engine import Vector
 
@@ -96,6 +97,13 @@ def step(
         else:
             updated = _sgd(settings, state, parameters, gradient, float(learning_rate))
     return OptimizerState(state.steps + 1, state.first_moment, state.second_moment), updated
+
+
+def forget(state: OptimizerState, where: npt.NDArray[np.bool_]) -> None:
+    """Sets the moments to 0 where bool[n] `where` is set, in place: what is left out and comes back starts anew."""
+    for moment in (state.first_moment, state.second_moment):
+        if len(moment):
+            moment[where] = 0.0
 
 
 def _sgd(
