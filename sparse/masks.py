@@ -1,4 +1,4 @@
-"""Masks: which parameters of a flat vector are kept; their bytes, their digest, and the difference of two of them.
+"""Masks: which parameters of a flat vector are kept, their bytes, and their digest.
 
 A mask is bool[n] over the flat parameters, True where a value is kept. What must not be pruned (biases, norms) is True
 in every mask, so that a masked vector is one product and a mask alone says which values travel.

@@ -3,17 +3,23 @@
 from sparse.codecs.errors import PayloadError
 from sparse.codecs.feedback import encode_with_feedback
 from sparse.codecs.frame import decode, encode, max_payload_bytes
+from sparse.codecs.mask import decode_mask, encode_mask, max_mask_bytes
 from sparse.codecs.spec import CodecSpec, parse_codec
-from sparse.codecs.update import decode_update, encode_update, max_update_bytes
+from sparse.codecs.update import Shared, decode_report, decode_update, encode_update, max_update_bytes
 
 __all__ = [
     "CodecSpec",
     "PayloadError",
+    "Shared",
     "decode",
+    "decode_mask",
+    "decode_report",
     "decode_update",
     "encode",
+    "encode_mask",
     "encode_update",
     "encode_with_feedback",
+    "max_mask_bytes",
     "max_payload_bytes",
     "max_update_bytes",
     "parse_codec",

@@ -10,6 +10,7 @@ Reason = Literal[
     "codec",  # an unknown codec, or another one than was asked for
     "size",  # for a vector of another length, or an impossible number of kept values
     "layout",  # for a model with other tensors
+    "mask",  # packed on another mask than the one that is shared, or on one where none is
     "checksum",  # altered on the way
     "indices",  # index bytes that do not code k indices below d
     "nonfinite",  # NaN or infinity among the values

@@ -3,6 +3,10 @@
 Karimireddy et al. 2019, Error Feedback Fixes SignSGD and other Gradient Compression Schemes, algorithm 1, applied to
 the difference of models after local steps instead of to a gradient. The residual is computed from the decoded
 payload, so it accounts for exactly what the receiver sees, rounding and clipping included.
+
+What a shared mask leaves out is not carried on. Nobody trains there: the dense copy of those coordinates is the
+server's, which moves it by the devices' reports (Lin et al. 2020, DPF: the feedback is to the dense weights), and a
+remainder from before a coordinate was pruned would be added to a copy that has long moved on.
 """
 
 import numpy as np
@@ -10,12 +14,16 @@ import numpy as np
 from sparse.codecs.frame import decode, encode
 from sparse.codecs.selection import Vector
 from sparse.codecs.spec import CodecSpec
+from sparse.masks import Mask, masked
 
 
-def encode_with_feedback(delta: Vector, residual: Vector, spec: CodecSpec, layout: bytes) -> tuple[bytes, Vector]:
+def encode_with_feedback(
+    delta: Vector, residual: Vector, spec: CodecSpec, layout: bytes, mask: Mask | None = None
+) -> tuple[bytes, Vector]:
     """The payload of delta + residual, and the new residual: (delta + residual) - decode(payload).
 
-    delta, residual: float32[d], not changed. Keep the old residual until the receiver has the payload for good; a
+    delta, residual: float32[d], not changed. With a mask, bool[d], both count only where it keeps them, whatever the
+    codec; the new residual is zero elsewhere. Keep the old residual until the receiver has the payload for good; a
     payload that is refused must leave it as it was. Raises ValueError as `encode` does.
     """
     if delta.shape != residual.shape:
@@ -23,5 +31,7 @@ def encode_with_feedback(delta: Vector, residual: Vector, spec: CodecSpec, layou
     # An overflow becomes an infinity, which encode refuses by its index.
     with np.errstate(over="ignore", invalid="ignore"):
         corrected = delta + residual
-    payload = encode(corrected, spec, layout)
-    return payload, corrected - decode(payload, len(corrected), layout)
+    if mask is not None:
+        corrected = masked(corrected, mask)
+    payload = encode(corrected, spec, layout, mask)
+    return payload, corrected - decode(payload, len(corrected), layout, mask=mask)

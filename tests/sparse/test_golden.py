@@ -25,6 +25,15 @@ GOLDEN = {
     "520400c0 ff7b0042 00be",
 }
 
+# The body begins with the first eight bytes of the mask's digest.
+MASK = np.array([0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0], np.bool_)
+GOLDEN_ON_MASK = {
+    "mask/float32": "53464c56 01020003 0c000000 04000000 00010203 04050607 18000000 00000000 0812eabc 38003cf5 b8ec261d 000000c0 "
+    "00b88847 00004040 0000c0bf",
+    "mask/float16": "53464c56 01020103 0c000000 04000000 00010203 04050607 10000000 00000000 bdd029e5 38003cf5 b8ec261d 00c0ff7b "
+    "004200be",
+}
+
 
 # Halves of these values, except 0.001, 0.1 and 70000, are exact; the last is clipped.
 HALVES = [0.5, -2.0, 0.0, 0.0010004043579101562, 65504.0, -0.25, 3.0, 0.0999755859375, 0, 0, -1.5, 0]
@@ -39,6 +48,14 @@ def test_the_format_is_still_what_it_was(name: str) -> None:
     if spec.selection == "topk":
         arrives = arrives * np.array(TOP, np.float32)
     np.testing.assert_array_equal(decode(golden, len(VECTOR), LAYOUT, spec), arrives)
+
+
+@pytest.mark.parametrize("name", GOLDEN_ON_MASK)
+def test_the_format_on_a_shared_mask_is_still_what_it_was(name: str) -> None:
+    golden, spec = bytes.fromhex(GOLDEN_ON_MASK[name]), parse_codec(name)
+    assert encode(VECTOR, spec, LAYOUT, MASK).hex() == golden.hex()
+    arrives = np.array(HALVES, np.float32) if spec.values == "float16" else VECTOR
+    np.testing.assert_array_equal(decode(golden, len(VECTOR), LAYOUT, spec, MASK), arrives * MASK)
 
 
 def test_an_update_is_the_frame_of_its_parameters_and_then_the_frame_of_its_buffers() -> None:

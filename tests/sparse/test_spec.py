@@ -10,6 +10,8 @@ from sparse.codecs import CodecSpec, parse_codec
     [
         ("all/float32", "all/float32"),
         ("all/float16/none", "all/float16"),
+        ("mask/float32", "mask/float32"),
+        ("mask/float16/none", "mask/float16"),
         ("topk:0.01/float16", "topk:0.01/float16/auto"),
         ("topk:.010/float16/rice", "topk:0.01/float16/rice"),
         ("topk:1e-5/float32/bitmap", "topk:1e-05/float32/bitmap"),
@@ -30,6 +32,8 @@ def test_a_name_is_read_and_has_one_canonical_form(text: str, canonical: str) ->
         ("all", "known are all/float32"),
         ("all/float64", "'float64' is not known"),
         ("all/float32/rice", "'rice' has no place after 'all'"),
+        ("mask/float32/rice", "'rice' has no place after 'mask'"),
+        ("mask:0.1/float32", "known are all/float32"),
         ("topk/float32", "known are all/float32"),
         ("topk:0/float32", "above 0 and at most 1"),
         ("topk:1.5/float32", "above 0 and at most 1"),
