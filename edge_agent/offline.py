@@ -5,6 +5,7 @@ import json
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from edge_agent.flat_tensors import flat_tensors
 from edge_agent.runtimes.backends import choose
 from edge_agent.runtimes.optimizers import OptimizerSettings
 from edge_agent.runtimes.parameters import initial_model
+from edge_agent.static_mask import mask_of, rule_of
 from edge_agent.training import LocalTraining, Recipe, TrainingState
 from protocol.bundle import Bundle, open_bundle
 from protocol.errors import ConfigurationError, NothingToDoError
@@ -34,10 +36,20 @@ def train(options: argparse.Namespace) -> int:
     bundle = open_bundle(options.bundle)
     dataset = load(_data(options), bundle.manifest)
     choice = choose(bundle, options.backend, options.threads, options.variant)
+    mask = mask_of(bundle, options.variant) if recipe.sparse is None else None
+    if mask is not None:
+        recipe = replace(recipe, sparse=rule_of(bundle, mask, options.variant))
     keeper = _Keeper(options, bundle, choice.engine.name, dataset, recipe)
     resume = keeper.found(layout_of(bundle.manifest, options.variant).n_parameters)
     training = LocalTraining(
-        choice.engine, bundle.manifest, dataset, recipe, initial_model(bundle), options.variant, resume=resume
+        choice.engine,
+        bundle.manifest,
+        dataset,
+        recipe,
+        initial_model(bundle),
+        options.variant,
+        mask=mask,
+        resume=resume,
     )
     losses, milliseconds = [], []
     first_step_s = 0.0

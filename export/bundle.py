@@ -32,7 +32,7 @@ from export.inference import places_of
 from export.layout import flat_model
 from export.proof import with_parity
 from export.spec import TrainingSpec
-from protocol.bundle import PARAMETERS_FILE
+from protocol.bundle import MASK_FILE, PARAMETERS_FILE
 from protocol.errors import BundleError, ConfigurationError
 from protocol.manifest import (
     FORMAT,
@@ -44,6 +44,7 @@ from protocol.manifest import (
     Variant,
     format_manifest,
 )
+from sparse.masks import Mask, pack_mask
 
 
 def _silent(stage: str) -> None:
@@ -59,13 +60,15 @@ def write_bundle(
     backends: Collection[str] = MADE,
     train_last: Sequence[int] = (),
     freeze: Sequence[str] = (),
+    mask: Mask | None = None,
     report: Report = _silent,
 ) -> Manifest:
     """Writes the bundle folder `out`, whole or not at all. `report` is told of each stage.
 
     backends: of MADE; the portable one is always made, and the only one of variants. The manifest says which of them
     could not be and why. train_last: a variant that trains so many layers, for each number. freeze: one variant without
-    the parameters of these patterns. The module's mode is left as it was. Raises ConfigurationError if `out` is taken
+    the parameters of these patterns. mask: bool[n] over the trained parameters of a pruned module, which travels along
+    (see export.pruning). The module's mode is left as it was. Raises ConfigurationError if `out` is taken
     or a variant cannot be, BundleError if the model cannot be trained on devices.
     """
     _check_out(out, force)
@@ -73,7 +76,7 @@ def write_bundle(
         artifacts = ORT_TRAINING in backends
         graphs = capture(spec, report, artifacts=artifacts, train_last=train_last, freeze=freeze)
         report("writing graphs and parameters")
-        manifest = _write_files(spec, graphs, line, folder)
+        manifest = _with_mask(_write_files(spec, graphs, line, folder), mask, folder)
         if artifacts:
             report("building ONNX Runtime training artifacts")
             manifest = _with_artifacts(graphs, manifest, folder)
@@ -116,6 +119,15 @@ def _write_files(spec: TrainingSpec, graphs: Graphs, line: str, folder: Path) ->
         inference=Inference(INFERENCE_FILE, places_of(inference, graphs.tensors)),
         parity={},
     )
+
+
+def _with_mask(manifest: Manifest, mask: Mask | None, folder: Path) -> Manifest:
+    if mask is None:
+        return manifest
+    assert mask.shape == (manifest.parameters,), f"a mask of {mask.shape} for {manifest.parameters} parameters"
+    (folder / MASK_FILE).write_bytes(pack_mask(mask))
+    files = sorted((*manifest.files, entry_of(folder, MASK_FILE)), key=lambda entry: entry.path)
+    return replace(manifest, files=tuple(files), mask=MASK_FILE)
 
 
 def _partial_file(partial: Partial) -> str:

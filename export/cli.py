@@ -6,7 +6,7 @@ import glob
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edge_agent.runtimes.portable import NAME as PORTABLE
-from export import verify
+from export import prune_command, verify
 from export.files import MADE
 from protocol.bundle import open_bundle
 from protocol.errors import ConfigurationError, SparsefleetError
@@ -27,6 +27,8 @@ examples:
   fleet-export mypackage.models:classifier --out bundles/classifier --model-version 2 --json
   fleet-export examples/digits_cnn.py:digits --out bundles/digits --train-last 1 --freeze 'features.*'
   fleet-export examples/digits_cnn.py:digits --out bundles/digits --backends portable
+  fleet-export examples/digits_cnn.py:digits --out bundles/half --keep-channels 0.5
+  fleet-export examples/digits_cnn.py:digits --out bundles/sparse --sparsity 0.9
   fleet-export show bundles/digits
   fleet-export verify bundles/digits
   fleet-export plan bundles/digits --device kitchen-pi.json
@@ -103,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         help="add a variant freeze, which leaves parameters of these names as they are, as in 'backbone.*'; "
         "all patterns given are one variant",
     )
+    prune_command.add_options(parser)
     parser.add_argument(
         "--backends",
         type=_backends,
@@ -145,6 +148,7 @@ def _export(options: argparse.Namespace) -> int:
         if options.model_version is not None:
             spec = dataclasses.replace(spec, version=options.model_version)
         line = check_line(options.name) if options.name else spec.line or line_from(function)
+        spec, mask, pruned = prune_command.pruned(spec, options, status.update)
         manifest = write_bundle(
             spec,
             options.out,
@@ -153,9 +157,10 @@ def _export(options: argparse.Namespace) -> int:
             backends=options.backends,
             train_last=options.train_last,
             freeze=options.freeze,
+            mask=mask,
             report=status.update,
         )
-    _print(options.out, manifest, options.json, time.monotonic() - started)
+    _print(options.out, manifest, options.json, time.monotonic() - started, pruned)
     return 0
 
 
@@ -164,14 +169,21 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print(root: Path, manifest: Manifest, as_json: bool, seconds: float | None) -> None:
+def _print(
+    root: Path, manifest: Manifest, as_json: bool, seconds: float | None, pruned: Mapping[str, Any] | None = None
+) -> None:
+    """pruned: what the export was told to prune, as prune_command says it."""
+    sparsity = prune_command.sparsity_facts(root, manifest)
     if as_json:
-        print(json.dumps(_facts(root, manifest, seconds), indent=1))
+        print(json.dumps({**_facts(root, manifest, seconds), **sparsity, **(pruned or {})}, indent=1))
         return
     console = Console()
     if seconds is not None:
         console.print(f"{root}: {manifest.line} version {manifest.version}, in {seconds:.1f} s", highlight=False)
-    console.print(_summary(manifest))
+    summary = _summary(manifest)
+    for what, value in (*prune_command.rows(pruned or {}), *prune_command.rows(sparsity)):
+        summary.add_row(what, value)
+    console.print(summary)
     console.print(_files(manifest))
 
 

@@ -12,6 +12,7 @@ from protocol.manifest import MANIFEST_FILE, FileEntry, Manifest, parse_manifest
 
 PARAMETERS_FILE = "parameters.safetensors"
 REFERENCE_FILE = "reference.safetensors"
+MASK_FILE = "mask.bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,21 @@ def open_bundle(root: Path, *, only: frozenset[str] | None = None) -> Bundle:
         if only is None or entry.path in only:
             check_file(root, entry)
     return Bundle(root, manifest, hashlib.sha256(data).digest())
+
+
+def read_mask(root: Path, manifest: Manifest) -> bytes | None:
+    """The mask of a pruned model, a bit for each parameter, lowest first; None where there is none. Raises BundleError.
+
+    sparse.masks.unpack_mask makes bool[parameters] of it.
+    """
+    if manifest.mask is None:
+        return None
+    entry = manifest.file(manifest.mask)
+    size = (manifest.parameters + 7) // 8
+    if entry.size != size:
+        raise BundleError(f"{entry.path}: {entry.size} bytes where {manifest.parameters} parameters need {size}")
+    check_file(root, entry)
+    return (root / entry.path).read_bytes()
 
 
 def check_file(root: Path, entry: FileEntry) -> None:

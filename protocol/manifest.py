@@ -203,6 +203,7 @@ class Manifest:
 
     left_out: backends that the exporter could not make, with why. groups: the channels that width tiers keep or leave.
     axes: of a tensor that holds some of them, the segments of each axis; other tensors are whole in every tier.
+    mask: the file that says which parameters are kept, a bit for each, where the model was pruned before its export.
     """
 
     format: int
@@ -222,6 +223,7 @@ class Manifest:
     left_out: Mapping[str, str] = field(default_factory=dict)
     groups: tuple[ChannelGroup, ...] = ()
     axes: Mapping[str, tuple[tuple[Segment, ...], ...]] = field(default_factory=dict)
+    mask: str | None = None
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
@@ -243,6 +245,8 @@ class Manifest:
             names.add(t.name)
         if offset > MAX_ELEMENTS:
             raise ValueError(f"tensors: {offset} elements are more than the limit of {MAX_ELEMENTS}")
+        if self.mask is not None and all(entry.path != self.mask for entry in self.files):
+            raise ValueError(f"mask: {self.mask!r} is not listed among the files")
         _check_variants(self)
         _check_channels(self)
 
