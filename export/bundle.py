@@ -32,6 +32,7 @@ from export.inference import places_of
 from export.layout import flat_model
 from export.proof import with_parity
 from export.spec import TrainingSpec
+from export.tiers import plan_tiers, with_tiers
 from protocol.bundle import PARAMETERS_FILE
 from protocol.errors import BundleError, ConfigurationError
 from protocol.manifest import (
@@ -59,17 +60,20 @@ def write_bundle(
     backends: Collection[str] = MADE,
     train_last: Sequence[int] = (),
     freeze: Sequence[str] = (),
+    tiers: Sequence[float] = (),
     report: Report = _silent,
 ) -> Manifest:
     """Writes the bundle folder `out`, whole or not at all. `report` is told of each stage.
 
     backends: of MADE; the portable one is always made, and the only one of variants. The manifest says which of them
     could not be and why. train_last: a variant that trains so many layers, for each number. freeze: one variant without
-    the parameters of these patterns. The module's mode is left as it was. Raises ConfigurationError if `out` is taken
-    or a variant cannot be, BundleError if the model cannot be trained on devices.
+    the parameters of these patterns. tiers: a narrower model for each share of channels below 1. The module's mode is
+    left as it was. Raises ConfigurationError if `out` is taken or a variant cannot be, BundleError if the model cannot
+    be trained on devices.
     """
     _check_out(out, force)
     with _restored(spec), _temporary_beside(out) as folder:
+        planned = plan_tiers(spec, tiers)
         artifacts = ORT_TRAINING in backends
         graphs = capture(spec, report, artifacts=artifacts, train_last=train_last, freeze=freeze)
         report("writing graphs and parameters")
@@ -79,6 +83,8 @@ def write_bundle(
             manifest = _with_artifacts(graphs, manifest, folder)
         report("checking parity with torch")
         manifest = with_parity(spec, manifest, folder)
+        if planned is not None:
+            manifest = with_tiers(spec, manifest, folder, planned, report)
         (folder / MANIFEST_FILE).write_bytes(format_manifest(manifest))
         _settle(folder, out)
     return manifest
