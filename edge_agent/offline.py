@@ -17,7 +17,7 @@ from edge_agent.data import Dataset, DataSettings, load
 from edge_agent.flat_tensors import flat_tensors
 from edge_agent.runtimes.backends import choose
 from edge_agent.runtimes.optimizers import OptimizerSettings
-from edge_agent.runtimes.parameters import initial_model
+from edge_agent.runtimes.parameters import initial_model, seen_by
 from edge_agent.static_mask import mask_of, rule_of
 from edge_agent.training import LocalTraining, Recipe, TrainingState
 from protocol.bundle import Bundle, open_bundle
@@ -33,7 +33,8 @@ def train(options: argparse.Namespace) -> int:
     """Trains and prints loss per step, milliseconds per step and peak memory."""
     started = time.monotonic()
     recipe = _recipe(options)
-    bundle = open_bundle(options.bundle)
+    whole = open_bundle(options.bundle)
+    bundle, model = seen_by(whole, options.variant), initial_model(whole, options.variant)
     dataset = load(_data(options), bundle.manifest)
     choice = choose(bundle, options.backend, options.threads, options.variant)
     mask = mask_of(bundle, options.variant) if recipe.sparse is None else None
@@ -46,7 +47,7 @@ def train(options: argparse.Namespace) -> int:
         bundle.manifest,
         dataset,
         recipe,
-        initial_model(bundle),
+        model,
         options.variant,
         mask=mask,
         resume=resume,

@@ -32,6 +32,7 @@ from export.inference import places_of
 from export.layout import flat_model
 from export.proof import with_parity
 from export.spec import TrainingSpec
+from export.tiers import plan_tiers, with_tiers
 from protocol.bundle import MASK_FILE, PARAMETERS_FILE
 from protocol.errors import BundleError, ConfigurationError
 from protocol.manifest import (
@@ -61,6 +62,7 @@ def write_bundle(
     train_last: Sequence[int] = (),
     freeze: Sequence[str] = (),
     mask: Mask | None = None,
+    tiers: Sequence[float] = (),
     report: Report = _silent,
 ) -> Manifest:
     """Writes the bundle folder `out`, whole or not at all. `report` is told of each stage.
@@ -68,11 +70,17 @@ def write_bundle(
     backends: of MADE; the portable one is always made, and the only one of variants. The manifest says which of them
     could not be and why. train_last: a variant that trains so many layers, for each number. freeze: one variant without
     the parameters of these patterns. mask: bool[n] over the trained parameters of a pruned module, which travels along
-    (see export.pruning). The module's mode is left as it was. Raises ConfigurationError if `out` is taken
-    or a variant cannot be, BundleError if the model cannot be trained on devices.
+    (see export.pruning). tiers: a narrower model for each share of channels below 1. The module's mode is left as it
+    was. Raises ConfigurationError if `out` is taken or a variant cannot be, BundleError if the model cannot be trained
+    on devices.
     """
+    if mask is not None and any(share < 1 for share in tiers):
+        raise ConfigurationError(
+            "--tiers: do not go with --sparsity, whose mask is of the whole model; export with one of the two"
+        )
     _check_out(out, force)
     with _restored(spec), _temporary_beside(out) as folder:
+        planned = plan_tiers(spec, tiers)
         artifacts = ORT_TRAINING in backends
         graphs = capture(spec, report, artifacts=artifacts, train_last=train_last, freeze=freeze)
         report("writing graphs and parameters")
@@ -82,6 +90,8 @@ def write_bundle(
             manifest = _with_artifacts(graphs, manifest, folder)
         report("checking parity with torch")
         manifest = with_parity(spec, manifest, folder)
+        if planned is not None:
+            manifest = with_tiers(spec, manifest, folder, planned, report)
         (folder / MANIFEST_FILE).write_bytes(format_manifest(manifest))
         _settle(folder, out)
     return manifest

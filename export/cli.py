@@ -20,6 +20,7 @@ from protocol.bundle import open_bundle
 from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.layout import layout_of
 from protocol.manifest import Manifest
+from protocol.width import narrowed
 
 EXAMPLES = """\
 examples:
@@ -29,6 +30,7 @@ examples:
   fleet-export examples/digits_cnn.py:digits --out bundles/digits --backends portable
   fleet-export examples/digits_cnn.py:digits --out bundles/half --keep-channels 0.5
   fleet-export examples/digits_cnn.py:digits --out bundles/sparse --sparsity 0.9
+  fleet-export examples/digits_cnn.py:digits --out bundles/digits --tiers 1.0,0.5,0.25
   fleet-export show bundles/digits
   fleet-export verify bundles/digits
   fleet-export plan bundles/digits --device kitchen-pi.json
@@ -107,6 +109,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     prune_command.add_options(parser)
     parser.add_argument(
+        "--tiers",
+        type=_shares,
+        default=(),
+        metavar="SHARES",
+        help="comma-separated, as in 1.0,0.5,0.25: add a variant tier-050 with half of all channels, and so on, for "
+        "slower devices; 1.0 is the variant full",
+    )
+    parser.add_argument(
         "--backends",
         type=_backends,
         default=MADE,
@@ -116,6 +126,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print the facts as one JSON object")
     return parser
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of shares; write them as in 1.0,0.5,0.25") from None
 
 
 def _backends(text: str) -> tuple[str, ...]:
@@ -158,6 +175,7 @@ def _export(options: argparse.Namespace) -> int:
             train_last=options.train_last,
             freeze=options.freeze,
             mask=mask,
+            tiers=options.tiers,
             report=status.update,
         )
     _print(options.out, manifest, options.json, time.monotonic() - started, pruned)
@@ -203,10 +221,12 @@ def _facts(root: Path, manifest: Manifest, seconds: float | None) -> dict[str, A
         "files": {f.path: f.size for f in manifest.files},
         "variants": {
             v.name: {
-                "trained": layout_of(manifest, v.name).n_parameters,
+                "trained": layout_of(narrowed(manifest, v.name), v.name).n_parameters,
                 "backends": sorted(v.backends),
                 "frozen": list(v.frozen),
                 "frozen_buffers": list(v.frozen_buffers),
+                "channels": dict(v.keep),
+                "multiply_adds": v.load.multiply_adds if v.load else None,
             }
             for v in manifest.variants
         },
@@ -227,9 +247,10 @@ def _summary(manifest: Manifest) -> Table:
         table.add_row(title, ", ".join(f"{p.name} {p.dtype}{list(p.shape)}" for p in ports))
     table.add_row("loss, metrics", ", ".join((manifest.loss, *manifest.metrics)))
     for variant in manifest.variants:
-        trained = layout_of(manifest, variant.name).n_parameters
-        backends = ", ".join(variant.backends)
-        table.add_row(f"variant {variant.name}", f"trains {trained:,} of {manifest.parameters:,} with {backends}")
+        trained = layout_of(narrowed(manifest, variant.name), variant.name).n_parameters
+        backends, load = ", ".join(variant.backends), variant.load
+        asks = f"; {load.multiply_adds:,} multiply-adds a step and example" if load else ""
+        table.add_row(f"variant {variant.name}", f"trains {trained:,} of {manifest.parameters:,} with {backends}{asks}")
     for name, p in manifest.parity.items():
         figures = (
             f"loss {p.loss:.1e}, gradient {p.gradient:.1e}, statistics {p.buffers:.1e}, 3 steps {p.three_steps:.1e}"

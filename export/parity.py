@@ -99,10 +99,12 @@ def prove(
     return Parity(loss, gradient, statistics, three, TOLERANCE, torch.__version__)
 
 
-def evaluation(spec: TrainingSpec, manifest: Manifest, evaluator: Evaluator, record: Record | None = None) -> None:
+def evaluation(
+    spec: TrainingSpec, manifest: Manifest, evaluator: Evaluator, record: Record | None = None, variant: str = "full"
+) -> None:
     """Holds the evaluation graph's loss and outputs against torch's. Raises BundleError."""
     record = record or whole_record(spec, manifest)
-    check(reference.evaluation(evaluator, flat_model(spec.module, manifest.tensors), record))
+    check(reference.evaluation(evaluator, flat_model(spec.module, manifest.tensors), record, variant))
 
 
 def check(rows: Sequence[Difference]) -> None:

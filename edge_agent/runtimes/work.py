@@ -81,6 +81,22 @@ def work(operation: Operation, around: int = 0) -> Work:
     return found
 
 
+def multiply_adds(operation: Operation) -> int:
+    """Multiplications and additions of one matrix product or convolution, unpadded; 0 for everything else."""
+    a, b = (*operation.inputs, (), ())[:2]
+    match operation.kind:
+        case "Conv":
+            return math.prod(operation.outputs[0]) * math.prod(b[1:])
+        case "ConvTranspose":
+            return math.prod(a) * math.prod(b[1:])
+        case "MatMul":
+            return math.prod(operation.outputs[0]) * a[-1]
+        case "Gemm":
+            return math.prod(operation.outputs[0]) * a[0 if operation.number("transA", 0) else 1]
+        case _:
+            return 0
+
+
 def known(kind: str) -> bool:
     return kind in FREE or kind in _COUNTS
 

@@ -73,8 +73,7 @@ def predict_memory(
     examples: int, update: int,
 ) -> Memory:  # fmt: skip
     """examples: how many the device holds in memory. update: bytes of the payload."""
-    uses = [Use(step.kind, step.reads, step.writes, _scratch(step)) for step in graph.steps]
-    found = peak(uses, graph.sizes, graph.held)
+    found = peak(uses_of(graph), graph.sizes, graph.held)
     model, gradient, trained = (_FLOAT * n for n in (manifest.total, manifest.parameters, layout.n_parameters))
     state = trained * (2 if optimizer == "adamw" else 1)
     # The model and the gradient stay. A step makes the new parameters, and AdamW one vector more on the way.
@@ -94,6 +93,11 @@ def predict_memory(
         packing=packing,
         data=examples * example,
     )
+
+
+def uses_of(graph: Graph) -> list[Use]:
+    """The operators of a graph in their order, as liveness looks at them."""
+    return [Use(step.kind, step.reads, step.writes, _scratch(step)) for step in graph.steps]
 
 
 def predict_wire(

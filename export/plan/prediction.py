@@ -11,6 +11,7 @@ from protocol.errors import ConfigurationError
 from protocol.layout import layout_of
 from protocol.manifest import MANIFEST_FILE
 from protocol.profile import Profile
+from protocol.width import narrowed
 from sparse.codecs import parse_codec
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -61,7 +62,7 @@ def predict(bundle: Bundle, device: Profile, wanted: Wanted) -> Plan:
         spec = parse_codec(wanted.codec)
     except ValueError as error:
         raise ConfigurationError(f"--codec: {error}") from None
-    manifest = bundle.manifest
+    manifest = narrowed(bundle.manifest, wanted.variant)
     variant, layout = manifest.variant(wanted.variant), layout_of(manifest, wanted.variant)
     files = variant.backends.get(wanted.backend)
     if files is None or "train" not in files.files:

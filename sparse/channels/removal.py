@@ -46,7 +46,7 @@ def remove_channels(
     scores = channel_scores(module, free, structure, score, seed)
     kept = {name: highest(scores[name], number[name]) for name in number}
     smaller = cut(module, structure, kept)
-    _try_out(module, smaller, structure, kept, examples)
+    try_out(module, smaller, structure, kept, examples)
     return smaller
 
 
@@ -63,7 +63,7 @@ def _without(groups: Sequence[ChannelGroup], leave: Sequence[str]) -> tuple[Chan
     return tuple(group for group in groups if not any(fnmatchcase(group.name, pattern) for pattern in leave))
 
 
-def _try_out(
+def try_out(
     module: nn.Module, smaller: nn.Module, structure: Structure, kept: Kept, examples: tuple[Tensor, ...]
 ) -> None:
     """Raises ValueError unless the smaller module runs, and computes what the module does with channels of zeros."""
