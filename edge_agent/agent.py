@@ -59,7 +59,10 @@ def agent_version() -> str:
 
 
 class Agent:
-    """One device of one fleet. `handle` takes what arrived, `advance` does what is due; both from one thread."""
+    """One device of one fleet. `handle` takes what arrived, `advance` does what is due; both from one thread.
+
+    memory_mib: what training may use here, which the coordinator is told; None where nobody knows.
+    """
 
     def __init__(
         self,
@@ -68,8 +71,9 @@ class Agent:
         store: AgentStore,
         transport: Transport,
         rng: np.random.Generator,
+        memory_mib: int | None = None,
     ) -> None:
-        self._settings, self._store, self._rng = settings, store, rng
+        self._settings, self._store, self._rng, self._memory_mib = settings, store, rng, memory_mib
         self._topics = Topics(settings.fleet)
         self._link = Link(transport, self._topics, settings.device, store.boot)
         state = store.blobs.root.parent
@@ -252,7 +256,8 @@ class Agent:
 
     def _greet(self, now: float) -> None:
         task = self.job.task.name if self.job.task else None
-        hello = Hello(agent_version(), self._settings.training.backend, task, len(self._store.outbox()))
+        waiting = len(self._store.outbox())
+        hello = Hello(agent_version(), self._settings.training.backend, task, waiting, self._memory_mib)
         self._link.send("up", hello)
         self._hello_retry_s, self._hello_at = self._back_off(self._hello_retry_s, now)
 
@@ -306,7 +311,7 @@ class Agent:
             parse_codec(task.codec)
             bundle = self._assets.bundle(task)
             model = self._assets.model(task, bundle.manifest)
-            self._bench = self._workshop.bench(bundle, model, task.model.digest)
+            self._bench = self._workshop.bench(bundle, self._assets.variant_of(task), model, task.model.digest)
             self._training = self._workshop.begin(self._bench, task, model)
         except UnusableError as error:
             # Still fetching: the next backend's files are what is missing now.

@@ -4,18 +4,19 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from edge_agent.runtimes.backends import Selection
+from edge_agent.runtimes.backends import AUTO, Selection
 from edge_agent.runtimes.engine import Vector
 from protocol.blobs import BlobStore, write_durably
 from protocol.bundle import Bundle, open_bundle
 from protocol.errors import BundleError, ConfigurationError, Rejection, SparsefleetError
-from protocol.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest
+from protocol.manifest import FULL, MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest
 from protocol.messages import BlobRef, Task
+from protocol.width import narrowed
 
 # Graphs that only the deployment or another runtime needs stay where they are: a device's bytes are dear.
 UNUSED_ROLES = frozenset({"optimizer"})
@@ -25,13 +26,18 @@ UNUSED_ROLES = frozenset({"optimizer"})
 class Assets:
     """The bundles folder and the blob store of one agent. Only the files of its variant and of one backend are fetched.
 
-    select: which backend, by manifest and digest; it may change its mind. Raises ConfigurationError when none serves.
+    variant: as in the settings: "auto", or the one that this device is pinned to. select: which backend, by manifest,
+    digest and variant; it may change its mind. Raises ConfigurationError when none serves.
     """
 
     bundles: Path
     blobs: BlobStore
     variant: str
-    select: Callable[[Manifest, bytes], Selection]
+    select: Callable[[Manifest, bytes, str], Selection]
+
+    def variant_of(self, task: Task) -> str:
+        """The variant that a task is done with here, if it is done at all."""
+        return task.variant or (FULL if self.variant == AUTO else self.variant)
 
     def missing(self, task: Task) -> tuple[BlobRef, ...] | Rejection:
         """What is still to be fetched, in order; sizes are checked before the first byte is asked for."""
@@ -43,11 +49,12 @@ class Assets:
             manifest = self._manifest(task)
         except BundleError as error:
             return Rejection("manifest", str(error))
-        if task.model.size != manifest.total * 4:
-            return Rejection("model", f"{task.model.size} bytes where the manifest says {manifest.total * 4}")
-        if all(self.variant != v.name for v in manifest.variants):
-            names = ", ".join(v.name for v in manifest.variants)
-            return Rejection("variant", f"{self.variant!r} is not in this bundle, which holds {names}; set `variant`")
+        wrong = self._wrong_variant(task, manifest)
+        if wrong is not None:
+            return wrong
+        total = narrowed(manifest, self.variant_of(task)).total
+        if task.model.size != total * 4:
+            return Rejection("model", f"{task.model.size} bytes where the manifest says {total * 4}")
         try:
             wanted = self._absent(task)
         except ConfigurationError as error:
@@ -70,11 +77,13 @@ class Assets:
         self.blobs.keep_only(keep)
 
     def bundle(self, task: Task) -> Bundle:
-        """The task's bundle, in its own folder; assembled on first use. Raises BundleError when it does not fit."""
+        """The task's bundle as its variant sees it, in its own folder; assembled on first use. Raises BundleError when
+        it does not fit."""
         root = self._root(task)
         self._assemble(root, task)
         try:
-            return open_bundle(root, only=frozenset(entry.path for entry in self._entries(task)))
+            opened = open_bundle(root, only=frozenset(entry.path for entry in self._entries(task)))
+            return replace(opened, manifest=narrowed(opened.manifest, self.variant_of(task)))
         except BundleError:
             # Altered on this disk: this task is refused, the next one fetches the bundle anew.
             shutil.rmtree(root, ignore_errors=True)
@@ -85,6 +94,18 @@ class Assets:
         vector = np.frombuffer(self._read(task.model.digest), dtype="<f4")
         assert len(vector) == manifest.total
         return vector.astype(np.float32)
+
+    def _wrong_variant(self, task: Task, manifest: Manifest) -> Rejection | None:
+        wanted = self.variant_of(task)
+        if self.variant not in (AUTO, wanted):
+            return Rejection(
+                "variant",
+                f"{wanted!r} is asked for, and this device's settings say {self.variant!r}; set `variant` to {AUTO!r}",
+            )
+        if all(wanted != v.name for v in manifest.variants):
+            names = ", ".join(v.name for v in manifest.variants)
+            return Rejection("variant", f"{wanted!r} is not in this bundle, which holds {names}; set `variant`")
+        return None
 
     def _assemble(self, root: Path, task: Task) -> None:
         for old in self.bundles.glob("*"):
@@ -126,8 +147,9 @@ class Assets:
         return [BlobRef(bytes.fromhex(e.sha256), e.size) for e in entries]
 
     def _entries(self, task: Task) -> list[FileEntry]:
-        manifest = self._manifest(task)
-        backend = manifest.variant(self.variant).backends[self.select(manifest, task.manifest.digest).name]
+        wanted = self.variant_of(task)
+        manifest = narrowed(self._manifest(task), wanted)
+        backend = manifest.variant(wanted).backends[self.select(manifest, task.manifest.digest, wanted).name]
         paths = dict.fromkeys(path for role, path in backend.files.items() if role not in UNUSED_ROLES)
         # Torch's steps can be replayed by whoever holds the model that they start from, which is the first round's.
         if manifest.reference is not None and manifest.reference.model == task.model.digest.hex():

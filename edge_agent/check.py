@@ -16,7 +16,7 @@ import numpy as np
 from edge_agent import settings as agent_settings
 from edge_agent.runtimes.backends import AUTO, choose, runtime_name
 from edge_agent.runtimes.certificate import ALL, Replayed, by_kind, certify, facts
-from edge_agent.runtimes.parameters import initial_model
+from edge_agent.runtimes.parameters import initial_model, seen_by
 from edge_agent.runtimes.reference import SEED, load_record
 from protocol.bundle import Bundle, open_bundle
 from protocol.errors import ConfigurationError, SparsefleetError
@@ -79,7 +79,7 @@ def runtime(given: Given) -> Finding:
 def backend(given: Given) -> Finding:
     """Which backend would be chosen, and why."""
     try:
-        choice = choose(given.bundle, given.backend, given.threads, given.variant)
+        choice = choose(seen_by(given.bundle, given.variant), given.backend, given.threads, given.variant)
     except ConfigurationError as error:
         return Finding("error", str(error), "install what one of them needs, or export the bundle for what is here")
     return Finding("ok", f"{choice.engine.name}: {choice.reason}", facts={"backend": choice.engine.name})
@@ -91,6 +91,8 @@ def parity(given: Given) -> Finding:
     if given.bundle.manifest.reference is None:
         return Finding("warning", "the bundle holds no reference steps", "export it again with this version")
     try:
+        if given.bundle.manifest.variant(given.variant).keep:
+            return Finding("warning", f"torch's steps on {given.variant} are not recorded", "see variant full's")
         replayed = certify(given.bundle, wanted, given.variant, given.threads)
     except ConfigurationError as error:
         return Finding("error", str(error), "export the bundle again")
@@ -114,8 +116,8 @@ def step_time(given: Given) -> Finding:
     if given.bundle.manifest.reference is None:
         return Finding("warning", "not timed, for want of a batch", "edge-agent train with some data tells")
     try:
-        record, model = load_record(given.bundle), initial_model(given.bundle)
-        engine = choose(given.bundle, given.backend, given.threads, given.variant).engine
+        record, model = load_record(given.bundle), initial_model(given.bundle, given.variant)
+        engine = choose(seen_by(given.bundle, given.variant), given.backend, given.threads, given.variant).engine
         seconds = []
         for _ in range(1 + TIMED):
             started = time.perf_counter()
@@ -144,7 +146,8 @@ def _given(options: argparse.Namespace) -> Given:
         training = agent_settings.training(options.backend)
     else:
         training = agent_settings.load(options.config, options.backend).training
-    return Given(open_bundle(options.bundle), training.backend, training.threads, training.variant)
+    variant = FULL if training.variant == AUTO else training.variant
+    return Given(open_bundle(options.bundle), training.backend, training.threads, variant)
 
 
 def _parity_lines(replayed: Replayed) -> list[str]:

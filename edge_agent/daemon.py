@@ -13,6 +13,7 @@ import numpy as np
 from edge_agent import settings as agent_settings
 from edge_agent.agent import Agent
 from edge_agent.link import last_will
+from edge_agent.memory import available_mib
 from edge_agent.store import AgentStore
 from protocol.disk import REMEDY, disk_named, is_disk_trouble
 from protocol.mqtt import MqttSettings, MqttTransport, parse_url
@@ -75,7 +76,9 @@ def run(config: Path, backend: str | None = None) -> int:
         last_will(topics, settings.device, store.boot),
         rng=rng,
     )
-    agent = Agent(settings, config.parent, store, transport, rng)
+    # Once: what the agent takes itself while it trains must not count against it.
+    memory_mib = available_mib(settings.limits.memory_mib)
+    agent = Agent(settings, config.parent, store, transport, rng, memory_mib)
     try:
         _loop(agent, transport, signals)
     finally:

@@ -16,7 +16,7 @@ from edge_agent.data import Dataset, DataSettings, load
 from edge_agent.flat_tensors import flat_tensors
 from edge_agent.runtimes.backends import choose
 from edge_agent.runtimes.optimizers import OptimizerSettings
-from edge_agent.runtimes.parameters import initial_model
+from edge_agent.runtimes.parameters import initial_model, seen_by
 from edge_agent.training import LocalTraining, Recipe, TrainingState
 from protocol.bundle import Bundle, open_bundle
 from protocol.errors import ConfigurationError, NothingToDoError
@@ -31,14 +31,13 @@ def train(options: argparse.Namespace) -> int:
     """Trains and prints loss per step, milliseconds per step and peak memory."""
     started = time.monotonic()
     recipe = _recipe(options)
-    bundle = open_bundle(options.bundle)
+    whole = open_bundle(options.bundle)
+    bundle, model = seen_by(whole, options.variant), initial_model(whole, options.variant)
     dataset = load(_data(options), bundle.manifest)
     choice = choose(bundle, options.backend, options.threads, options.variant)
     keeper = _Keeper(options, bundle, choice.engine.name, dataset, recipe)
     resume = keeper.found(layout_of(bundle.manifest, options.variant).n_parameters)
-    training = LocalTraining(
-        choice.engine, bundle.manifest, dataset, recipe, initial_model(bundle), options.variant, resume=resume
-    )
+    training = LocalTraining(choice.engine, bundle.manifest, dataset, recipe, model, options.variant, resume=resume)
     losses, milliseconds = [], []
     first_step_s = 0.0
     if not options.json:

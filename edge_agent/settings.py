@@ -29,12 +29,13 @@ target = "y"                       # name of the target array
 
 [training]
 backend = "auto"                   # auto, or a backend's name
-variant = "full"                   # which of the bundle's variants to train; full trains all of the model
+variant = "auto"                   # auto: what the coordinator asks for; a name pins this device to it
 threads = 1                        # threads for one training step
 idle_unload_s = 60.0               # let go of runtime and data after so long without work
 
 [limits]
 disk_mib = 512                     # for bundle, model and outbox together
+memory_mib = 0                     # for training, which width tiers go by; 0: what the system has free
 """
 
 
@@ -53,10 +54,10 @@ class BrokerSettings:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """How this device trains."""
+    """How this device trains. variant: with "auto" the task says which, and `full` where it does not."""
 
     backend: str = "auto"
-    variant: str = FULL
+    variant: str = AUTO
     threads: int = 1
     idle_unload_s: float = 60.0
 
@@ -65,8 +66,8 @@ class TrainingSettings:
             raise ValueError(f"backend: {self.backend!r} is unknown; use {AUTO!r} or one of {', '.join(BACKENDS)}")
         if not is_variant_name(self.variant):
             raise ValueError(
-                f"variant: {self.variant!r} is no name of a variant; {FULL!r} trains everything, fleet-export show "
-                "lists a bundle's others"
+                f"variant: {self.variant!r} is no name of a variant; {AUTO!r} leaves it to the coordinator, {FULL!r} "
+                "trains everything, fleet-export show lists a bundle's others"
             )
         if not 1 <= self.threads <= 64:
             raise ValueError(f"threads: {self.threads} is outside 1..64")
@@ -79,10 +80,13 @@ class LimitSettings:
     """What the agent may take of this device."""
 
     disk_mib: int = 512
+    memory_mib: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.disk_mib <= 1 << 20:
             raise ValueError(f"disk_mib: {self.disk_mib} is outside 1..1048576")
+        if not 0 <= self.memory_mib <= 1 << 24:
+            raise ValueError(f"memory_mib: {self.memory_mib} is outside 0..16777216")
 
 
 @dataclass(frozen=True, slots=True)

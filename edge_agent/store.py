@@ -126,7 +126,8 @@ class AgentStore:
 
     def settle(self, digest: bytes, task: str, *, accepted: bool, reason: str) -> Settled | None:
         """Ends the update that a receipt names: its residual takes force if it was accepted, and only then. What other
-        layouts (another model, another variant) left unsent goes: it would be stale when they came back.
+        layouts (another model or variant, other channels of a tier) left unsent goes: it would be stale when they came
+        back.
 
         None when there is no such update, as for a receipt that came twice.
         """
@@ -152,6 +153,10 @@ class AgentStore:
         row = self.database.execute("SELECT vector FROM residual WHERE layout = ?", (layout,)).fetchone()
         vector = np.frombuffer(row[0], dtype="<f4") if row else np.zeros(0, np.float32)
         return vector.astype(np.float32) if len(vector) == size else np.zeros(size, np.float32)
+
+    def has_other_residual(self, layout: bytes) -> bool:
+        """Whether something is left unsent of another layout."""
+        return self.database.execute("SELECT 1 FROM residual WHERE layout != ?", (layout,)).fetchone() is not None
 
     def _meta(self, key: str) -> int:
         return int(self.database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0])

@@ -1,5 +1,7 @@
 """From local result to update: difference, error feedback, codec, and into the outbox in one transaction."""
 
+import logging
+
 import numpy as np
 
 from edge_agent.runtimes.engine import Vector
@@ -10,6 +12,8 @@ from protocol.layout import layout_of, take
 from protocol.messages import Offer, Task
 from sparse.codecs import encode_update, parse_codec
 
+log = logging.getLogger("edge-agent")
+
 
 def pack(store: AgentStore, task: Task, bench: Bench, base: Vector, trained: Trained) -> Offer:
     """Puts the update of a finished task in the outbox, whose residual must be settled before.
@@ -18,9 +22,15 @@ def pack(store: AgentStore, task: Task, bench: Bench, base: Vector, trained: Tra
     in between leaves a blob that nothing names and the next task clears away.
     """
     layout = layout_of(bench.manifest, bench.variant)
+    # What was left unsent of a tier's update belongs to the channels that its model was cut from.
+    key = layout.digest + (task.channels or b"")
     delta = np.subtract(trained.model, base)
     parameters, buffers = take(delta, layout.parameters), take(delta, layout.buffers)
-    residual = store.residual(layout.digest, layout.n_parameters)
+    residual = store.residual(key, layout.n_parameters)
+    if task.channels is not None and store.has_other_residual(key):
+        log.info(
+            "task=%s residual of other channels is not carried on, and goes once this update is accepted", task.name
+        )
     payload, residual = encode_update(parameters, buffers, residual, parse_codec(task.codec), layout.digest)
     offer = Offer(
         blob=store.blobs.put(payload),
@@ -36,5 +46,5 @@ def pack(store: AgentStore, task: Task, bench: Bench, base: Vector, trained: Tra
         codec=task.codec,
         variant=bench.variant,
     )
-    store.keep_update(offer, layout.digest, residual)
+    store.keep_update(offer, key, residual)
     return offer

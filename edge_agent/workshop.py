@@ -24,7 +24,7 @@ log = logging.getLogger("edge-agent")
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """All that the tasks of one bundle share."""
+    """All that the tasks of one variant of a bundle share. manifest: as the variant sees it."""
 
     digest: bytes
     manifest: Manifest
@@ -39,54 +39,57 @@ class Workshop:
     def __init__(self, data: DataSettings, base: Path, state: Path, training: TrainingSettings) -> None:
         self._data, self._base, self._state, self._training = data, base, state, training
         self._bench: Bench | None = None
-        self._failed: dict[bytes, dict[str, str]] = {}
+        self._failed: dict[tuple[bytes, str], dict[str, str]] = {}
 
     @property
     def loaded(self) -> bool:
         return self._bench is not None
 
-    def selected(self, manifest: Manifest, bundle: bytes) -> Selection:
-        """The backend for a bundle, by its manifest and digest. Raises ConfigurationError when none serves."""
-        failed = dict(self._failed.get(bundle, {}))
+    def selected(self, manifest: Manifest, bundle: bytes, variant: str) -> Selection:
+        """The backend for a variant of a bundle, by manifest and digest. Raises ConfigurationError when none serves."""
+        failed = dict(self._failed.get((bundle, variant), {}))
         if manifest.reference is not None:
-            failed |= {name: said for name, said in recall(self._state, bundle, self._compared_by()).items() if said}
-        return select(manifest, self._training.backend, self._training.variant, failed)
+            known = recall(self._state, bundle, _compared_by(variant))
+            failed |= {name: said for name, said in known.items() if said}
+        return select(manifest, self._training.backend, variant, failed)
 
-    def bench(self, bundle: Bundle, model: Vector, digest: bytes) -> Bench:
-        """Runtime and data for a bundle. Raises ConfigurationError when either cannot serve, and UnusableError when the
-        selected backend cannot but there is another one: `selected` names it, and its files may still be missing.
+    def bench(self, bundle: Bundle, variant: str, model: Vector, digest: bytes) -> Bench:
+        """Runtime and data for a variant of a bundle, whose manifest is as the variant sees it. Raises
+        ConfigurationError when either cannot serve, and UnusableError when the selected backend cannot but there is
+        another one: `selected` names it, and its files may still be missing.
 
         model, digest: float32[total] that the task starts from. Where it is the exported one, backends are compared
         with torch's recorded step, and what comes of it is remembered.
         """
-        if self._bench is None or self._bench.digest != bundle.digest:
+        if self._bench is None or (self._bench.digest, self._bench.variant) != (bundle.digest, variant):
             self._bench = None
             dataset = load(self._data, bundle.manifest, self._base)
-            choice = self._open(bundle, model, digest)
-            name, variant = choice.engine.name, self._training.variant
-            log.info("backend=%s variant=%s examples=%d why=%r", name, variant, len(dataset), choice.reason)
+            choice = self._open(bundle, variant, model, digest)
+            log.info(
+                "backend=%s variant=%s examples=%d why=%r", choice.engine.name, variant, len(dataset), choice.reason
+            )
             self._bench = Bench(bundle.digest, bundle.manifest, variant, choice, dataset)
         return self._bench
 
-    def _open(self, bundle: Bundle, model: Vector, digest: bytes) -> Choice:
-        selected = self.selected(bundle.manifest, bundle.digest)
+    def _open(self, bundle: Bundle, variant: str, model: Vector, digest: bytes) -> Choice:
+        selected = self.selected(bundle.manifest, bundle.digest, variant)
         try:
-            return self._compared(bundle, selected, model, digest)
+            return self._compared(bundle, variant, selected, model, digest)
         except UnusableError as error:
-            self._failed.setdefault(bundle.digest, {})[error.backend] = str(error)
+            self._failed.setdefault((bundle.digest, variant), {})[error.backend] = str(error)
             try:
-                self.selected(bundle.manifest, bundle.digest)
+                self.selected(bundle.manifest, bundle.digest, variant)
             except ConfigurationError as none_left:
                 # The next task tries again: what was missing may have been installed.
-                del self._failed[bundle.digest]
+                del self._failed[bundle.digest, variant]
                 raise error.kind(str(none_left)) from error
             raise
 
-    def _compared(self, bundle: Bundle, selected: Selection, model: Vector, digest: bytes) -> Choice:
-        reference, threads, variant = bundle.manifest.reference, self._training.threads, self._training.variant
+    def _compared(self, bundle: Bundle, variant: str, selected: Selection, model: Vector, digest: bytes) -> Choice:
+        reference, threads = bundle.manifest.reference, self._training.threads
         if reference is None:
             return open_selected(bundle, selected, threads, variant)
-        known = recall(self._state, bundle.digest, self._compared_by())
+        known = recall(self._state, bundle.digest, _compared_by(variant))
         verdicts = dict(known)
         start = model if digest.hex() == reference.model else None
         try:
@@ -94,11 +97,7 @@ class Workshop:
         finally:
             # Also when it was not usable: in a later round there is nothing to compare with.
             if verdicts != known:
-                remember(self._state, bundle.digest, self._compared_by(), verdicts)
-
-    def _compared_by(self) -> str:
-        """What a verdict is of, besides the bundle: each variant has graphs of its own."""
-        return f"{runtime_name()}, variant {self._training.variant}"
+                remember(self._state, bundle.digest, _compared_by(variant), verdicts)
 
     def begin(self, bench: Bench, task: Task, model: Vector) -> LocalTraining:
         """The local steps that a task asks for, from float32[total] `model`. Raises ValueError on a bad optimiser."""
@@ -117,6 +116,11 @@ class Workshop:
         self._bench = None
         gc.collect()
         _return_memory()
+
+
+def _compared_by(variant: str) -> str:
+    """What a verdict is of, besides the bundle: each variant has graphs of its own."""
+    return f"{runtime_name()}, variant {variant}"
 
 
 def _return_memory() -> None:

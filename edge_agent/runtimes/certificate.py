@@ -46,6 +46,12 @@ def certify(bundle: Bundle, wanted: str = ALL, variant: str = "full", threads: i
     graphs = held(bundle, variant)
     if wanted != ALL and wanted not in BACKENDS:
         raise ConfigurationError(f"backend: {wanted!r} is unknown; use {ALL!r} or one of {', '.join(BACKENDS)}")
+    if bundle.manifest.variant(variant).keep:
+        others = ", ".join(v.name for v in bundle.manifest.variants if not v.keep)
+        raise ConfigurationError(
+            f"variant: torch's steps on {variant!r}, a width tier, are not recorded; its graphs are made of the same "
+            f"operators as those of {others}, which can be replayed"
+        )
     record, model = load_record(bundle), initial_model(bundle)
     if bundle.manifest.reference is None or model_digest(model) != bundle.manifest.reference.model:
         raise BundleError(f"{bundle.root}: its reference steps start from another model; export it again")

@@ -36,7 +36,8 @@ KINDS: tuple[Kind, ...] = ("loss", "gradient", "statistics", "three steps", "eva
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The batch, torch's release, and for every variant by its name what torch found, of each kind."""
+    """The batch, torch's release, and for every variant by its name, but for width tiers, what torch found, of each
+    kind."""
 
     batch: Batch
     torch: str
@@ -71,7 +72,9 @@ def parse_record(manifest: Manifest, name: str, data: bytes) -> Record:
         tuple(_port(file, port, examples) for port in manifest.targets),
     )
     steps = {
-        v.name: {kind: _expected(file, manifest, v.name, kind, examples) for kind in KINDS} for v in manifest.variants
+        v.name: {kind: _expected(file, manifest, v.name, kind, examples) for kind in KINDS}
+        for v in manifest.variants
+        if not v.keep
     }
     return Record(batch, str(file.text.get("torch", "")), steps)
 
