@@ -310,7 +310,8 @@ class Agent:
 
     def _prepare(self, task: Task) -> None:
         try:
-            parse_codec(task.codec)
+            if parse_codec(task.codec).selection == "mask" and task.mask is None:
+                raise ValueError(f"codec: {task.codec} needs a mask, and the task has none")
             bundle = self._assets.bundle(task)
             model = self._assets.model(task, bundle.manifest)
             self._bench = self._workshop.bench(bundle, self._assets.variant_of(task), model, task.model.digest)

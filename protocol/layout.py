@@ -50,7 +50,7 @@ def layout_of(manifest: Manifest, variant: str) -> Layout:
 
 
 def take(vector: Flat, parts: Sequence[slice]) -> Flat:
-    """The parts one after the other, of values or of a mask: a view of `vector` where they are one, otherwise a copy."""
+    """The parts one after the other, of values or a mask: a view of `vector` where they are one, otherwise a copy."""
     if len(parts) == 1:
         return vector[parts[0]]  # type: ignore[return-value]
     return np.concatenate([vector[part] for part in parts]) if parts else vector[:0]  # type: ignore[return-value]
