@@ -35,6 +35,7 @@ from protocol.messages import (
     Hello,
     Need,
     Offer,
+    SharedMask,
     Task,
     TaskReport,
     Unavailable,
@@ -214,11 +215,24 @@ class Coordinator:
         if report.state == "accepted":
             self._decide(rounds.Accepted(device), now)
             return
+        shared = self._tasks[device].mask
+        if report.reason == "mask-base" and shared is not None and shared.base is not None:
+            self._tell_whole_mask(device, shared, now)
+            return
         log.warning("task %s device=%s round=%d %s: %s", report.state, device, number, report.reason, report.detail)
         if self._round.seats[device] in rounds.OPEN:
             self._store.set_phase(number, device, "out", f"{report.state}: {report.reason}", report.detail)
             self._uploads.end(device)
         self._decide(rounds.Stopped(device), now)
+
+    def _tell_whole_mask(self, device: str, shared: SharedMask, now: float) -> None:
+        """The task once more: the device came late, or lost the mask to which it was told the difference."""
+        assert self._round is not None
+        log.info("device=%s round=%d gets the whole mask", device, self._round.number)
+        self._tasks[device] = replace(self._tasks[device], mask=self._versions.whole_mask(shared))
+        self._store.replace_task(self._round.number, device, self._tasks[device])
+        self._send_task(device, now)
+        self._retry[device] = (now + FIRST_RETRY_S, 2 * FIRST_RETRY_S)
 
     def _holds(self, device: str, task: str) -> bool:
         """Whether this is the device's task in the round that is open, and not over."""

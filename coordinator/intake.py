@@ -19,7 +19,7 @@ from protocol.errors import Rejection
 from protocol.layout import Layout, take
 from protocol.manifest import Manifest
 from protocol.messages import Offer, Task
-from sparse.codecs import PayloadError, decode_update, max_update_bytes, parse_codec
+from sparse.codecs import PayloadError, Shared, decode_update, max_update_bytes, parse_codec
 
 # What these say is of the moment, not of the device's work on its task, which goes on.
 NOT_THE_TASKS_END = frozenset(
@@ -57,8 +57,9 @@ def check_offer(
         return Rejection(
             "variant", f"an update of {offer.variant!r} where the task says {asked or 'any whole model'!r}"
         )
-    layout = view(offer.variant).layout
-    limit = max_update_bytes(layout.n_parameters, layout.n_buffers, parse_codec(task.codec))
+    seen = view(offer.variant)
+    layout, shared = seen.layout, seen.shared(task)
+    limit = max_update_bytes(layout.n_parameters, layout.n_buffers, parse_codec(task.codec), shared)
     if offer.blob.size > limit:
         return Rejection("too-large", f"{offer.blob.size} bytes are over the limit of {limit} for {task.codec}")
     if offer.base != task.model.digest:
@@ -89,10 +90,13 @@ def _check_freshness(offer: Offer, run: str, seat: Seat) -> Rejection | None:
     return None
 
 
-def check_payload(payload: bytes, codec: str, layout: Layout, base: Vector) -> Decoded | Rejection:
-    """The decoded deltas of a payload whose digest was right. base: float32[total], the model trained from."""
+def check_payload(
+    payload: bytes, codec: str, layout: Layout, base: Vector, shared: Shared | None = None
+) -> Decoded | Rejection:
+    """The decoded deltas of a payload whose digest was right. base: float32[total], the model trained from. shared: of
+    a task under a mask."""
     try:
-        decoded = decode_payload(payload, codec, layout)
+        decoded = decode_payload(payload, codec, layout, shared)
     except PayloadError as error:
         return Rejection(error.reason, error.detail)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -102,9 +106,10 @@ def check_payload(payload: bytes, codec: str, layout: Layout, base: Vector) -> D
     return decoded
 
 
-def decode_payload(payload: bytes, codec: str, layout: Layout) -> Decoded:
-    """The deltas of a payload: of what its variant trains, and of the buffers it moves. Raises PayloadError."""
-    return decode_update(payload, layout.n_parameters, layout.n_buffers, layout.digest, parse_codec(codec))
+def decode_payload(payload: bytes, codec: str, layout: Layout, shared: Shared | None = None) -> Decoded:
+    """The deltas of a payload: of what its variant trains, and of the buffers it moves. A report that the task asked
+    for must be there too. Raises PayloadError."""
+    return decode_update(payload, layout.n_parameters, layout.n_buffers, layout.digest, parse_codec(codec), shared)
 
 
 def weigh(examples: int, most: int) -> int:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from coordinator.evaluate import Examine
+from coordinator.feedback import motion, with_feedback
 from coordinator.fold import Decoded, Weighted, fold
 from coordinator.intake import decode_payload
+from coordinator.masking import deployed
 from coordinator.refresh import first_structure, next_structure
 from coordinator.rows import AcceptedUpdate, ModelVersion
 from coordinator.server_step import initial_state, pack_state, server_step, unpack_state
@@ -19,7 +21,9 @@ from edge_agent.runtimes.engine import Evaluation, Vector
 from edge_agent.runtimes.parameters import initial_model
 from protocol.bundle import Bundle
 from protocol.errors import SparsefleetError
+from protocol.layout import put
 from protocol.manifest import Manifest
+from sparse.codecs import decode_report
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +40,8 @@ class Made:
 def first_model(store: Store, bundle: Bundle, settings: Settings, examine: Examine | None) -> ModelVersion:
     """Version 0: the exported model, evaluated and committed."""
     dense = initial_model(bundle)
-    found = examine(dense) if examine is not None else None
     structure = first_structure(settings, bundle.manifest, dense)
+    found = examine(deployed(dense, structure)) if examine is not None else None
     version = _stored(store, 0, dense, pack_state(initial_state()), structure, found)
     store.add_initial(version)
     return version
@@ -73,18 +77,31 @@ def next_model(
 
     def decode(device: str) -> Decoded:
         update = updates[device]
-        return decode_payload(store.updates.read(update.digest), update.codec, views.of(update.variant).layout)
+        view = views.of(update.variant)
+        payload = store.updates.read(update.digest)
+        return decode_payload(payload, update.codec, view.layout, view.shared(update.task))
+
+    def report(update: AcceptedUpdate) -> Vector:
+        view, told = views.of(update.variant), np.zeros(manifest.parameters, dtype=np.float32)
+        shared = view.shared(update.task)
+        assert shared is not None, "only who has a mask is asked for a report"
+        payload = store.updates.read(update.digest)
+        put(told, view.layout.parameters, decode_report(payload, view.layout.digest, shared))
+        return told
 
     weighted = []
     for update in updates.values():
         view = views.of(update.variant)
         weighted.append(Weighted(update.device, update.weight, view.layout, view.places))
     folded = fold(weighted, decode, manifest.parameters, manifest.buffers)
+    mask = views.structure.mask
+    if mask is not None:
+        folded = with_feedback(folded, mask, motion(updates.values(), report, manifest.parameters))
     state = unpack_state(store.models.read(base.server_state))
     state, dense = server_step(settings.server, state, views.dense, folded)
     structure = next_structure(settings, manifest, views.structure, dense, base.version + 1)
     done = clock()
-    found = examine(dense) if examine is not None else None
+    found = examine(deployed(dense, structure)) if examine is not None else None
     evaluated = clock() - done
     version = _stored(store, base.version + 1, dense, pack_state(state), structure, found)
     return Made(version, dense, structure, clock() - started - evaluated, evaluated)

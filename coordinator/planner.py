@@ -3,12 +3,14 @@
 import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
+from coordinator.masking import report_size
 from coordinator.settings import Settings, TrainingSettings
 from coordinator.views import View
-from protocol.messages import BlobRef, Task
+from protocol.messages import BlobRef, SharedMask, Task
 
 
 def order_devices(invitations: Mapping[str, int], seed: int, round_number: int) -> tuple[str, ...]:
@@ -74,4 +76,11 @@ def make_task(
         time_left_s=settings.rounds.deadline_s,
         variant=variant,
         channels=view.channels,
+        mask=_mask(settings, round_number, view),
     )
+
+
+def _mask(settings: Settings, round_number: int, view: View) -> SharedMask | None:
+    if view.announced is None or view.mask is None:
+        return None
+    return replace(view.announced, report=report_size(settings, view.mask, round_number))

@@ -107,7 +107,7 @@ class Reception:
         if len(payload) != offer.blob.size:
             return Rejection("size", f"{len(payload)} bytes where {offer.blob.size} were offered")
         seen = view(offer.variant)
-        checked = check_payload(payload, task.codec, seen.layout, seen.model)
+        checked = check_payload(payload, task.codec, seen.layout, seen.model, seen.shared(task))
         return checked if isinstance(checked, Rejection) else None
 
     def _reject(self, device: str, offer: Offer, why: Rejection) -> Verdict:

@@ -1,5 +1,6 @@
 """When and how the structure is chosen anew: a pure function of settings, the structure before and the dense model."""
 
+from coordinator.masking import first_mask, next_mask
 from coordinator.settings import Settings
 from coordinator.structure import Structure
 from edge_agent.runtimes.engine import Vector
@@ -10,15 +11,16 @@ from sparse.widths import channel_scores, select
 
 def first_structure(settings: Settings, manifest: Manifest, dense: Vector) -> Structure:
     """The structure that version 0 is worked on under. dense: float32[total]."""
-    return Structure(_channels(settings, manifest, dense, 1))
+    return Structure(_channels(settings, manifest, dense, 1), first_mask(settings, manifest, dense))
 
 
 def next_structure(settings: Settings, manifest: Manifest, before: Structure, dense: Vector, version: int) -> Structure:
     """The structure for `version`, whose dense model is float32[total]; many versions keep the one before."""
     # Round n works on version n - 1, and choices are made every so many rounds from the first.
+    mask = next_mask(settings, manifest, before.mask, dense, version)
     if not before.channels or version % settings.tiers.refresh_every:
-        return before
-    return Structure(_channels(settings, manifest, dense, version + 1), before.mask)
+        return before if mask is before.mask else Structure(before.channels, mask)
+    return Structure(_channels(settings, manifest, dense, version + 1), mask)
 
 
 def _channels(settings: Settings, manifest: Manifest, dense: Vector, number: int) -> dict[str, Channels]:

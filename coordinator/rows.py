@@ -45,7 +45,7 @@ class OpenedRound:
 
 @dataclass(frozen=True, slots=True)
 class AcceptedUpdate:
-    """An update in a round's set."""
+    """An update in a round's set, and the task that it is for."""
 
     device: str
     digest: bytes
@@ -53,6 +53,7 @@ class AcceptedUpdate:
     train_s: float
     codec: str
     variant: str
+    task: Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,12 @@ def insert_task(sql: sqlite3.Connection, number: int, device: str, task: Task) -
     sql.execute(
         "INSERT OR REPLACE INTO tasks (round, device, phase, task) VALUES (?, ?, 'invited', ?)",
         (number, device, encode(Envelope(0, 0, 0, task))),
+    )
+
+
+def replace_task(sql: sqlite3.Connection, number: int, device: str, task: Task) -> None:
+    sql.execute(
+        "UPDATE tasks SET task = ? WHERE round = ? AND device = ?", (encode(Envelope(0, 0, 0, task)), number, device)
     )
 
 

@@ -28,7 +28,7 @@ learning_rate = 0.05
 schedule = "constant"           # or "cosine" over all rounds, or "step": times decay_factor every decay_every rounds
 decay_every = 10
 decay_factor = 0.5
-codec = "all/float32"           # or all/float16, topk:0.05/float16, ...
+codec = "all/float32"           # or all/float16, topk:0.05/float16, ..., and under a mask mask/float16
 
 [training.optimizer]
 name = "sgd"                    # or "adamw"
@@ -53,6 +53,15 @@ select = "importance"           # channels, in bundles of fleet-export --tiers; 
 refresh_every = 1               # rounds between choices
 target_s = 0.0                  # a device's steps and bytes may take so long; 0: 1.2 times the fleet's median
 assign = {}                     # tiers that are given, not measured, as in { pi-zero-1 = "tier-025", gateway = "full" }
+
+[sparsity]                      # one mask for the whole fleet (docs/sparsity.md); not together with tiers
+final = 0.0                     # share of prunable parameters left out at the end, as 0.9; 0: no mask
+begin_round = 1                 # from here the sparsity rises along a cubic
+# end_round = 20                # to here; default: three quarters of all rounds
+refresh_every = 1               # rounds between masks
+report_every = 2                # rounds between reports of gradients off the mask; 0: none, and nothing comes back
+report_fraction = 0.05          # of the parameters left out, whose gradients a report tells
+distribution = "global"         # one threshold over all tensors; or "uniform", "erk"
 
 [evaluation]
 # data = "test.npz"             # held-out examples; without them no accuracy is known

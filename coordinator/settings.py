@@ -14,6 +14,7 @@ from protocol.records import write_record
 from protocol.settings import load_settings
 from protocol.topics import check_name
 from sparse.codecs import parse_codec
+from sparse.distributions import Distribution, check_distribution
 
 Schedule = Literal["constant", "cosine", "step"]
 TierChoice = Literal["off", "static", "rolling", "importance"]
@@ -146,6 +147,40 @@ class TierSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SparsitySettings:
+    """The mask that the whole fleet trains under (masking.py), of which `final` is the sparsity at the end: the share
+    of prunable parameters left out. 0 is for no mask.
+
+    From begin_round to end_round (default: three quarters of all rounds) the sparsity rises along a cubic, and every
+    refresh_every rounds the mask is chosen anew. Every report_every rounds, 0 for never, devices tell the gradients of
+    report_fraction of the parameters that are left out.
+    """
+
+    final: float = 0.0
+    begin_round: int = 1
+    end_round: int | None = None
+    refresh_every: int = 1
+    report_every: int = 2
+    report_fraction: float = 0.05
+    distribution: Distribution = "global"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.final < 1.0:
+            raise ValueError(f"final: {self.final} must be at least 0 and below 1; 0.9 is usual, 0 is for no mask")
+        _at_least("begin_round", self.begin_round, 1)
+        if self.end_round is not None and self.end_round < self.begin_round:
+            raise ValueError(f"end_round: {self.end_round} must not come before begin_round ({self.begin_round})")
+        _at_least("refresh_every", self.refresh_every, 1)
+        _at_least("report_every", self.report_every, 0)
+        if not 0.0 < self.report_fraction <= 1.0:
+            raise ValueError(
+                f"report_fraction: {self.report_fraction} must be above 0 and at most 1; 0.05 is usual, and "
+                "report_every = 0 is for no reports"
+            )
+        check_distribution(self.distribution)
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationSettings:
     """Held-out data (.npz, one array for each input and target) and how often models are tried on it."""
 
@@ -185,6 +220,7 @@ class Settings:
     broker: BrokerSettings = field(default_factory=BrokerSettings)
     server: ServerSettings = field(default_factory=ServerSettings)
     tiers: TierSettings = field(default_factory=TierSettings)
+    sparsity: SparsitySettings = field(default_factory=SparsitySettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
 
@@ -193,6 +229,7 @@ class Settings:
         _at_least("seed", self.seed, 0)
         if self.rounds.target_accuracy is not None and self.evaluation.data is None:
             raise ValueError("rounds.target_accuracy: needs held-out data; set evaluation.data, or leave it out")
+        _check_sparsity(self)
 
 
 def load(path: Path) -> Settings:
@@ -208,6 +245,28 @@ def load(path: Path) -> Settings:
     return replace(
         settings, bundle=str(folder / settings.bundle), state=str(folder / settings.state), evaluation=evaluation
     )
+
+
+def _check_sparsity(settings: Settings) -> None:
+    sparsity, training, count = settings.sparsity, settings.training, settings.rounds.count
+    if not sparsity.final:
+        if parse_codec(training.codec).selection == "mask":
+            raise ValueError(f"training.codec: {training.codec} needs a mask; set sparsity.final, for example to 0.9")
+        return
+    if sparsity.end_round is not None and sparsity.end_round > count:
+        raise ValueError(
+            f"sparsity.end_round: the last round is {count} (rounds.count), so that {sparsity.final:g} would never be "
+            f"reached by round {sparsity.end_round}; the nearest that works is {count}"
+        )
+    if sparsity.begin_round > count:
+        raise ValueError(
+            f"sparsity.begin_round: {sparsity.begin_round} is after the last round; the nearest that works is {count}"
+        )
+    if training.optimizer.name == "adamw" and sparsity.report_every:
+        raise ValueError(
+            "sparsity.report_every: how far adamw would move a parameter does not follow from its mean gradient; set "
+            "it to 0, or training.optimizer.name to sgd"
+        )
 
 
 def _at_least(name: str, value: int, least: int) -> None:

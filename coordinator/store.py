@@ -85,9 +85,15 @@ class Store:
 
     def current(self) -> ModelVersion | None:
         """The newest version, None before the first start."""
+        newest: int | None = self._sql.execute("SELECT max(version) FROM models").fetchone()[0]
+        return None if newest is None else self.version(newest)
+
+    def version(self, number: int) -> ModelVersion | None:
+        """A version of which something is kept on disk, and the newest in any case."""
         row = self._sql.execute(
-            "SELECT version, digest, size, server_state, loss, metrics, structure FROM models "
-            "ORDER BY version DESC LIMIT 1"
+            "SELECT version, digest, size, server_state, loss, metrics, structure FROM models WHERE version = ? "
+            "AND (kept = 1 OR version = (SELECT max(version) FROM models))",
+            (number,),
         ).fetchone()
         if row is None:
             return None
@@ -126,6 +132,11 @@ class Store:
     def invite(self, number: int, device: str, task: Task) -> None:
         with self._transaction() as sql:
             rows.insert_task(sql, number, device, task)
+
+    def replace_task(self, number: int, device: str, task: Task) -> None:
+        """Says the same task anew, by other means."""
+        with self._transaction() as sql:
+            rows.replace_task(sql, number, device, task)
 
     def set_phase(self, number: int, device: str, phase: Phase, reason: str = "", detail: str = "") -> None:
         with self._transaction() as sql:
@@ -235,10 +246,14 @@ class Store:
     def accepted(self, number: int) -> tuple[AcceptedUpdate, ...]:
         """The set of a round, in device order."""
         found = self._sql.execute(
-            "SELECT device, digest, weight, train_s, codec, variant FROM updates WHERE round = ? ORDER BY device",
+            "SELECT device, digest, weight, train_s, codec, variant, task FROM updates "
+            "JOIN tasks USING (round, device) WHERE round = ? ORDER BY device",
             (number,),
         )
-        return tuple(AcceptedUpdate(device, bytes(digest), *rest) for device, digest, *rest in found)
+        return tuple(
+            AcceptedUpdate(device, bytes(digest), weight, train_s, codec, variant, rows.unpack_task(task))
+            for device, digest, weight, train_s, codec, variant, task in found
+        )
 
     # -- devices
 
@@ -308,11 +323,11 @@ class Store:
         """Removes every blob no row speaks of; called after a commit, when no transfer is wanted any more."""
         self.updates.keep_only({row[0] for row in self._sql.execute("SELECT digest FROM updates WHERE kept = 1")})
         wanted = {row[0] for row in self._sql.execute("SELECT digest FROM models WHERE kept = 1")}
+        # The mask of each is what makes it a model to deploy.
+        wanted |= {row[0] for row in self._sql.execute("SELECT structure FROM models WHERE kept = 1") if row[0]}
         current = self.current()
         if current is not None:
             wanted.add(current.server_state)
-            if current.structure is not None:
-                wanted.add(current.structure)
         self.models.keep_only(wanted)
 
     def _drop_oldest_model(self) -> bool:

@@ -1,8 +1,10 @@
 """The model's versions: the current one, what devices see of it, and how a round's updates become the next one."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from coordinator.evaluate import Examine, accuracy_of
+from coordinator.masking import check_mask
 from coordinator.next_model import first_model, load_model, load_structure, next_model
 from coordinator.rows import ModelVersion, RoundFigures
 from coordinator.settings import Settings
@@ -11,7 +13,8 @@ from coordinator.structure import Structure
 from coordinator.views import View, Views
 from edge_agent.runtimes.engine import Vector
 from protocol.bundle import Bundle
-from protocol.messages import BlobRef
+from protocol.messages import BlobRef, SharedMask
+from sparse.masks import Mask
 
 
 class Versions:
@@ -22,8 +25,11 @@ class Versions:
     ) -> None:
         self._settings, self._manifest, self._store = settings, bundle.manifest, store
         self._clock, self._examine = clock, examine
+        check_mask(settings, bundle.manifest)
         version = store.current() or first_model(store, bundle, settings, examine)
-        self._set(version, load_model(store, version, bundle.manifest), load_structure(store, version))
+        before = store.version(version.version - 1)
+        held = load_structure(store, before).mask if before is not None else None
+        self._set(version, load_model(store, version, bundle.manifest), load_structure(store, version), held)
 
     @property
     def number(self) -> int:
@@ -45,6 +51,10 @@ class Versions:
     def view(self, variant: str) -> View:
         """What a device of a variant works on."""
         return self._views.of(variant)
+
+    def whole_mask(self, shared: SharedMask) -> SharedMask:
+        """The same, for a device that has not the mask to which it is a difference."""
+        return replace(self._views.announced(whole=True), report=shared.report)
 
     def advance(
         self, number: int, opened_at: float, bytes_before: tuple[int, int], bytes_now: tuple[int, int]
@@ -76,9 +86,9 @@ class Versions:
             bytes_down=bytes_now[1] - bytes_before[1],
         )
         self._store.commit_round(number, made.version, figures)
-        self._set(made.version, made.dense, made.structure)
+        self._set(made.version, made.dense, made.structure, self._views.structure.mask)
         return figures
 
-    def _set(self, version: ModelVersion, dense: Vector, structure: Structure) -> None:
+    def _set(self, version: ModelVersion, dense: Vector, structure: Structure, held: Mask | None) -> None:
         self._current = version
-        self._views = Views(self._manifest, dense, version.blob, structure, self._store.put_model)
+        self._views = Views(self._manifest, dense, version.blob, structure, self._store.put_model, held)

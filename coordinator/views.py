@@ -1,16 +1,20 @@
-"""What devices see of a model version: the whole, or a tier's slice of it, each a blob to be fetched."""
+"""What devices see of a model version: the whole, a tier's slice of it, or what the fleet's mask keeps of it, each a
+blob to be fetched."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from coordinator.masking import deployed
 from coordinator.structure import Structure
 from edge_agent.runtimes.engine import Vector
-from protocol.layout import Layout, layout_of
+from protocol.layout import Layout, layout_of, take
 from protocol.manifest import Manifest
-from protocol.messages import BlobRef
+from protocol.messages import BlobRef, SharedMask, Task
 from protocol.width import Places, narrowed, places
+from sparse.codecs import Shared, encode_mask
+from sparse.masks import Mask, mask_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +22,9 @@ class View:
     """A version as one variant sees it.
 
     layout: of updates, in the view's own vector. model: float32[total of the view]. places: where each value of it lies
-    in the whole model, None for the whole model. channels: names the choice of channels it was cut by.
+    in the whole model, None for the whole model. channels: names the choice of channels it was cut by. mask: over the
+    layout's parameters, under which the model is 0 and the blob has no values where it leaves out. announced: how a
+    device comes by that mask, over all parameters.
     """
 
     variant: str
@@ -27,15 +33,28 @@ class View:
     blob: BlobRef
     places: Places | None = None
     channels: bytes | None = None
+    mask: Mask | None = None
+    announced: SharedMask | None = None
+
+    def shared(self, task: Task) -> Shared | None:
+        """What both sides know of an update for this task."""
+        return Shared(self.mask, task.mask.report) if self.mask is not None and task.mask is not None else None
 
 
 class Views:
-    """The views of one version, each made when it is first asked for. put: stores bytes and names them."""
+    """The views of one version, each made when it is first asked for. put: stores bytes and names them. held: the mask
+    of the version before, which devices have."""
 
     def __init__(
-        self, manifest: Manifest, dense: Vector, blob: BlobRef, structure: Structure, put: Callable[[bytes], BlobRef]
+        self,
+        manifest: Manifest,
+        dense: Vector,
+        blob: BlobRef,
+        structure: Structure,
+        put: Callable[[bytes], BlobRef],
+        held: Mask | None = None,
     ) -> None:
-        self.dense, self.structure = dense, structure
+        self.dense, self.structure, self._held = dense, structure, held
         self._manifest, self._blob, self._put = manifest, blob, put
         self._made: dict[str, View] = {}
 
@@ -47,9 +66,26 @@ class Views:
 
     def _make(self, variant: str) -> View:
         layout = layout_of(narrowed(self._manifest, variant), variant)
+        if self.structure.mask is not None:
+            return self._under_mask(variant, layout, self.structure.mask)
         if variant not in self.structure.channels:
             return View(variant, layout, self.dense, self._blob)
         where = places(self._manifest, self.structure.channels[variant])
         model = np.ascontiguousarray(self.dense[where])
         blob = self._put(model.astype("<f4").tobytes())
         return View(variant, layout, model, blob, where, self.structure.named(variant))
+
+    def _under_mask(self, variant: str, layout: Layout, mask: Mask) -> View:
+        model = deployed(self.dense, self.structure)
+        kept = np.concatenate([mask, np.ones(len(model) - len(mask), np.bool_)])
+        blob = self._put(model[kept].astype("<f4").tobytes())
+        own = take(mask, layout.parameters)
+        return View(variant, layout, model, blob, mask=own, announced=self.announced(whole=False))
+
+    def announced(self, *, whole: bool) -> SharedMask:
+        """How a device comes by the mask: as the difference to the one before if there was another, or whole."""
+        mask, held = self.structure.mask, self._held
+        assert mask is not None, "there is no mask"
+        if whole or held is None or np.array_equal(mask, held):
+            return SharedMask(mask_digest(mask), self._put(encode_mask(mask)))
+        return SharedMask(mask_digest(mask), self._put(encode_mask(mask, held)), mask_digest(held))

@@ -9,6 +9,7 @@ import numpy as np
 from edge_agent import job as jobs
 from edge_agent.assets import Assets
 from edge_agent.link import Link
+from edge_agent.masks import MaskShelf
 from edge_agent.runtimes.backends import UnusableError
 from edge_agent.settings import AgentSettings
 from edge_agent.store import AgentStore
@@ -78,7 +79,8 @@ class Agent:
         self._link = Link(transport, self._topics, settings.device, store.boot)
         state = store.blobs.root.parent
         self._workshop = Workshop(settings.data, base, state, settings.training)
-        self._assets = Assets(state / "bundles", store.blobs, settings.training.variant, self._workshop.selected)
+        masks, variant = MaskShelf(state / "masks"), settings.training.variant
+        self._assets = Assets(state / "bundles", store.blobs, masks, variant, self._workshop.selected)
         self._connected, self._outage_logged = False, False
         self._epoch: int | None = None
         self._coordinator_here = True
@@ -308,11 +310,13 @@ class Agent:
 
     def _prepare(self, task: Task) -> None:
         try:
-            parse_codec(task.codec)
+            if parse_codec(task.codec).selection == "mask" and task.mask is None:
+                raise ValueError(f"codec: {task.codec} needs a mask, and the task has none")
             bundle = self._assets.bundle(task)
             model = self._assets.model(task, bundle.manifest)
             self._bench = self._workshop.bench(bundle, self._assets.variant_of(task), model, task.model.digest)
-            self._training = self._workshop.begin(self._bench, task, model)
+            shared = self._assets.shared(task, bundle.manifest)
+            self._training = self._workshop.begin(self._bench, task, model, shared)
         except UnusableError as error:
             # Still fetching: the next backend's files are what is missing now.
             log.warning("backend=%s is not usable, another is tried: %s", error.backend, error)
@@ -343,8 +347,8 @@ class Agent:
         assert task is not None
         assert bench is not None
         assert training is not None
-        base = self._assets.model(task, bench.manifest)
-        offer = pack(self._store, task, bench, base, training.result())
+        base, shared = self._assets.model(task, bench.manifest), self._assets.shared(task, bench.manifest)
+        offer = pack(self._store, task, bench, base, training.result(), shared)
         log.info("update kept task=%s loss=%.4f train_s=%.3f", offer.task, offer.loss, offer.train_s)
         self._on(jobs.Packed())
         self._offer_at, self._offer_retry_s = now, FIRST_RETRY_S

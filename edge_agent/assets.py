@@ -1,4 +1,5 @@
-"""What a task needs on this disk: the bundle's files and the model, fetched by digest, checked, put in place."""
+"""What a task needs on this disk: the bundle's files, the mask and the model, fetched by digest, checked, put in
+place."""
 
 import hashlib
 import shutil
@@ -9,14 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_agent.masks import MaskShelf
 from edge_agent.runtimes.backends import AUTO, Selection
 from edge_agent.runtimes.engine import Vector
 from protocol.blobs import BlobStore, write_durably
 from protocol.bundle import Bundle, open_bundle
 from protocol.errors import BundleError, ConfigurationError, Rejection, SparsefleetError
+from protocol.layout import layout_of, take
 from protocol.manifest import FULL, MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest
 from protocol.messages import BlobRef, Task
 from protocol.width import narrowed
+from sparse.codecs import Shared
+from sparse.masks import Mask
 
 # Graphs that only the deployment or another runtime needs stay where they are: a device's bytes are dear.
 UNUSED_ROLES = frozenset({"optimizer"})
@@ -32,6 +37,7 @@ class Assets:
 
     bundles: Path
     blobs: BlobStore
+    masks: MaskShelf
     variant: str
     select: Callable[[Manifest, bytes, str], Selection]
 
@@ -52,9 +58,13 @@ class Assets:
         wrong = self._wrong_variant(task, manifest)
         if wrong is not None:
             return wrong
-        total = narrowed(manifest, self.variant_of(task)).total
-        if task.model.size != total * 4:
-            return Rejection("model", f"{task.model.size} bytes where the manifest says {total * 4}")
+        seen = narrowed(manifest, self.variant_of(task))
+        lacking = self._lacking_mask(task, seen)
+        if lacking is not None:
+            return lacking
+        sent = seen.total - self._left_out(task, seen)
+        if task.model.size != sent * 4:
+            return Rejection("model", f"{task.model.size} bytes where {sent} values of the manifest are {sent * 4}")
         try:
             wanted = self._absent(task)
         except ConfigurationError as error:
@@ -70,6 +80,8 @@ class Assets:
     def keep_only_for(self, task: Task, others: set[bytes]) -> None:
         """Removes every blob that neither this task nor `others` (what waits in the outbox) needs."""
         keep = others | {task.manifest.digest, task.model.digest}
+        if task.mask is not None:
+            keep.add(task.mask.blob.digest)
         if self._has_manifest(task):
             # A task that cannot be done here is refused as soon as it is looked at; until then it needs nothing.
             with suppress(ConfigurationError):
@@ -90,10 +102,51 @@ class Assets:
             raise
 
     def model(self, task: Task, manifest: Manifest) -> Vector:
-        """float32[total]: the model the task starts from."""
-        vector = np.frombuffer(self._read(task.model.digest), dtype="<f4")
-        assert len(vector) == manifest.total
-        return vector.astype(np.float32)
+        """float32[total]: the model the task starts from, 0 where its mask leaves out."""
+        sent = np.frombuffer(self._read(task.model.digest), dtype="<f4")
+        mask = self._mask(task, manifest)
+        if mask is None:
+            assert len(sent) == manifest.total
+            return sent.astype(np.float32)
+        model = np.zeros(manifest.total, dtype=np.float32)
+        model[np.concatenate([mask, np.ones(manifest.total - len(mask), np.bool_)])] = sent
+        return model
+
+    def shared(self, task: Task, manifest: Manifest) -> Shared | None:
+        """The mask over what the task's variant trains, and what is to be reported, if there is a mask."""
+        mask = self._mask(task, manifest)
+        if task.mask is None or mask is None:
+            return None
+        return Shared(take(mask, layout_of(manifest, self.variant_of(task)).parameters), task.mask.report)
+
+    def _mask(self, task: Task, manifest: Manifest) -> Mask | None:
+        """bool[parameters]. Raises BundleError where it was here and is no longer."""
+        if task.mask is None:
+            return None
+        mask = self.masks.read(task.mask.digest, manifest.parameters)
+        if mask is None:
+            raise BundleError(f"{self.masks.root}: the mask is gone or altered; it is fetched again with the next task")
+        return mask
+
+    def _lacking_mask(self, task: Task, manifest: Manifest) -> tuple[BlobRef, ...] | Rejection | None:
+        """What is to be fetched before the size of the model can be known; a mask that is fetched is put in place."""
+        if task.mask is None:
+            return None
+        missing = self.masks.missing(task.mask, manifest.parameters)
+        if not isinstance(missing, BlobRef):
+            return missing
+        if not self.blobs.has(missing.digest):
+            return (missing,)
+        try:
+            data = self._read(missing.digest)
+        except BundleError as error:
+            return Rejection("mask", str(error))
+        self.blobs.remove(missing.digest)
+        return self.masks.take(task.mask, manifest.parameters, data)
+
+    def _left_out(self, task: Task, manifest: Manifest) -> int:
+        mask = self._mask(task, manifest)
+        return 0 if mask is None else len(mask) - int(np.count_nonzero(mask))
 
     def _wrong_variant(self, task: Task, manifest: Manifest) -> Rejection | None:
         wanted = self.variant_of(task)

@@ -27,6 +27,7 @@ class Recipe:
     """How to train: exactly one of `steps` and `epochs` is positive; `seed` orders the examples and drops units.
 
     decay_at: after each of these steps the learning rate is a tenth. sparse: which parameters take part, and when.
+    mean_gradient: whether the result is to tell the mean of all steps' gradients.
     """
 
     steps: int
@@ -37,6 +38,7 @@ class Recipe:
     seed: int
     decay_at: tuple[int, ...] = ()
     sparse: SparseRule | None = None
+    mean_gradient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ class Trained:
     """The outcome of all steps: float32[total] model, mean loss over the last epoch's steps, compute seconds.
 
     With a sparse rule `model` is 0 where the mask leaves out; `dense` is float32[total] behind it, and `mask`: bool[n]
-    of the variant's n parameters, True where kept.
+    of the variant's n parameters, True where kept. gradient: float32[n], the mean over this object's steps, dense, each
+    at the model of its step, if the recipe asks for it.
     """
 
     model: Vector
@@ -62,6 +65,7 @@ class Trained:
     seconds: float
     dense: Vector | None = None
     mask: Mask | None = None
+    gradient: Vector | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,8 @@ class LocalTraining:
         self._model, self._optimizer, self._anchor = start.model, start.optimizer, start.anchor
         self._sparse, self._losses, self._seconds = start.sparse, list(start.losses), start.seconds
         self.done = start.done
+        self._gradients = np.zeros(self._layout.n_parameters if recipe.mean_gradient else 0)
+        self._summed = 0
         # What the engine sees: without a rule the model itself.
         self._seen = self._model if self._sparse is None else self._model.copy()
         self._show()
@@ -161,6 +167,9 @@ class LocalTraining:
     def _update(self, result: StepResult) -> None:
         trained, rule = self._layout.parameters, self._recipe.sparse
         gradient = take(result.gradient, trained)
+        if self._recipe.mean_gradient:
+            self._gradients += gradient
+            self._summed += 1
         used = gradient if rule is None or self._sparse is None else dynamic.applied(rule, self._sparse, gradient)
         self._optimizer, updated = optimizers.step(
             self._recipe.optimizer,
@@ -226,9 +235,10 @@ class LocalTraining:
 
     def result(self) -> Trained:
         loss = float(np.mean(self._losses)) if self._losses else float("nan")
+        mean = (self._gradients / max(1, self._summed)).astype(np.float32) if self._recipe.mean_gradient else None
         if self._sparse is None:
-            return Trained(self._model, loss, self.done, self._seconds)
-        return Trained(self._seen, loss, self.done, self._seconds, self._model, self._sparse.mask)
+            return Trained(self._model, loss, self.done, self._seconds, gradient=mean)
+        return Trained(self._seen, loss, self.done, self._seconds, self._model, self._sparse.mask, mean)
 
 
 def _copied(state: TrainingState) -> TrainingState:

@@ -10,16 +10,18 @@ from edge_agent.training import Trained
 from edge_agent.workshop import Bench
 from protocol.layout import layout_of, take
 from protocol.messages import Offer, Task
-from sparse.codecs import encode_update, parse_codec
+from sparse.codecs import Shared, encode_update, parse_codec
 
 log = logging.getLogger("edge-agent")
 
 
-def pack(store: AgentStore, task: Task, bench: Bench, base: Vector, trained: Trained) -> Offer:
+def pack(
+    store: AgentStore, task: Task, bench: Bench, base: Vector, trained: Trained, shared: Shared | None = None
+) -> Offer:
     """Puts the update of a finished task in the outbox, whose residual must be settled before.
 
     base: float32[total], the model the task started from. The payload is on disk before the outbox names it; a kill
-    in between leaves a blob that nothing names and the next task clears away.
+    in between leaves a blob that nothing names and the next task clears away. shared: of a task under a mask.
     """
     layout = layout_of(bench.manifest, bench.variant)
     # What was left unsent of a tier's update belongs to the channels that its model was cut from.
@@ -31,7 +33,9 @@ def pack(store: AgentStore, task: Task, bench: Bench, base: Vector, trained: Tra
         log.info(
             "task=%s residual of other channels is not carried on, and goes once this update is accepted", task.name
         )
-    payload, residual = encode_update(parameters, buffers, residual, parse_codec(task.codec), layout.digest)
+    payload, residual = encode_update(
+        parameters, buffers, residual, parse_codec(task.codec), layout.digest, shared, trained.gradient
+    )
     offer = Offer(
         blob=store.blobs.put(payload),
         run=task.run,

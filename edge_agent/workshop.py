@@ -18,8 +18,13 @@ from protocol.errors import ConfigurationError
 from protocol.manifest import Manifest
 from protocol.messages import Task
 from protocol.records import write_record
+from sparse.codecs import Shared
+from sparse.dynamic import SparseRule
 
 log = logging.getLogger("edge-agent")
+
+# The mask is the coordinator's: it comes with the task, and nothing moves it here.
+FIXED = SparseRule("static", 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +104,13 @@ class Workshop:
             if verdicts != known:
                 remember(self._state, bundle.digest, _compared_by(variant), verdicts)
 
-    def begin(self, bench: Bench, task: Task, model: Vector) -> LocalTraining:
-        """The local steps that a task asks for, from float32[total] `model`. Raises ValueError on a bad optimiser."""
+    def begin(self, bench: Bench, task: Task, model: Vector, shared: Shared | None = None) -> LocalTraining:
+        """The local steps that a task asks for, from float32[total] `model`. Raises ValueError on a bad optimiser.
+
+        shared: of a task under a mask, which `model` was masked by.
+        """
+        # A mask that keeps everything is none, and costs nothing.
+        mask = None if shared is None or shared.mask.all() else shared.mask
         recipe = Recipe(
             steps=task.local_steps,
             epochs=task.local_epochs,
@@ -108,8 +118,12 @@ class Workshop:
             learning_rate=task.learning_rate,
             optimizer=OptimizerSettings(**write_record(task.optimizer)),
             seed=task.seed,
+            sparse=None if mask is None else FIXED,
+            mean_gradient=shared is not None and shared.report > 0,
         )
-        return LocalTraining(bench.choice.engine, bench.manifest, bench.dataset, recipe, model, bench.variant)
+        return LocalTraining(
+            bench.choice.engine, bench.manifest, bench.dataset, recipe, model, bench.variant, mask=mask
+        )
 
     def unload(self) -> None:
         """Lets go of runtime and data, so that an idle agent is small again."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from protocol.manifest import Kind, Manifest, Tensor
 
 Vector = npt.NDArray[np.float32]
+Flat = TypeVar("Flat", bound=npt.NDArray[Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,11 @@ def layout_of(manifest: Manifest, variant: str) -> Layout:
     )
 
 
-def take(vector: Vector, parts: Sequence[slice]) -> Vector:
-    """The parts one after the other: a view of `vector` where they are one, otherwise a copy."""
+def take(vector: Flat, parts: Sequence[slice]) -> Flat:
+    """The parts one after the other, of values or a mask: a view of `vector` where they are one, otherwise a copy."""
     if len(parts) == 1:
-        return vector[parts[0]]
-    return np.concatenate([vector[part] for part in parts]) if parts else vector[:0]
+        return vector[parts[0]]  # type: ignore[return-value]
+    return np.concatenate([vector[part] for part in parts]) if parts else vector[:0]  # type: ignore[return-value]
 
 
 def put(vector: Vector, parts: Sequence[slice], values: Vector) -> None:

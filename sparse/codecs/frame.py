@@ -11,7 +11,7 @@
     16      8      layout digest: which tensors the vector is made of
     24      8      n, length of the body
     32      4      CRC-32 of bytes 0 to 31 and the body
-    36      n      body: index bytes (none, bitmap.py, rice.py, or a digest), then k values in index order, little-endian
+    36      n      body: index bytes (none, bitmap.py, rice.py or digest), then k values in index order, little-endian
 
 A mask is shared beforehand: the values are those at its True places, and in place of their indices stand the first 8
 bytes of its digest, so that what was packed on one mask is never unpacked on another.

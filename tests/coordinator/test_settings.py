@@ -61,7 +61,7 @@ def test_the_sample_names_every_key_and_no_other() -> None:
     section, named = "", set[str]()
     for line in SAMPLE.splitlines():
         if line.startswith("["):
-            section = line.strip("[]")
+            section = line[1 : line.index("]")]
         elif match := re.match(r"(?:# )?([a-z_0-9]+) = ", line):
             named.add(f"[{section}] {match[1]}")
     assert named == keys(Settings)

@@ -1,0 +1,53 @@
+"""Feedback to what the mask leaves out: how far the devices' reported gradients move the dense weights there.
+
+A device tells the mean gradient of its steps, taken at the masked weights (DPF: Lin et al. 2020, algorithm 1, line 6),
+for the coordinates where it is largest. Had its optimiser had those weights, so steady a gradient would have moved
+them by the learning rate times the steps, and with momentum by as much more as velocity builds up over so many steps.
+The mean over all devices of the round counts a coordinate as 0 for those who did not report it: what few tell weighs
+little, and nothing is made up.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from coordinator.fold import Delta, Folded
+from coordinator.rows import AcceptedUpdate
+from edge_agent.runtimes.engine import Vector
+from protocol.messages import OptimizerSpec, Task
+from sparse.masks import Mask
+
+
+def with_feedback(folded: Folded, mask: Mask, motion: Delta) -> Folded:
+    """The fold on the mask, and the motion, float64[n_parameters], off it. What stays there is trained by nobody."""
+    return Folded(
+        parameters=np.where(mask, folded.parameters, motion),
+        buffers=folded.buffers,
+        trained=np.where(mask, folded.trained, motion != 0.0),
+    )
+
+
+def motion(updates: Iterable[AcceptedUpdate], report: Callable[[AcceptedUpdate], Vector], n: int) -> Delta:
+    """The mean of what the reports move, by weight: float64[n]. report: of an update that was asked for one, its
+    gradient over all parameters, float32[n], 0 where it tells none. In device order, so the same bits in any."""
+    ordered = sorted(updates, key=lambda update: update.device)
+    moved = np.zeros(n)
+    for update in ordered:
+        if update.task.mask is not None and update.task.mask.report:
+            moved -= update.weight * reach(update.task, update.weight) * report(update).astype(np.float64)
+    return moved / max(1, sum(update.weight for update in ordered))
+
+
+def reach(task: Task, weight: int) -> float:
+    """How far a gradient of 1 at every step of the task moves a weight. weight: what the update counts for, which is
+    its examples, as far as they are believed."""
+    steps = task.local_steps or task.local_epochs * max(1, weight // task.batch_size)
+    return task.learning_rate * _velocity(task.optimizer, steps)
+
+
+def _velocity(optimizer: OptimizerSpec, steps: int) -> float:
+    """The sum over the steps of what SGD makes of a gradient of 1: velocity is (1 - m^t) / (1 - m) after t steps."""
+    assert optimizer.name == "sgd", "settings refuse reports with adamw"
+    m = optimizer.momentum
+    built = (steps - m * (1.0 - m**steps) / (1.0 - m)) / (1.0 - m)
+    return steps + m * built if optimizer.nesterov else built
