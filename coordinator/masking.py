@@ -5,16 +5,21 @@ the one who holds the dense weights: the mask keeps the largest of them, devices
 model, and the dense copy of what is left out moves on by the gradients that devices report (feedback.py). Departures: a
 refresh every so many rounds instead of 16 steps, gradients of the largest entries only and not in every round, and a
 global threshold leaves each tensor its largest weight.
+
+A bundle that was pruned before its export brings a mask along; where the settings ask for none, the fleet keeps that
+one as it is, and nothing is reported.
 """
 
 from coordinator.settings import Settings, SparsitySettings
 from coordinator.structure import Structure
 from edge_agent.runtimes.engine import Vector
+from protocol.bundle import Bundle, read_mask
 from protocol.errors import ConfigurationError
 from protocol.manifest import Manifest
 from protocol.messages import MAX_REPORT
 from sparse import scores
-from sparse.masks import Mask, masked
+from sparse.codecs import parse_codec
+from sparse.masks import Mask, masked, unpack_mask
 from sparse.pruning import check_sparsity, select
 from sparse.schedules import Schedule, sparsity_at
 from sparse.tensors import FlatTensor
@@ -26,8 +31,13 @@ _END = 0.75
 
 def check_mask(settings: Settings, manifest: Manifest) -> None:
     """Raises ConfigurationError where a bundle cannot be trained under the mask that the settings ask for."""
-    sparsity = settings.sparsity
+    sparsity, codec = settings.sparsity, settings.training.codec
     if not sparsity.final:
+        if manifest.mask is None and parse_codec(codec).selection == "mask":
+            raise ConfigurationError(
+                f"training.codec: {codec} needs a mask; set sparsity.final, for example to 0.9, or export the bundle "
+                "with --sparsity"
+            )
         return
     tiers = [v.name for v in manifest.variants if v.keep]
     if tiers and settings.tiers.select != "off":
@@ -41,16 +51,22 @@ def check_mask(settings: Settings, manifest: Manifest) -> None:
         raise ConfigurationError(f"sparsity.final: {error}") from None
 
 
-def first_mask(settings: Settings, manifest: Manifest, dense: Vector) -> Mask | None:
-    """The mask that version 0 is worked on under: bool[n_parameters]; None where the settings ask for none."""
-    return next_mask(settings, manifest, None, dense, 0)
+def first_mask(settings: Settings, bundle: Bundle, dense: Vector) -> Mask | None:
+    """The mask that version 0 is worked on under: bool[n_parameters]; None where neither settings nor bundle have one.
+
+    Raises BundleError where the bundle's own cannot be read.
+    """
+    if settings.sparsity.final:
+        return next_mask(settings, bundle.manifest, None, dense, 0)
+    data = read_mask(bundle.root, bundle.manifest)
+    return None if data is None else unpack_mask(data, bundle.manifest.parameters)
 
 
 def next_mask(settings: Settings, manifest: Manifest, before: Mask | None, dense: Vector, version: int) -> Mask | None:
     """The mask for `version`, whose dense model is float32[total]; many versions keep the one before."""
     sparsity, number, n = settings.sparsity, version + 1, manifest.parameters
     if not sparsity.final:
-        return None
+        return before
     schedule = _schedule(sparsity, settings.rounds.count)
     due = number >= schedule.begin and (number - schedule.begin) % sparsity.refresh_every == 0
     # No round trains the last version, so its model is the one that was trained under the mask before.
@@ -64,7 +80,9 @@ def next_mask(settings: Settings, manifest: Manifest, before: Mask | None, dense
 def report_size(settings: Settings, mask: Mask, number: int) -> int:
     """Of how many parameters off the mask each device tells the gradient in a round."""
     sparsity, off = settings.sparsity, len(mask) - int(mask.sum())
-    if not off or not sparsity.report_every or (number - sparsity.begin_round) % sparsity.report_every:
+    if not (off and sparsity.final and sparsity.report_every):
+        return 0
+    if (number - sparsity.begin_round) % sparsity.report_every:
         return 0
     return min(MAX_REPORT, max(1, round(sparsity.report_fraction * off)))
 

@@ -40,7 +40,7 @@ class Made:
 def first_model(store: Store, bundle: Bundle, settings: Settings, examine: Examine | None) -> ModelVersion:
     """Version 0: the exported model, evaluated and committed."""
     dense = initial_model(bundle)
-    structure = first_structure(settings, bundle.manifest, dense)
+    structure = first_structure(settings, bundle, dense)
     found = examine(deployed(dense, structure)) if examine is not None else None
     version = _stored(store, 0, dense, pack_state(initial_state()), structure, found)
     store.add_initial(version)

@@ -4,14 +4,15 @@ from coordinator.masking import first_mask, next_mask
 from coordinator.settings import Settings
 from coordinator.structure import Structure
 from edge_agent.runtimes.engine import Vector
+from protocol.bundle import Bundle
 from protocol.manifest import Manifest
 from protocol.width import Channels
 from sparse.widths import channel_scores, select
 
 
-def first_structure(settings: Settings, manifest: Manifest, dense: Vector) -> Structure:
+def first_structure(settings: Settings, bundle: Bundle, dense: Vector) -> Structure:
     """The structure that version 0 is worked on under. dense: float32[total]."""
-    return Structure(_channels(settings, manifest, dense, 1), first_mask(settings, manifest, dense))
+    return Structure(_channels(settings, bundle.manifest, dense, 1), first_mask(settings, bundle, dense))
 
 
 def next_structure(settings: Settings, manifest: Manifest, before: Structure, dense: Vector, version: int) -> Structure:

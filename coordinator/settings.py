@@ -250,8 +250,6 @@ def load(path: Path) -> Settings:
 def _check_sparsity(settings: Settings) -> None:
     sparsity, training, count = settings.sparsity, settings.training, settings.rounds.count
     if not sparsity.final:
-        if parse_codec(training.codec).selection == "mask":
-            raise ValueError(f"training.codec: {training.codec} needs a mask; set sparsity.final, for example to 0.9")
         return
     if sparsity.end_round is not None and sparsity.end_round > count:
         raise ValueError(

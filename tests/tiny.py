@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.runtimes.safetensors import format_tensors
-from protocol.bundle import PARAMETERS_FILE, REFERENCE_FILE, Bundle, open_bundle
+from protocol.bundle import MASK_FILE, PARAMETERS_FILE, REFERENCE_FILE, Bundle, open_bundle
 from protocol.manifest import (
     FORMAT,
     MANIFEST_FILE,
@@ -23,6 +23,7 @@ from protocol.manifest import (
     Variant,
     format_manifest,
 )
+from sparse.masks import pack_mask
 
 FEATURES, CLASSES = 3, 2
 TOTAL = FEATURES * CLASSES + CLASSES
@@ -67,9 +68,11 @@ def reference() -> bytes:
     return format_tensors(arrays, {"format": "1", "examples": "4", "torch": "by hand"})
 
 
-def write_bundle(root: Path, *, version: int = 1, recorded: bool = False) -> Bundle:
+def write_bundle(
+    root: Path, *, version: int = 1, recorded: bool = False, mask: npt.NDArray[np.bool_] | None = None
+) -> Bundle:
     """Writes a bundle of zeros and opens it; its variant `bias` trains the bias alone. recorded: with reference steps,
-    of the variant `full`, which is then the only one."""
+    of the variant `full`, which is then the only one. mask: bool[TOTAL], that the bundle brings along."""
     root.mkdir(parents=True, exist_ok=True)
     weight, bias = np.zeros((CLASSES, FEATURES), np.float32), np.zeros(CLASSES, np.float32)
     files = {
@@ -81,6 +84,8 @@ def write_bundle(root: Path, *, version: int = 1, recorded: bool = False) -> Bun
     }
     if recorded:
         files[REFERENCE_FILE] = reference()
+    if mask is not None:
+        files[MASK_FILE] = pack_mask(mask)
     for name, data in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +112,7 @@ def write_bundle(root: Path, *, version: int = 1, recorded: bool = False) -> Bun
         inference=Inference("inference.onnx", {"weight": 0, "bias": FEATURES * CLASSES * 4}),
         parity={},
         reference=Reference(REFERENCE_FILE, hashlib.sha256(bytes(TOTAL * 4)).hexdigest()) if recorded else None,
+        mask=None if mask is None else MASK_FILE,
     )
     (root / MANIFEST_FILE).write_bytes(format_manifest(manifest))
     return open_bundle(root)

@@ -29,6 +29,8 @@ from tests.tiny_tiers import write_bundle as write_tiers
 WEIGHTS = tiny.FEATURES * tiny.CLASSES
 # Of the weight: class 1's, on the feature that parts the classes. Masks that know nothing yet keep the lowest indices.
 TELLING = 3
+# Of a bundle that was pruned before its export: half of the weights, and all biases.
+BROUGHT = np.array([1, 0, 0, 1, 0, 1, 1, 1], np.bool_)
 
 
 class RealAgent:
@@ -270,6 +272,29 @@ def test_a_bundle_that_cannot_be_masked_so_is_refused_by_name(tmp_path: Path) ->
     far = replace(settings, sparsity=replace(settings.sparsity, final=0.95))
     with pytest.raises(ConfigurationError, match=r"sparsity\.final: .*the nearest that works is 0.8333"):
         check_mask(far, tiny.write_bundle(tmp_path / "far").manifest)
+
+
+def test_the_mask_that_a_pruned_bundle_brings_along_is_kept_by_the_whole_fleet(
+    tmp_path: Path, fleets: list[Fleet]
+) -> None:
+    settings = settings_of(tmp_path, 3, 2, final=0.0)
+    fleet = Fleet(tmp_path, settings, tiny.write_bundle(tmp_path / "bundle", mask=BROUGHT), examine=examine)
+    fleet.start()
+    fleets.append(fleet)
+    for device in ("dev-0", "dev-1"):
+        fleet.add(device)
+    fleet.finish()
+    np.testing.assert_array_equal(fleet.mask(), BROUGHT)
+    assert all(task.mask is not None and task.mask.report == 0 for task in fleet.tasks(3).values())
+    assert fleet.dense()[: tiny.TOTAL][BROUGHT].all()
+    assert not fleet.dense()[: tiny.TOTAL][~BROUGHT].any()
+
+
+def test_a_codec_on_a_mask_needs_one_from_the_settings_or_the_bundle(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, 3, 2, final=0.0)
+    with pytest.raises(ConfigurationError, match=r"training\.codec: mask/float32 needs a mask; set sparsity\.final"):
+        check_mask(settings, tiny.write_bundle(tmp_path / "plain").manifest)
+    check_mask(settings, tiny.write_bundle(tmp_path / "pruned", mask=BROUGHT).manifest)
 
 
 def test_a_coordinator_does_not_start_on_a_bundle_that_cannot_be_masked(tmp_path: Path) -> None:
