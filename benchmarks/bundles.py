@@ -1,5 +1,6 @@
 """Zoo models as device processes are given them: a bundle, and the examples in a file."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -7,15 +8,21 @@ import onnx
 
 from benchmarks.zoo import spec_of
 from export.bundle import write_bundle
+from export.files import MADE
 from export.parity import batch_of
+from export.spec import TrainingSpec
 from protocol.bundle import Bundle, open_bundle
 
 
 def write(name: str, folder: Path, examples: int, seed: int) -> Bundle:
     """Exports the model to `folder`, with parity against torch, and writes its examples beside it, named as edge-agent
     train looks for them."""
-    spec = spec_of(name, examples, seed)
-    write_bundle(spec, folder, line=name.replace("_", "-"))
+    return write_spec(spec_of(name, examples, seed), name, folder)
+
+
+def write_spec(spec: TrainingSpec, name: str, folder: Path, backends: Collection[str] = MADE) -> Bundle:
+    """The same of a spec that is the zoo's model, or was made from it."""
+    write_bundle(spec, folder, line=name.replace("_", "-"), backends=backends)
     (inputs,), (targets,) = batch_of(spec).inputs, batch_of(spec).targets
     np.savez(data_beside(folder), x=inputs, y=targets)
     return open_bundle(folder)

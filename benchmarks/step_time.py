@@ -28,6 +28,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from rich.progress import Progress
 
@@ -48,6 +49,9 @@ QUICK_MODELS, QUICK_BATCHES = ("cnn_1d", "cnn_2conv"), (1, 32)
 # A block is long enough to be over its first step's cold caches, and a round short against a machine's moods.
 BLOCK_S, MOST_STEPS, WARM_UP = 0.1, 100, 3
 ROUNDS, QUICK_ROUNDS = 15, 3
+
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,18 +202,25 @@ def _measure(
     tick: Callable[[], None],
 ) -> dict[str, Measured]:
     """What each backend's process showed over all rounds; adds what they ran on to `versions`."""
-    order = random.Random(plan.seed)
     cpu = max(os.sched_getaffinity(0))
     with ExitStack() as stack:
         workers = {b: stack.enter_context(Worker(plan, b, model, batch, folder, cpu)) for b in backends}
         for backend, worker in workers.items():
             versions |= {f"{backend}: {name}": version for name, version in worker.hello().items()}
-        steps = {backend: _steps(worker) for backend, worker in workers.items()}
-        measured = {backend: Measured() for backend in workers}
-        for _ in range(plan.rounds):
-            for backend in order.sample(backends, len(backends)):
-                workers[backend].take(steps[backend], measured[backend])
-            tick()
+        return side_by_side(workers, plan.rounds, plan.seed, tick)
+
+
+def side_by_side(
+    workers: Mapping[Name, Worker], rounds: int, seed: int, tick: Callable[[], None]
+) -> dict[Name, Measured]:
+    """What workers that said hello show, each taking a block of steps in turn, in a new order every round."""
+    order, names = random.Random(seed), list(workers)
+    steps = {name: _steps(worker) for name, worker in workers.items()}
+    measured = {name: Measured() for name in names}
+    for _ in range(rounds):
+        for name in order.sample(names, len(names)):
+            workers[name].take(steps[name], measured[name])
+        tick()
     return measured
 
 

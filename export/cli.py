@@ -34,6 +34,7 @@ examples:
   fleet-export show bundles/digits
   fleet-export verify bundles/digits
   fleet-export plan bundles/digits --device kitchen-pi.json
+  fleet-export deploy bundles/sparse --out model.onnx
 
 FUNCTION takes no arguments and returns an export.TrainingSpec. A bundle is written whole or not at all, and only after
 one step and three optimiser steps in ONNX Runtime agree with torch.
@@ -56,10 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[:1] == ["verify"]:
             return verify.run(verify.options_of(words[1:]))
         if words[:1] == ["plan"]:
-            # The one that imports onnx.
+            # It imports onnx.
             from export.plan import command as plan
 
             return plan.run(plan.options_of(words[1:]))
+        if words[:1] == ["deploy"]:
+            # Likewise.
+            from export import deploy
+
+            return deploy.run(deploy.options_of(words[1:]))
         return _export(_parser().parse_args(words))
     except SparsefleetError as error:
         print(f"fleet-export: {error}", file=sys.stderr)
@@ -72,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def unfinished(argv: Sequence[str] | None, process: int) -> list[Path]:
     """Folders that an export by this process left when it died."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["show"], ["verify"], ["plan"]):
+    if words[:1] in (["show"], ["verify"], ["plan"], ["deploy"]):
         return []
     out: Path = _parser().parse_args(words).out
     # As export.bundle names them.

@@ -26,6 +26,7 @@ from sparse import scores
 from sparse.channels import remove_channels
 from sparse.distributions import Distribution
 from sparse.masks import Mask, Vector
+from sparse.outputs import every_output_kept
 from sparse.pruning import check_sparsity, prune, select
 from sparse.schedules import Schedule, sparsity_at
 from sparse.tensors import FlatTensor, choose
@@ -75,7 +76,8 @@ def sparsified(spec: TrainingSpec, sparsity: float, distribution: Distribution) 
         return replace(spec, module=module), prune_weights(module, sparsity, distribution, prunable=spec.prunable)
     except ValueError as error:
         names = {"sparsity": "--sparsity", "distribution": "--sparsity-distribution"}
-        raise ConfigurationError(_as_option(str(error), names)) from None
+        other = "; --sparsity-distribution erk spreads it" if "(global) leaves nothing" in str(error) else ""
+        raise ConfigurationError(_as_option(str(error), names) + other) from None
 
 
 def prune_weights(
@@ -88,13 +90,16 @@ def prune_weights(
 ) -> Mask:
     """Sets all but the weights of the highest scores to zero, and returns which are kept: bool[n].
 
+    Every output of a layer keeps one weight at least, as far as there are enough (see sparse/outputs.py).
+
     n is all that requires a gradient, in the order of named_parameters, which is that of a bundle. prunable: patterns
     over names; without them every weight of two axes or more. distribution: one threshold over all ("global"), the same
     share of every tensor ("uniform"), or by their shapes ("erk"). score "gradient" is weight times gradient, of the
     gradients at hand. Raises ValueError naming a tensor of which nothing would be left, and the nearest that works.
     """
     tensors = _tensors(module, prunable)
-    mask = prune(tensors, _scores(module, score, seed), sparsity, distribution)
+    worth = _scores(module, score, seed)
+    mask = every_output_kept(tensors, worth, prune(tensors, worth, sparsity, distribution))
     apply_mask(module, mask)
     return mask
 
