@@ -24,7 +24,7 @@ from protocol.blobs import write_durably
 from protocol.bundle import Bundle
 from protocol.disk import disk_named
 from protocol.errors import BundleError, ConfigurationError
-from protocol.records import RecordError, read_record, write_record
+from protocol.records import read_record, write_record
 from sparse.dynamic import SparseState
 from sparse.masks import pack_mask, unpack_mask
 
@@ -83,7 +83,7 @@ def load(path: Path, run: Run, total: int, parameters: int) -> TrainingState:
         return _read(file, run, total, parameters)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    except (BundleError, RecordError, _AlteredError) as error:
+    except (BundleError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: is no whole checkpoint ({error}); remove it to begin anew") from None
 
 
@@ -97,24 +97,19 @@ class _Place:
     sparse: int | None = None
 
 
-class _AlteredError(Exception):
-    """What the file holds is not what was written."""
-
-
 def _read(file: TensorFile, run: Run, total: int, parameters: int) -> TrainingState:
     text = {name: str(file.text.get(name, "")) for name in ("format", "run", "place")}
     if text["format"] != FORMAT:
-        raise _AlteredError(f"its format is {text['format'] or 'not said'!r}, this version reads {FORMAT!r}")
+        raise ValueError(f"its format is {text['format'] or 'not said'!r}, this version reads {FORMAT!r}")
     found = {name: file.array(name, ("F32", "I64", "U8")) for name in file.header if name != "__metadata__"}
     if file.text.get("sha256") != _checksum(found, text):
-        raise _AlteredError("its SHA-256 differs")
-    # From here on the bytes are those that `save` wrote.
+        raise ValueError("its SHA-256 differs")
     _check_same(file.name, run, json.loads(text["run"]))
     place = read_record(_Place, json.loads(text["place"]))
     none = np.zeros(0, np.float32)
     moments = found.get("moment.first", none), found.get("moment.second", none)
-    sizes = {len(found["model"]): total, **{len(moment): parameters for moment in moments if len(moment)}}
-    assert all(has == due for has, due in sizes.items()), f"{file.name}: of this bundle, yet of sizes {sizes}"
+    if len(found["model"]) != total or any(len(moment) not in (0, parameters) for moment in moments):
+        raise ValueError(f"it is not of {total} values, {parameters} of them trained")
     sparse = None
     if place.sparse is not None:
         sparse = SparseState(place.sparse, unpack_mask(found["mask"].tobytes(), parameters))

@@ -139,6 +139,20 @@ def test_a_checkpoint_of_a_later_format_is_refused_by_it(bench: Bench, tmp_path:
         read(tmp_path / "c", bench, recipe_of("dpf"))
 
 
+def test_a_checkpoint_of_other_sizes_is_refused_even_where_its_checksum_holds(bench: Bench, tmp_path: Path) -> None:
+    recipe, manifest = recipe_of("dpf"), bench.bundle.manifest
+    state = save(tmp_path / "c", bench, recipe, 3)
+    assert state.sparse is not None
+    for wrong in (
+        replace(state, model=state.model[1:]),
+        replace(state, optimizer=replace(state.optimizer, first_moment=state.optimizer.first_moment[1:])),
+        replace(state, sparse=replace(state.sparse, mask=state.sparse.mask[:-8])),
+    ):
+        checkpoint.save(tmp_path / "c", identity(bench, recipe), wrong)
+        with pytest.raises(CheckpointError, match="is no whole checkpoint"):
+            checkpoint.load(tmp_path / "c", identity(bench, recipe), manifest.total, manifest.parameters)
+
+
 def test_a_write_that_was_cut_off_leaves_the_last_checkpoint(bench: Bench, tmp_path: Path) -> None:
     recipe = recipe_of("dpf")
     state = save(tmp_path / "c", bench, recipe, 3)
