@@ -1,8 +1,8 @@
 """A training run in one file, from which it goes on bit for bit: a safetensors file with a checksum, written at once.
 
 Tensors: `model` F32[total], dense; `moment.first`, `moment.second` and `anchor` F32; `mask` U8, bits as in
-sparse/masks.py; `losses` I64, the bits of float64. Its texts say which run it is of, where that run is, and the SHA-256
-of all else. Nothing in it is code.
+sparse/masks.py; `losses` and `gradients` I64, the bits of float64. Its texts say which run it is of, where that run is,
+and the SHA-256 of all else. Nothing in it is code.
 """
 
 import hashlib
@@ -53,7 +53,11 @@ def run_of(bundle: Bundle, variant: str, backend: str, dataset: Dataset, recipe:
 
 def save(path: Path, run: Run, state: TrainingState) -> None:
     """Writes the state so that the path holds, at every moment, either the last whole checkpoint or this one."""
-    arrays: dict[str, Array] = {"model": state.model, "losses": np.array(state.losses, np.float64).view(np.int64)}
+    arrays: dict[str, Array] = {
+        "model": state.model,
+        "losses": np.array(state.losses, np.float64).view(np.int64),
+        "gradients": state.gradients.view(np.int64),
+    }
     moments = {"moment.first": state.optimizer.first_moment, "moment.second": state.optimizer.second_moment}
     arrays |= {name: moment for name, moment in moments.items() if len(moment)}
     if state.anchor is not None:
@@ -108,7 +112,7 @@ def _read(file: TensorFile, run: Run, total: int, parameters: int) -> TrainingSt
     place = read_record(_Place, json.loads(text["place"]))
     none = np.zeros(0, np.float32)
     moments = found.get("moment.first", none), found.get("moment.second", none)
-    if len(found["model"]) != total or any(len(moment) not in (0, parameters) for moment in moments):
+    if len(found["model"]) != total or any(len(v) not in (0, parameters) for v in (*moments, found["gradients"])):
         raise ValueError(f"it is not of {total} values, {parameters} of them trained")
     sparse = None
     if place.sparse is not None:
@@ -121,6 +125,7 @@ def _read(file: TensorFile, run: Run, total: int, parameters: int) -> TrainingSt
         sparse=sparse,
         losses=tuple(found["losses"].view(np.float64).tolist()),
         seconds=place.seconds,
+        gradients=found["gradients"].view(np.float64),
     )
 
 

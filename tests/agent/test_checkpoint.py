@@ -61,6 +61,19 @@ def test_every_optimisers_memory_is_kept(bench: Bench, tmp_path: Path, optimizer
     assert_same(finished(bench.train(recipe, resumed)), finished(bench.train(recipe)))
 
 
+def test_the_mean_of_all_gradients_goes_on_too(bench: Bench, tmp_path: Path) -> None:
+    recipe = replace(recipe_of("static"), mean_gradient=True)
+    save(tmp_path / "c", bench, recipe, 7)
+    whole, resumed = bench.train(recipe), bench.train(recipe, read(tmp_path / "c", bench, recipe))
+    for training in (whole, resumed):
+        training.advance(1e9)
+    one, other = whole.result().gradient, resumed.result().gradient
+    assert one is not None
+    assert other is not None
+    assert one.tobytes() == other.tobytes()
+    assert one.any()
+
+
 def test_a_state_is_read_as_it_was_written_and_writes_the_same_bytes_again(bench: Bench, tmp_path: Path) -> None:
     recipe = recipe_of("dpf", optimizer=ADAMW)
     state = save(tmp_path / "c", bench, recipe, 5)
