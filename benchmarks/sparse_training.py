@@ -75,7 +75,7 @@ def fashion_cnn() -> nn.Module:
 
 # As in Lin et al. 2020, everything but norms, biases and the last layer is prunable.
 TASKS: Mapping[str, Task] = {
-    "fashion": Task("fashion", fashion_cnn, ("0.weight", "3.weight", "7.weight"), 1800, 64, 0.05, 5e-4),
+    "fashion": Task("fashion", fashion_cnn, ("0.weight", "3.weight", "7.weight"), 1800, 64, 0.2, 1e-4),
 }
 
 

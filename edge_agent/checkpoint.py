@@ -1,8 +1,8 @@
 """A training run in one file, from which it goes on bit for bit: a safetensors file with a checksum, written at once.
 
 Tensors: `model` F32[total], dense; `moment.first`, `moment.second` and `anchor` F32; `mask` U8, bits as in
-sparse/masks.py; `losses` I64, the bits of float64. Its texts say which run it is of, where that run is, and the SHA-256
-of all else. Nothing in it is code.
+sparse/masks.py; `losses` and `gradients` I64, the bits of float64. Its texts say which run it is of, where that run is,
+and the SHA-256 of all else. Nothing in it is code.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from protocol.blobs import write_durably
 from protocol.bundle import Bundle
 from protocol.disk import disk_named
 from protocol.errors import BundleError, ConfigurationError
-from protocol.records import RecordError, read_record, write_record
+from protocol.records import read_record, write_record
 from sparse.dynamic import SparseState
 from sparse.masks import pack_mask, unpack_mask
 
@@ -53,7 +53,11 @@ def run_of(bundle: Bundle, variant: str, backend: str, dataset: Dataset, recipe:
 
 def save(path: Path, run: Run, state: TrainingState) -> None:
     """Writes the state so that the path holds, at every moment, either the last whole checkpoint or this one."""
-    arrays: dict[str, Array] = {"model": state.model, "losses": np.array(state.losses, np.float64).view(np.int64)}
+    arrays: dict[str, Array] = {
+        "model": state.model,
+        "losses": np.array(state.losses, np.float64).view(np.int64),
+        "gradients": state.gradients.view(np.int64),
+    }
     moments = {"moment.first": state.optimizer.first_moment, "moment.second": state.optimizer.second_moment}
     arrays |= {name: moment for name, moment in moments.items() if len(moment)}
     if state.anchor is not None:
@@ -83,7 +87,7 @@ def load(path: Path, run: Run, total: int, parameters: int) -> TrainingState:
         return _read(file, run, total, parameters)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    except (BundleError, RecordError, _AlteredError) as error:
+    except (BundleError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: is no whole checkpoint ({error}); remove it to begin anew") from None
 
 
@@ -97,24 +101,19 @@ class _Place:
     sparse: int | None = None
 
 
-class _AlteredError(Exception):
-    """What the file holds is not what was written."""
-
-
 def _read(file: TensorFile, run: Run, total: int, parameters: int) -> TrainingState:
     text = {name: str(file.text.get(name, "")) for name in ("format", "run", "place")}
     if text["format"] != FORMAT:
-        raise _AlteredError(f"its format is {text['format'] or 'not said'!r}, this version reads {FORMAT!r}")
+        raise ValueError(f"its format is {text['format'] or 'not said'!r}, this version reads {FORMAT!r}")
     found = {name: file.array(name, ("F32", "I64", "U8")) for name in file.header if name != "__metadata__"}
     if file.text.get("sha256") != _checksum(found, text):
-        raise _AlteredError("its SHA-256 differs")
-    # From here on the bytes are those that `save` wrote.
+        raise ValueError("its SHA-256 differs")
     _check_same(file.name, run, json.loads(text["run"]))
     place = read_record(_Place, json.loads(text["place"]))
     none = np.zeros(0, np.float32)
     moments = found.get("moment.first", none), found.get("moment.second", none)
-    sizes = {len(found["model"]): total, **{len(moment): parameters for moment in moments if len(moment)}}
-    assert all(has == due for has, due in sizes.items()), f"{file.name}: of this bundle, yet of sizes {sizes}"
+    if len(found["model"]) != total or any(len(v) not in (0, parameters) for v in (*moments, found["gradients"])):
+        raise ValueError(f"it is not of {total} values, {parameters} of them trained")
     sparse = None
     if place.sparse is not None:
         sparse = SparseState(place.sparse, unpack_mask(found["mask"].tobytes(), parameters))
@@ -126,6 +125,7 @@ def _read(file: TensorFile, run: Run, total: int, parameters: int) -> TrainingSt
         sparse=sparse,
         losses=tuple(found["losses"].view(np.float64).tolist()),
         seconds=place.seconds,
+        gradients=found["gradients"].view(np.float64),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_agent.data import Dataset, batches
 from edge_agent.flat_tensors import flat_tensors
@@ -72,8 +73,9 @@ class Trained:
 class TrainingState:
     """All that a run is between two steps, for a run of the same arguments to go on from, bit for bit.
 
-    model: float32[total], dense. anchor: float32[n], of a proximal term. losses: of the last epoch's steps. Where the
-    data is and what is drawn follow from `done` and the recipe's seed.
+    model: float32[total], dense. anchor: float32[n], of a proximal term. losses: of the last epoch's steps. gradients:
+    float64[n], their sum, or float64[0] where no mean of them is asked for. Where the data is and what is drawn follow
+    from `done` and the recipe's seed.
     """
 
     done: int
@@ -83,6 +85,7 @@ class TrainingState:
     sparse: SparseState | None
     losses: tuple[float, ...]
     seconds: float
+    gradients: npt.NDArray[np.float64]
 
 
 class DivergedError(SparsefleetError):
@@ -120,8 +123,7 @@ class LocalTraining:
         self._model, self._optimizer, self._anchor = start.model, start.optimizer, start.anchor
         self._sparse, self._losses, self._seconds = start.sparse, list(start.losses), start.seconds
         self.done = start.done
-        self._gradients = np.zeros(self._layout.n_parameters if recipe.mean_gradient else 0)
-        self._summed = 0
+        self._gradients = start.gradients
         # What the engine sees: without a rule the model itself.
         self._seen = self._model if self._sparse is None else self._model.copy()
         self._show()
@@ -139,7 +141,16 @@ class LocalTraining:
             except ValueError as error:
                 raise ConfigurationError(str(error)) from None
             put(model, trained, weights)
-        return TrainingState(0, model, optimizers.init(settings, self._layout.n_parameters), anchor, sparse, (), 0.0)
+        return TrainingState(
+            done=0,
+            model=model,
+            optimizer=optimizers.init(settings, self._layout.n_parameters),
+            anchor=anchor,
+            sparse=sparse,
+            losses=(),
+            seconds=0.0,
+            gradients=np.zeros(self._layout.n_parameters if self._recipe.mean_gradient else 0),
+        )
 
     @property
     def finished(self) -> bool:
@@ -169,7 +180,6 @@ class LocalTraining:
         gradient = take(result.gradient, trained)
         if self._recipe.mean_gradient:
             self._gradients += gradient
-            self._summed += 1
         used = gradient if rule is None or self._sparse is None else dynamic.applied(rule, self._sparse, gradient)
         self._optimizer, updated = optimizers.step(
             self._recipe.optimizer,
@@ -230,12 +240,13 @@ class LocalTraining:
                 sparse=self._sparse,
                 losses=tuple(self._losses),
                 seconds=self._seconds,
+                gradients=self._gradients,
             )
         )
 
     def result(self) -> Trained:
         loss = float(np.mean(self._losses)) if self._losses else float("nan")
-        mean = (self._gradients / max(1, self._summed)).astype(np.float32) if self._recipe.mean_gradient else None
+        mean = (self._gradients / max(1, self.done)).astype(np.float32) if self._recipe.mean_gradient else None
         if self._sparse is None:
             return Trained(self._model, loss, self.done, self._seconds, gradient=mean)
         return Trained(self._seen, loss, self.done, self._seconds, self._model, self._sparse.mask, mean)
@@ -250,6 +261,7 @@ def _copied(state: TrainingState) -> TrainingState:
         optimizer=replace(
             moments, first_moment=moments.first_moment.copy(), second_moment=moments.second_moment.copy()
         ),
+        gradients=state.gradients.copy(),
     )
 
 

@@ -1,1 +1,1 @@
-"""The arithmetic of sparsity, in NumPy: what is sent of a vector, and how few bytes it takes."""
+"""The arithmetic of sparsity, in NumPy: what is kept of a model, what is sent of a vector, and in how few bytes."""

@@ -61,6 +61,19 @@ def test_every_optimisers_memory_is_kept(bench: Bench, tmp_path: Path, optimizer
     assert_same(finished(bench.train(recipe, resumed)), finished(bench.train(recipe)))
 
 
+def test_the_mean_of_all_gradients_goes_on_too(bench: Bench, tmp_path: Path) -> None:
+    recipe = replace(recipe_of("static"), mean_gradient=True)
+    save(tmp_path / "c", bench, recipe, 7)
+    whole, resumed = bench.train(recipe), bench.train(recipe, read(tmp_path / "c", bench, recipe))
+    for training in (whole, resumed):
+        training.advance(1e9)
+    one, other = whole.result().gradient, resumed.result().gradient
+    assert one is not None
+    assert other is not None
+    assert one.tobytes() == other.tobytes()
+    assert one.any()
+
+
 def test_a_state_is_read_as_it_was_written_and_writes_the_same_bytes_again(bench: Bench, tmp_path: Path) -> None:
     recipe = recipe_of("dpf", optimizer=ADAMW)
     state = save(tmp_path / "c", bench, recipe, 5)
@@ -137,6 +150,20 @@ def test_a_checkpoint_of_a_later_format_is_refused_by_it(bench: Bench, tmp_path:
     (tmp_path / "c").write_bytes(safetensors.format_tensors({}, {"format": "2"}))
     with pytest.raises(CheckpointError, match="its format is '2', this version reads '1'"):
         read(tmp_path / "c", bench, recipe_of("dpf"))
+
+
+def test_a_checkpoint_of_other_sizes_is_refused_even_where_its_checksum_holds(bench: Bench, tmp_path: Path) -> None:
+    recipe, manifest = recipe_of("dpf"), bench.bundle.manifest
+    state = save(tmp_path / "c", bench, recipe, 3)
+    assert state.sparse is not None
+    for wrong in (
+        replace(state, model=state.model[1:]),
+        replace(state, optimizer=replace(state.optimizer, first_moment=state.optimizer.first_moment[1:])),
+        replace(state, sparse=replace(state.sparse, mask=state.sparse.mask[:-8])),
+    ):
+        checkpoint.save(tmp_path / "c", identity(bench, recipe), wrong)
+        with pytest.raises(CheckpointError, match="is no whole checkpoint"):
+            checkpoint.load(tmp_path / "c", identity(bench, recipe), manifest.total, manifest.parameters)
 
 
 def test_a_write_that_was_cut_off_leaves_the_last_checkpoint(bench: Bench, tmp_path: Path) -> None:
