@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks.harness import options, progress_console, publish
 from benchmarks.tier_fleet import Member, Outcome, Schedule, run, wall_s
 from benchmarks.zoo import spec_of
+from coordinator.tiering import Measured, Target, assign, tiers_of
 from devices.datasets import Dataset as Labelled
 from devices.datasets import Ints, load_dataset
 from devices.partition import by_label_skew
@@ -24,11 +25,13 @@ from edge_agent.data import Dataset
 from export.bundle import write_bundle
 from export.layout import flat_model
 from protocol.bundle import Bundle, open_bundle
-from protocol.manifest import FULL
+from protocol.manifest import FULL, Manifest
 from sparse.widths import Mode
 
-# A class of devices: the tier that it works on in a fleet of tiers, and how many times longer its steps take.
-CLASSES = ((FULL, 1.0), ("tier-050", 2.2), ("tier-025", 4.5))
+# A class of devices: the tier that it works on, and how many times longer than here its steps take.
+Class = tuple[str, float]
+# In equal parts.
+CLASSES: tuple[Class, ...] = ((FULL, 1.0), ("tier-050", 2.2), ("tier-025", 4.5))
 SHARES = (1.0, 0.5, 0.25)
 SEEDS = 3
 
@@ -44,13 +47,14 @@ class Task:
 
 # Chosen with --validate, on training clients that were held out from training.
 TASKS: Mapping[str, Task] = {
-    "hapt": Task("hapt", "cnn_1d", Schedule(rounds=40, steps=8, batch_size=16, learning_rate=0.03)),
+    "hapt": Task("hapt", "cnn_1d", Schedule(rounds=80, steps=4, batch_size=16, learning_rate=0.03)),
 }
 FLEETS: Mapping[str, Mode] = {
     "all 1.0": "static",
     "tiers, static": "static",
     "tiers, rolling": "rolling",
     "tiers, importance": "importance",
+    "tiers, as assigned": "importance",
     "fast third alone": "static",
 }
 
@@ -61,17 +65,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tiers-") as folder:
         task = TASKS[parsed.data]
         if parsed.quick:
-            task = replace(task, schedule=replace(task.schedule, rounds=2, steps=2))
+            task = replace(task, schedule=replace(task.schedule, rounds=2))
         bundle = bundle_of(task, Path(folder) / "bundle")
         data = load_dataset(task.data)
         clients, held_out = clients_of(data, validate=parsed.validate)
+        classes = {name: classes_of(name, bundle.manifest, task.schedule) for name in FLEETS}
         seeds = range(parsed.seed, parsed.seed + parsed.seeds)
         found: dict[str, list[Outcome]] = {}
         # Seed by seed, so that whatever the machine does meanwhile falls on all fleets alike.
         for seed in seeds:
             initial = flat_model(spec_of(task.network, seed=seed).module, bundle.manifest.tensors)
             for name in parsed.fleets or FLEETS:
-                fleet = fleet_of(name, data, clients, seed)
+                fleet = fleet_of(name, data, clients, seed, classes[name])
                 outcome = run(bundle, initial, fleet, FLEETS[name], task.schedule, _examples(data, held_out), seed)
                 console.print(f"{name}, seed {seed}: {outcome.accuracy:.4f}")
                 found.setdefault(name, []).append(outcome)
@@ -80,10 +85,11 @@ def main() -> None:
     rows = [
         {
             "fleet": name,
-            "devices": len(fleet_of(name, data, clients, seeds[0])),
+            "tiers": " ".join(tier.removeprefix("tier-") for tier, _ in classes[name]),
+            "devices": len(fleet_of(name, data, clients, seeds[0], classes[name])),
             "accuracy_mean": round(mean(o.accuracy for o in outcomes), 4),
             "accuracy_sd": round(stdev(o.accuracy for o in outcomes), 4) if len(outcomes) > 1 else 0.0,
-            "wall_s": round(wall_s(fleet_of(name, data, clients, seeds[0]), schedule, step_s), 2),
+            "wall_s": round(wall_s(fleet_of(name, data, clients, seeds[0], classes[name]), schedule, step_s), 2),
             "seeds": len(outcomes),
         }
         for name, outcomes in found.items()
@@ -123,16 +129,28 @@ def clients_of(data: Labelled, *, validate: bool) -> tuple[list[Ints], Ints]:
     return [c for i, c in enumerate(clients) if i % 4], np.concatenate(clients[::4])
 
 
-def fleet_of(name: str, data: Labelled, clients: Sequence[Ints], seed: int) -> list[Member]:
+def fleet_of(
+    name: str, data: Labelled, clients: Sequence[Ints], seed: int, classes: tuple[Class, ...] = CLASSES
+) -> list[Member]:
     """The clients as devices, a third in each class, drawn by the seed alone and so alike for all fleets."""
     order = np.random.default_rng(seed).permutation(len(clients))
     members = []
     for place, client in enumerate(order.tolist()):
-        tier, slowness = CLASSES[place % len(CLASSES)]
+        tier, slowness = classes[place % len(classes)]
         if slowness == 1.0 or not name.startswith("fast"):
-            held = tier if name.startswith("tiers") else FULL
-            members.append(Member(f"client-{client:02d}", _examples(data, clients[client]), held, slowness))
+            members.append(Member(f"client-{client:02d}", _examples(data, clients[client]), tier, slowness))
     return members
+
+
+def classes_of(name: str, manifest: Manifest, schedule: Schedule) -> tuple[Class, ...]:
+    """The tier of each class of devices in a fleet: of one as assigned what the coordinator would give it."""
+    if not name.startswith("tiers"):
+        return tuple((FULL, slowness) for _, slowness in CLASSES)
+    if name != "tiers, as assigned":
+        return CLASSES
+    devices = {str(slowness): Measured(tier=FULL, step_s=slowness) for _, slowness in CLASSES}
+    given = assign(devices, tiers_of(manifest, schedule.batch_size), Target(schedule.steps))
+    return tuple((str(given[str(slowness)]), slowness) for _, slowness in CLASSES)
 
 
 def _step_s(outcomes: Sequence[Outcome]) -> dict[str, float]:

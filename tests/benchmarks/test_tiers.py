@@ -43,7 +43,7 @@ def labelled() -> Labelled:
 def test_every_fleet_learns(bundle: Bundle, name: str) -> None:
     data = labelled()
     clients, held_out = tiers.clients_of(data, validate=False)
-    fleet = tiers.fleet_of(name, data, clients, seed=1)
+    fleet = tiers.fleet_of(name, data, clients, 1, tiers.classes_of(name, bundle.manifest, SCHEDULE))
     test = Dataset((data.x[held_out],), (data.y[held_out],))
     outcome = run(bundle, initial_model(bundle), fleet, tiers.FLEETS[name], SCHEDULE, test, 1)
     assert outcome.accuracy > 0.8
@@ -55,7 +55,7 @@ def test_every_fleet_learns(bundle: Bundle, name: str) -> None:
 def test_a_fleet_of_whole_models_is_the_same_whatever_channels_tiers_would_have(bundle: Bundle) -> None:
     data = labelled()
     clients, held_out = tiers.clients_of(data, validate=False)
-    fleet = tiers.fleet_of("all 1.0", data, clients, seed=1)
+    fleet = tiers.fleet_of("all 1.0", data, clients, 1, tuple((FULL, s) for _, s in tiers.CLASSES))
     test = Dataset((data.x[held_out],), (data.y[held_out],))
     models = [
         run(bundle, initial_model(bundle), fleet, mode, SCHEDULE, test, 1).model for mode in ("static", "rolling")
@@ -68,9 +68,16 @@ def test_the_same_third_of_the_clients_is_fast_in_every_fleet() -> None:
     clients, _ = tiers.clients_of(data, validate=False)
     whole, mixed, fast = (tiers.fleet_of(n, data, clients, 3) for n in ("all 1.0", "tiers, static", "fast third alone"))
     assert [m.slowness for m in whole] == [m.slowness for m in mixed]
-    assert {m.tier for m in whole} == {FULL}
     assert [m.tier for m in mixed[:3]] == [FULL, "tier-050", "tier-025"]
     assert [m.name for m in fast] == [m.name for m in whole if m.slowness == 1.0]
+
+
+def test_devices_are_assigned_as_the_coordinator_would(bundle: Bundle) -> None:
+    assigned = tiers.classes_of("tiers, as assigned", bundle.manifest, SCHEDULE)
+    assert [slowness for _, slowness in assigned] == [1.0, 2.2, 4.5]
+    assert [tier for tier, _ in assigned[:2]] == [FULL, FULL]
+    assert assigned[2][0] != FULL
+    assert {tier for tier, _ in tiers.classes_of("all 1.0", bundle.manifest, SCHEDULE)} == {FULL}
 
 
 def test_settings_are_chosen_without_what_is_held_out_for_the_end() -> None:
