@@ -3,6 +3,9 @@
 McMahan et al. 2017, algorithm 1 (FedAvg), on deltas instead of models, and coordinate by coordinate: a device that
 trained a variant with frozen parts, or a slice of the model's width, counts where it trained and nowhere else, as in
 HeteroFL (Diao et al. 2021, algorithm 1). The sum runs in device order in float64.
+
+Running statistics are those of the widest models of the round alone: a channel that sees a quarter of the channels
+before it has other means and variances than in the whole model, and their mixture is right for neither.
 """
 
 from collections.abc import Callable, Iterable
@@ -59,8 +62,13 @@ def fold(updates: Iterable[Weighted], decode: Callable[[str], Decoded], n_parame
     assert len({u.device for u in ordered}) == len(ordered), "a device counts once"
     mean = np.zeros(n_parameters + n_buffers)
     weights = np.zeros(n_parameters + n_buffers, dtype=np.int64)
+    widest = max(_width(update) for update in ordered)
     for update in ordered:
-        for parts, delta in zip((update.layout.parameters, update.layout.buffers), decode(update.device), strict=True):
+        parameters, buffers = decode(update.device)
+        counted = [(update.layout.parameters, parameters)]
+        if _width(update) == widest:
+            counted.append((update.layout.buffers, buffers))
+        for parts, delta in counted:
             at = 0
             for part in parts:
                 where = part if update.places is None else update.places[part]
@@ -71,3 +79,8 @@ def fold(updates: Iterable[Weighted], decode: Callable[[str], Decoded], n_parame
     # Nobody's coordinates are zero already.
     mean /= np.maximum(weights, 1)
     return Folded(mean[:n_parameters], mean[n_parameters:], weights[:n_parameters] > 0)
+
+
+def _width(update: Weighted) -> float:
+    """How many values its device's model had: of a whole one more than any slice has."""
+    return float("inf") if update.places is None else len(update.places)

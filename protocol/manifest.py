@@ -135,7 +135,8 @@ class Segment:
 @dataclass(frozen=True, slots=True)
 class Load:
     """What a training step asks of a device, counted from the portable graph: multiplications and additions of one
-    example, forward and backward, and the runtime's bytes, `fixed_bytes` and for each example `example_bytes`."""
+    example in all its matrix products and convolutions, forward and backward, and the runtime's bytes, `fixed_bytes`
+    and for each example `example_bytes`."""
 
     multiply_adds: int
     fixed_bytes: int

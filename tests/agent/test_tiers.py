@@ -12,7 +12,9 @@ import pytest
 from edge_agent.agent import Agent
 from edge_agent.cli import main
 from edge_agent.memory import available_mib
+from edge_agent.runtimes.certificate import certify
 from edge_agent.settings import TrainingSettings
+from protocol.errors import ConfigurationError
 from protocol.layout import layout_of
 from protocol.messages import Hello, Offer, Task
 from protocol.transport import MemoryBroker
@@ -213,3 +215,9 @@ def test_a_check_of_a_tier_says_that_its_steps_are_not_recorded(
     main(["check", "--bundle", str(tmp_path / "bundle"), "--config", str(tmp_path / "agent.toml"), "--json"])
     checks = json.loads(capsys.readouterr().out)["checks"]
     assert checks["backend"]["status"] == "ok"
+
+
+def test_to_verify_a_tier_is_refused_with_what_can_be_verified(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    with pytest.raises(ConfigurationError, match=r"'tier-050', a width tier, are not recorded.* those of full"):
+        certify(bundle, variant=TIER)

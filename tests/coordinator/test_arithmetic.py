@@ -62,6 +62,25 @@ def test_the_fold_decodes_each_payload_once() -> None:
     assert asked == sorted(found)
 
 
+def sliced(device: str, kept: int, found: dict[str, Decoded]) -> Weighted:
+    """An update of a tier with the first so many parameters and the first running statistic."""
+    parameters, buffers = found[device]
+    found[device] = (parameters[:kept], buffers[:1])
+    layout = Layout((slice(0, kept),), (slice(kept, kept + 1),), bytes(8))
+    return Weighted(device, 1, layout, np.append(np.arange(kept), N))
+
+
+def test_running_statistics_are_those_of_the_widest_models_alone() -> None:
+    found = deltas(3, 3)
+    updates = [Weighted("d0", 1, ALL), sliced("d1", 4, found), sliced("d2", 2, found)]
+    folded = fold(updates, found.__getitem__, N, B)
+    np.testing.assert_array_equal(folded.buffers, found["d0"][1].astype(np.float64))
+    np.testing.assert_allclose(folded.parameters[:2], np.mean([p[:2] for p, _ in found.values()], axis=0))
+    np.testing.assert_array_equal(folded.parameters[4:], found["d0"][0][4:].astype(np.float64))
+    narrow = fold(updates[1:], found.__getitem__, N, B)
+    np.testing.assert_array_equal(narrow.buffers, [np.float64(found["d1"][1][0]), 0.0])
+
+
 def plain_mean(found: dict[str, Decoded], weights: list[int]) -> Decoded:
     """The fold of before there were variants, word for word: what every device trained whole must still come to."""
     parameters, buffers = np.zeros(N), np.zeros(B)
