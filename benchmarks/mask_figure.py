@@ -67,12 +67,15 @@ def draw(path: Path, run: History) -> None:
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "mask"
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
+    # Each version's mask is that of the round after it, and no round comes after the last.
+    run = History(run.dense[:-1], run.masks[:-1])
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(7.5, 6.0), sharex=True, layout="constrained")
     rounds = np.arange(len(run.masks)) + 1
     above.bar(rounds[1:], 100 * run.changed, color="#4477aa", label="taken in anew, of the weights kept")
     above.plot(rounds, 100 * (1 - run.masks.mean(axis=1)), color="#222222", label="left out, of the prunable weights")
+    above.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     above.set_ylabel("%")
     above.legend(frameon=False)
     place = run.returned()

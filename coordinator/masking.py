@@ -14,7 +14,7 @@ from coordinator.settings import Settings, SparsitySettings
 from coordinator.structure import Structure
 from edge_agent.runtimes.engine import Vector
 from protocol.bundle import Bundle, read_mask
-from protocol.errors import ConfigurationError
+from protocol.errors import BundleError, ConfigurationError
 from protocol.manifest import Manifest
 from protocol.messages import MAX_REPORT
 from sparse import scores
@@ -22,7 +22,7 @@ from sparse.codecs import parse_codec
 from sparse.masks import Mask, masked, unpack_mask
 from sparse.pruning import check_sparsity, select
 from sparse.schedules import Schedule, sparsity_at
-from sparse.tensors import FlatTensor
+from sparse.tensors import FlatTensor, prunable_mask
 
 # Where the sparsity ends to rise, of all rounds: the paper prunes until its second decay of the learning rate, epoch
 # 225 of 300.
@@ -59,7 +59,15 @@ def first_mask(settings: Settings, bundle: Bundle, dense: Vector) -> Mask | None
     if settings.sparsity.final:
         return next_mask(settings, bundle.manifest, None, dense, 0)
     data = read_mask(bundle.root, bundle.manifest)
-    return None if data is None else unpack_mask(data, bundle.manifest.parameters)
+    if data is None:
+        return None
+    try:
+        mask = unpack_mask(data, bundle.manifest.parameters)
+    except ValueError as error:
+        raise BundleError(f"{bundle.manifest.mask}: {error}; export the bundle again") from None
+    if not (mask | prunable_mask(parameters_of(bundle.manifest))).all():
+        raise BundleError(f"{bundle.manifest.mask}: leaves out what is not prunable; export the bundle again")
+    return mask
 
 
 def next_mask(settings: Settings, manifest: Manifest, before: Mask | None, dense: Vector, version: int) -> Mask | None:
