@@ -407,7 +407,7 @@ def test_costs_say_both_denominators_and_what_devices_measured(tmp_path: Path, f
     assert found.bytes_down > found.bytes_up
 
 
-def test_a_bundles_mask_that_is_damaged_or_leaves_out_a_bias_is_refused(tmp_path: Path) -> None:
+def test_a_bundle_whose_mask_leaves_out_a_bias_is_refused(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, 3, 2, final=0.0)
     bias = BROUGHT.copy()
     bias[-1] = False
