@@ -76,7 +76,8 @@ def next_mask(settings: Settings, manifest: Manifest, before: Mask | None, dense
     if not sparsity.final:
         return before
     schedule = _schedule(sparsity, settings.rounds.count)
-    due = number >= schedule.begin and (number - schedule.begin) % sparsity.refresh_every == 0
+    turn = (number - schedule.begin) % sparsity.refresh_every == 0
+    due = schedule.begin <= number <= _last_refresh(sparsity, schedule) and turn
     # No round trains the last version, so its model is the one that was trained under the mask before.
     last = version >= settings.rounds.count
     if before is not None and (last or not (due or number == schedule.end)):
@@ -90,7 +91,9 @@ def report_size(settings: Settings, mask: Mask, number: int) -> int:
     sparsity, off = settings.sparsity, len(mask) - int(mask.sum())
     if not (off and sparsity.final and sparsity.report_every):
         return 0
-    if (number - sparsity.begin_round) % sparsity.report_every:
+    # What is told in a round can change the mask of the next one, or of none.
+    over = number >= _last_refresh(sparsity, _schedule(sparsity, settings.rounds.count))
+    if over or (number - sparsity.begin_round) % sparsity.report_every:
         return 0
     return min(MAX_REPORT, max(1, round(sparsity.report_fraction * off)))
 
@@ -108,6 +111,11 @@ def deployed(dense: Vector, structure: Structure) -> Vector:
 def parameters_of(manifest: Manifest) -> tuple[FlatTensor, ...]:
     """The parameters as masks see them."""
     return tuple(FlatTensor(t.name, t.offset, t.shape, t.prunable) for t in manifest.tensors if t.kind == "parameter")
+
+
+def _last_refresh(sparsity: SparsitySettings, schedule: Schedule) -> int:
+    """The round whose mask stays to the end: the paper's masks rest when their sparsity is reached."""
+    return schedule.end if sparsity.last_refresh is None else max(schedule.end, sparsity.last_refresh)
 
 
 def _schedule(sparsity: SparsitySettings, count: int) -> Schedule:

@@ -105,7 +105,7 @@ class Fleet(Simulation):
 def settings_of(folder: Path, count: int, devices: int, codec: str = "mask/float32", **sparsity: object) -> Settings:
     made = make_settings(folder, count=count, devices=devices)
     training = replace(made.training, codec=codec, local_steps=4, learning_rate=0.2)
-    wanted = {"final": 0.5, "end_round": 1, "report_every": 1, "report_fraction": 1.0} | sparsity
+    wanted = {"final": 0.5, "end_round": 1, "last_refresh": 9, "report_every": 1, "report_fraction": 1.0} | sparsity
     return replace(made, training=training, sparsity=SparsitySettings(**wanted))  # type: ignore[arg-type]
 
 
@@ -309,7 +309,7 @@ def test_a_coordinator_does_not_start_on_a_bundle_that_cannot_be_masked(tmp_path
 
 def test_the_mask_has_exactly_the_asked_number_and_the_last_version_keeps_its_own(tmp_path: Path) -> None:
     manifest = tiny.write_bundle(tmp_path / "bundle").manifest
-    settings = settings_of(tmp_path, 10, 1, final=0.8, begin_round=2, end_round=6, refresh_every=2)
+    settings = settings_of(tmp_path, 10, 1, final=0.8, begin_round=2, end_round=6, refresh_every=2, last_refresh=None)
     rng, sizes = np.random.default_rng(0), []
     mask: Mask | None = None
     for version in range(11):
@@ -320,6 +320,8 @@ def test_the_mask_has_exactly_the_asked_number_and_the_last_version_keeps_its_ow
         sizes.append(int(np.count_nonzero(mask[:WEIGHTS])))
         if version % 2 == 0 and version > 0:
             assert mask is before, "rounds 3, 5, 7 and so on, and what comes after the last, keep the mask"
+            if version > 5:
+                assert mask is before, "masks rest after round 6"
     # Of 6 weights, at sparsities 0 to round 3, 0.7 for two rounds, and 0.8 from round 6 on.
     assert sizes == [6, 6, 6, 2, 2, 1, 1, 1, 1, 1, 1]
 

@@ -106,6 +106,8 @@ MISTAKES = {
     + "[sparsity]\nfinal = 0.9\nbegin_round = 3\nend_round = 2\n",
     "sparsity.end_round: the last round is 3 (rounds.count), so that 0.9 would never be reached by round 7; the "
     "nearest that works is 3": MINIMAL + "[sparsity]\nfinal = 0.9\nend_round = 7\n",
+    "sparsity.last_refresh: 2 must not come before end_round or begin_round (3)": MINIMAL
+    + "[sparsity]\nfinal = 0.9\nend_round = 3\nlast_refresh = 2\n",
     "sparsity.refresh_every: 0 must be at least 1": MINIMAL + "[sparsity]\nrefresh_every = 0\n",
     "sparsity.report_every: -1 must be at least 0": MINIMAL + "[sparsity]\nreport_every = -1\n",
     "sparsity.report_fraction: 0.0 must be above 0": MINIMAL + "[sparsity]\nreport_fraction = 0.0\n",
