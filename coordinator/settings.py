@@ -152,8 +152,8 @@ class SparsitySettings:
     of prunable parameters left out. 0 is for no mask.
 
     From begin_round to end_round (default: three quarters of all rounds) the sparsity rises along a cubic, and every
-    refresh_every rounds until last_refresh (default: end_round) the mask is chosen anew. Until then, every report_every rounds, 0 for never, devices tell the gradients of
-    report_fraction of the parameters that are left out.
+    refresh_every rounds until last_refresh (default: end_round) the mask is chosen anew. Until then, every report_every
+    rounds, 0 for never, devices tell the gradients of report_fraction of the parameters that are left out.
     """
 
     final: float = 0.0
