@@ -16,7 +16,7 @@ from coordinator.events import Event, as_json
 from coordinator.reports import Reports
 from coordinator.sample import SAMPLE
 from protocol.command import EXIT_CODES, Parser, run_command
-from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.errors import ConfigurationError
 from protocol.records import write_record
 
 EPILOG = f"""\
@@ -61,9 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     add("devices", _devices, "every device, with bytes and counts")
     add("rounds", _rounds, "every committed round")
     add("round", _round, "one round: its devices, rejections and decisions").add_argument("number", type=int)
+    add("costs", _costs, "what model and training cost: parameters, files, measured steps, memory, bytes")
     export = add("export-model", _export_model, "write a trained model as an inference ONNX file")
-    export.add_argument("--out", type=Path, required=True, help="file to write")
+    export.add_argument("--out", type=Path, required=True, help="file to write; compressed if it ends in .gz")
     export.add_argument("--version", type=int, help="model version (default: the newest)")
+    export.add_argument("--dense", action="store_true", help="with what the mask leaves out, as nobody tried it")
     evaluate = add("evaluate-model", _evaluate_model, "run an inference ONNX file on the held-out data")
     evaluate.add_argument("--model", type=Path, required=True, help="file written by export-model")
 
@@ -122,22 +124,34 @@ def _round(options: argparse.Namespace) -> int:
     return 0
 
 
-def _export_model(options: argparse.Namespace) -> int:
-    import numpy as np
+def _costs(options: argparse.Namespace) -> int:
+    from coordinator.costs import costs
+    from protocol.bundle import open_bundle
 
-    from protocol.blobs import read_blob, write_durably
-    from protocol.bundle import deploy, open_bundle
+    settings = coordinator_settings.load(options.config)
+    with Reports(Path(settings.state)) as reports:
+        found = costs(reports, open_bundle(Path(settings.bundle)))
+    if options.json:
+        _print_json(write_record(found))
+        return 0
+    _rows(options, "models", found.models)
+    _rows(options, "training", found.training)
+    print(f"version {found.version}; bytes of all devices: {found.bytes_up:,} up, {found.bytes_down:,} down")
+    return 0
+
+
+def _export_model(options: argparse.Namespace) -> int:
+    from coordinator.deployment import compressed, inference_file, read_deployable
+    from protocol.blobs import write_durably
+    from protocol.bundle import open_bundle
 
     settings = coordinator_settings.load(options.config)
     with Reports(Path(settings.state)) as reports:
         model = reports.model(options.version)
-    bundle = open_bundle(Path(settings.bundle))
-    graph = bundle.path(bundle.manifest.inference.path).read_bytes()
-    try:
-        vector = np.frombuffer(read_blob(model.path), dtype="<f4").astype(np.float32)
-    except SparsefleetError as error:
-        raise SparsefleetError(f"version {model.version}: {error}; or export another version") from None
-    data = deploy(graph, bundle.manifest, vector)
+    bundle, read = open_bundle(Path(settings.bundle)), read_deployable(model)
+    data = inference_file(bundle, read.dense if options.dense else read.model)
+    if options.out.suffix == ".gz":
+        data = compressed(data)
     try:
         write_durably(options.out, data)
     except OSError as error:
@@ -197,7 +211,7 @@ def _table(title: str, names: list[str], rows: list[list[str]]) -> None:
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
-        words = name in ("device", "backend", "variant", "phase", "reason", "detail", "metric", "")
+        words = name in ("device", "backend", "variant", "phase", "reason", "detail", "metric", "model", "")
         table.add_column(name, justify="left" if words else "right", no_wrap=name != "detail")
     for row in rows:
         table.add_row(*row)

@@ -14,7 +14,7 @@ from coordinator.settings import Settings, SparsitySettings
 from coordinator.structure import Structure
 from edge_agent.runtimes.engine import Vector
 from protocol.bundle import Bundle, read_mask
-from protocol.errors import ConfigurationError
+from protocol.errors import BundleError, ConfigurationError
 from protocol.manifest import Manifest
 from protocol.messages import MAX_REPORT
 from sparse import scores
@@ -22,7 +22,7 @@ from sparse.codecs import parse_codec
 from sparse.masks import Mask, masked, unpack_mask
 from sparse.pruning import check_sparsity, select
 from sparse.schedules import Schedule, sparsity_at
-from sparse.tensors import FlatTensor
+from sparse.tensors import FlatTensor, prunable_mask
 
 # Where the sparsity ends to rise, of all rounds: the paper prunes until its second decay of the learning rate, epoch
 # 225 of 300.
@@ -59,7 +59,15 @@ def first_mask(settings: Settings, bundle: Bundle, dense: Vector) -> Mask | None
     if settings.sparsity.final:
         return next_mask(settings, bundle.manifest, None, dense, 0)
     data = read_mask(bundle.root, bundle.manifest)
-    return None if data is None else unpack_mask(data, bundle.manifest.parameters)
+    if data is None:
+        return None
+    try:
+        mask = unpack_mask(data, bundle.manifest.parameters)
+    except ValueError as error:
+        raise BundleError(f"{bundle.manifest.mask}: {error}; export the bundle again") from None
+    if not (mask | prunable_mask(parameters_of(bundle.manifest))).all():
+        raise BundleError(f"{bundle.manifest.mask}: leaves out what is not prunable; export the bundle again")
+    return mask
 
 
 def next_mask(settings: Settings, manifest: Manifest, before: Mask | None, dense: Vector, version: int) -> Mask | None:
@@ -68,7 +76,8 @@ def next_mask(settings: Settings, manifest: Manifest, before: Mask | None, dense
     if not sparsity.final:
         return before
     schedule = _schedule(sparsity, settings.rounds.count)
-    due = number >= schedule.begin and (number - schedule.begin) % sparsity.refresh_every == 0
+    turn = (number - schedule.begin) % sparsity.refresh_every == 0
+    due = schedule.begin <= number <= _last_refresh(sparsity, schedule) and turn
     # No round trains the last version, so its model is the one that was trained under the mask before.
     last = version >= settings.rounds.count
     if before is not None and (last or not (due or number == schedule.end)):
@@ -82,7 +91,9 @@ def report_size(settings: Settings, mask: Mask, number: int) -> int:
     sparsity, off = settings.sparsity, len(mask) - int(mask.sum())
     if not (off and sparsity.final and sparsity.report_every):
         return 0
-    if (number - sparsity.begin_round) % sparsity.report_every:
+    # What is told in a round can change the mask of the next one, or of none.
+    over = number >= _last_refresh(sparsity, _schedule(sparsity, settings.rounds.count))
+    if over or (number - sparsity.begin_round) % sparsity.report_every:
         return 0
     return min(MAX_REPORT, max(1, round(sparsity.report_fraction * off)))
 
@@ -100,6 +111,11 @@ def deployed(dense: Vector, structure: Structure) -> Vector:
 def parameters_of(manifest: Manifest) -> tuple[FlatTensor, ...]:
     """The parameters as masks see them."""
     return tuple(FlatTensor(t.name, t.offset, t.shape, t.prunable) for t in manifest.tensors if t.kind == "parameter")
+
+
+def _last_refresh(sparsity: SparsitySettings, schedule: Schedule) -> int:
+    """The round whose mask stays to the end: the paper's masks rest when their sparsity is reached."""
+    return schedule.end if sparsity.last_refresh is None else max(schedule.end, sparsity.last_refresh)
 
 
 def _schedule(sparsity: SparsitySettings, count: int) -> Schedule:

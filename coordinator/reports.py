@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import Self
 
@@ -120,10 +121,26 @@ class RoundDetail:
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """Where the model of a version lies: raw little-endian float32[total]."""
+    """Where the model of a version lies: raw little-endian float32[total], dense. structure: what devices worked on of
+    it, None where that was all of it. accuracy: as it is deployed, if it was tried."""
 
     version: int
     path: Path
+    structure: Path | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRow:
+    """What training a variant took, measured. step_ms: the median over updates; peak_mib: the most of any device's
+    process; update_bytes: the median payload."""
+
+    variant: str
+    devices: int
+    updates: int
+    step_ms: float
+    peak_mib: float | None
+    update_bytes: int
 
 
 _ROUND = (
@@ -257,14 +274,39 @@ class Reports:
     def model(self, version: int | None = None) -> ModelFile:
         """The model of a version, the newest without one. Raises NothingToDoError when it is not kept."""
         row = self._sql.execute(
-            "SELECT version, digest FROM models WHERE kept = 1 AND (version = ? OR ? IS NULL) "
+            "SELECT version, digest, structure, metrics FROM models WHERE kept = 1 AND (version = ? OR ? IS NULL) "
             "ORDER BY version DESC LIMIT 1",
             (version, version),
         ).fetchone()
         if row is None:
             kept = self._sql.execute("SELECT min(version), max(version) FROM models WHERE kept = 1").fetchone()
             raise NothingToDoError(f"version {version}: not kept; there are versions {kept[0]} to {kept[1]}")
-        return ModelFile(row[0], self._state / "models" / row[1].hex())
+        folder = self._state / "models"
+        structure = None if row[2] is None else folder / row[2].hex()
+        return ModelFile(row[0], folder / row[1].hex(), structure, accuracy_of(json.loads(row[3])))
+
+    def trained(self) -> tuple[TrainedRow, ...]:
+        """What training took, by variant, over all accepted updates."""
+        found: dict[str, list[tuple[str, float, float | None, int]]] = {}
+        for variant, *rest in self._sql.execute(
+            "SELECT variant, device, 1000.0 * train_s / steps, peak_mib, size FROM updates ORDER BY variant, device"
+        ):
+            found.setdefault(variant, []).append((rest[0], rest[1], rest[2], rest[3]))
+        return tuple(
+            TrainedRow(
+                variant=variant,
+                devices=len({device for device, *_ in updates}),
+                updates=len(updates),
+                step_ms=median(step_ms for _, step_ms, _, _ in updates),
+                peak_mib=max((peak for _, _, peak, _ in updates if peak is not None), default=None),
+                update_bytes=round(median(size for *_, size in updates)),
+            )
+            for variant, updates in found.items()
+        )
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes up and down over the whole run."""
+        return self._bytes("up"), self._bytes("down")
 
     def _newest(self) -> tuple[int, float | None, str]:
         row = self._sql.execute("SELECT version, loss, metrics FROM models ORDER BY version DESC LIMIT 1").fetchone()

@@ -59,6 +59,7 @@ final = 0.0                     # share of prunable parameters left out at the e
 begin_round = 1                 # from here the sparsity rises along a cubic
 # end_round = 20                # to here; default: three quarters of all rounds
 refresh_every = 1               # rounds between masks
+# last_refresh = 20             # until here; default: end_round, so that the last rounds train under one mask
 report_every = 2                # rounds between reports of gradients off the mask; 0: none, and nothing comes back
 report_fraction = 0.05          # of the parameters left out, whose gradients a report tells
 distribution = "global"         # one threshold over all tensors; or "uniform", "erk"

@@ -9,7 +9,7 @@ from pathlib import Path
 from protocol.disk import disk_named, is_disk_trouble
 from protocol.errors import ConfigurationError, NothingToDoError, SparsefleetError
 
-VERSION = 3
+VERSION = 4
 DATABASE = "coordinator.sqlite"
 LOCK = "lock"
 
@@ -42,7 +42,7 @@ CREATE TABLE updates (
   round INTEGER NOT NULL, device TEXT NOT NULL, update_boot INTEGER NOT NULL, update_sequence INTEGER NOT NULL,
   digest BLOB NOT NULL, size INTEGER NOT NULL, kept INTEGER NOT NULL DEFAULT 1, examples INTEGER NOT NULL,
   weight INTEGER NOT NULL, steps INTEGER NOT NULL, loss REAL NOT NULL, train_s REAL NOT NULL, codec TEXT NOT NULL,
-  variant TEXT NOT NULL DEFAULT 'full',
+  variant TEXT NOT NULL DEFAULT 'full', peak_mib REAL,
   UNIQUE (round, device), UNIQUE (device, update_boot, update_sequence)
 );
 CREATE TABLE receipts (
@@ -62,6 +62,7 @@ CREATE TABLE decisions (round INTEGER NOT NULL, at_s REAL NOT NULL, what TEXT NO
 _STEPS = {
     2: "ALTER TABLE updates ADD COLUMN variant TEXT NOT NULL DEFAULT 'full';",
     3: "ALTER TABLE models ADD COLUMN structure BLOB;",
+    4: "ALTER TABLE updates ADD COLUMN peak_mib REAL;",
 }
 
 

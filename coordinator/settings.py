@@ -152,14 +152,15 @@ class SparsitySettings:
     of prunable parameters left out. 0 is for no mask.
 
     From begin_round to end_round (default: three quarters of all rounds) the sparsity rises along a cubic, and every
-    refresh_every rounds the mask is chosen anew. Every report_every rounds, 0 for never, devices tell the gradients of
-    report_fraction of the parameters that are left out.
+    refresh_every rounds until last_refresh (default: end_round) the mask is chosen anew. Until then, every report_every
+    rounds, 0 for never, devices tell the gradients of report_fraction of the parameters that are left out.
     """
 
     final: float = 0.0
     begin_round: int = 1
     end_round: int | None = None
     refresh_every: int = 1
+    last_refresh: int | None = None
     report_every: int = 2
     report_fraction: float = 0.05
     distribution: Distribution = "global"
@@ -171,6 +172,11 @@ class SparsitySettings:
         if self.end_round is not None and self.end_round < self.begin_round:
             raise ValueError(f"end_round: {self.end_round} must not come before begin_round ({self.begin_round})")
         _at_least("refresh_every", self.refresh_every, 1)
+        if self.last_refresh is not None and self.last_refresh < (self.end_round or self.begin_round):
+            raise ValueError(
+                f"last_refresh: {self.last_refresh} must not come before end_round or begin_round "
+                f"({self.end_round or self.begin_round}), so that the final sparsity is reached"
+            )
         _at_least("report_every", self.report_every, 0)
         if not 0.0 < self.report_fraction <= 1.0:
             raise ValueError(

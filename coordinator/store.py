@@ -199,7 +199,7 @@ class Store:
         with self._transaction() as sql:
             sql.execute(
                 "INSERT INTO updates (round, device, update_boot, update_sequence, digest, size, examples, weight, "
-                "steps, loss, train_s, codec, variant) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "steps, loss, train_s, codec, variant, peak_mib) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     offer.round,
                     device,
@@ -214,6 +214,7 @@ class Store:
                     offer.train_s,
                     offer.codec,
                     offer.variant,
+                    offer.peak_mib,
                 ),
             )
             rows.insert_receipt(sql, device, offer, receipt)

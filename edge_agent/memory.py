@@ -17,6 +17,16 @@ def available_mib(configured: int, root: Path = Path("/")) -> int | None:
     return min(found) // _MIB if found else None
 
 
+def peak_mib(root: Path = Path("/")) -> float | None:
+    """MiB: the most that this process had resident so far; None where Linux does not say. Not getrusage's: that counts
+    what the process was before it became this one."""
+    for line in _text(root / "proc/self/status").splitlines():
+        words = line.split()
+        if line.startswith("VmHWM:") and len(words) == 3 and words[1].isdigit():
+            return int(words[1]) / 1024
+    return None
+
+
 def _free_bytes(root: Path) -> int | None:
     for line in _text(root / "proc/meminfo").splitlines():
         name, _, rest = line.partition(":")

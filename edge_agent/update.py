@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 
+from edge_agent.memory import peak_mib
 from edge_agent.runtimes.engine import Vector
 from edge_agent.store import AgentStore
 from edge_agent.training import Trained
@@ -49,6 +50,7 @@ def pack(
         train_s=trained.seconds,
         codec=task.codec,
         variant=bench.variant,
+        peak_mib=peak_mib(),
     )
     store.keep_update(offer, key, residual)
     return offer

@@ -30,6 +30,7 @@ from export.files import (
 from export.graphs import Graphs, Partial, Report, capture
 from export.inference import places_of
 from export.layout import flat_model
+from export.load import with_loads
 from export.proof import with_parity
 from export.spec import TrainingSpec
 from export.tiers import plan_tiers, with_tiers
@@ -92,6 +93,7 @@ def write_bundle(
         manifest = with_parity(spec, manifest, folder)
         if planned is not None:
             manifest = with_tiers(spec, manifest, folder, planned, report)
+        manifest = with_loads(manifest, folder)
         (folder / MANIFEST_FILE).write_bytes(format_manifest(manifest))
         _settle(folder, out)
     return manifest

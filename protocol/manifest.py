@@ -151,8 +151,8 @@ class Load:
 class Variant:
     """One set of graphs over the same tensors, for example a freeze scheme. `full` trains everything.
 
-    keep: of a width tier, how many channels of each group its tensors have; empty where all are kept. load: of `full`
-    and of tiers, so that a device's tier can be chosen from what it is capable of; None in bundles without tiers.
+    keep: of a width tier, how many channels of each group its tensors have; empty where all are kept. load: what a step
+    asks of a device; None where it could not be counted.
 
     dropouts: in the order of the training graph's inputs, after the model's inputs and targets; the same for every
     backend, so that all of them take the same step from the same seed. frozen: parameters that this variant leaves as

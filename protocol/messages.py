@@ -170,7 +170,8 @@ class Offer:
     """Device to coordinator: an update is ready. Sent again until a Need or a Receipt answers it.
 
     `update_boot` and `update_sequence` name the update; two different payloads never share a name. `variant` says what
-    it is made of: the tensors that this variant of the bundle trains.
+    it is made of: the tensors that this variant of the bundle trains. peak_mib: the most memory that the agent's
+    process had resident since it began, None where nobody can tell.
     """
 
     blob: BlobRef
@@ -185,6 +186,7 @@ class Offer:
     train_s: float
     codec: str
     variant: str = "full"
+    peak_mib: float | None = None
 
     @property
     def task(self) -> str:

@@ -80,13 +80,21 @@ def test_the_store_is_asked_by_command_in_json(finished: Path, capsys: pytest.Ca
     assert [row["device"] for row in detail["devices"]] == ["dev-0", "dev-1", "dev-2"]
 
 
-@pytest.mark.parametrize("command", [["status"], ["devices"], ["rounds"], ["round", "1"]])
+def test_costs_are_asked_for_in_json(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = ask(finished, "costs", capsys=capsys)
+    assert {"version", "models", "training", "bytes_up", "bytes_down"} <= set(found)
+    assert isinstance(found["models"], list)
+    assert [model["model"] for model in found["models"]] == ["dense"]
+
+
+@pytest.mark.parametrize("command", [["status"], ["devices"], ["rounds"], ["round", "1"], ["costs"]])
 def test_the_store_is_asked_by_command_in_tables(
     command: list[str], finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, "--config", str(finished)]) == 0
     out = capsys.readouterr().out
     assert "accuracy" in out or "dev-2" in out
+    assert "gzip_bytes" in out or command != ["costs"]
 
 
 def test_a_model_is_exported_with_its_bytes_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coordinator.costs import costs
+from coordinator.deployment import inference_file, read_deployable
 from coordinator.feedback import reach
-from coordinator.masking import check_mask, next_mask
+from coordinator.masking import check_mask, first_mask, next_mask
 from coordinator.next_model import load_structure
+from coordinator.reports import Reports
 from coordinator.settings import Settings, SparsitySettings, TierSettings
 from edge_agent.agent import Agent
 from edge_agent.data import DataSettings
@@ -18,7 +21,7 @@ from edge_agent.link import last_will
 from edge_agent.runtimes.engine import Vector
 from edge_agent.settings import AgentSettings, BrokerSettings
 from edge_agent.store import AgentStore
-from protocol.errors import ConfigurationError
+from protocol.errors import BundleError, ConfigurationError
 from protocol.messages import BlobRef, OptimizerSpec, Task, TaskReport
 from protocol.transport import MemoryTransport
 from sparse.masks import Mask, mask_digest, masked
@@ -102,7 +105,7 @@ class Fleet(Simulation):
 def settings_of(folder: Path, count: int, devices: int, codec: str = "mask/float32", **sparsity: object) -> Settings:
     made = make_settings(folder, count=count, devices=devices)
     training = replace(made.training, codec=codec, local_steps=4, learning_rate=0.2)
-    wanted = {"final": 0.5, "end_round": 1, "report_every": 1, "report_fraction": 1.0} | sparsity
+    wanted = {"final": 0.5, "end_round": 1, "last_refresh": 9, "report_every": 1, "report_fraction": 1.0} | sparsity
     return replace(made, training=training, sparsity=SparsitySettings(**wanted))  # type: ignore[arg-type]
 
 
@@ -306,7 +309,7 @@ def test_a_coordinator_does_not_start_on_a_bundle_that_cannot_be_masked(tmp_path
 
 def test_the_mask_has_exactly_the_asked_number_and_the_last_version_keeps_its_own(tmp_path: Path) -> None:
     manifest = tiny.write_bundle(tmp_path / "bundle").manifest
-    settings = settings_of(tmp_path, 10, 1, final=0.8, begin_round=2, end_round=6, refresh_every=2)
+    settings = settings_of(tmp_path, 10, 1, final=0.8, begin_round=2, end_round=6, refresh_every=2, last_refresh=None)
     rng, sizes = np.random.default_rng(0), []
     mask: Mask | None = None
     for version in range(11):
@@ -317,6 +320,8 @@ def test_the_mask_has_exactly_the_asked_number_and_the_last_version_keeps_its_ow
         sizes.append(int(np.count_nonzero(mask[:WEIGHTS])))
         if version % 2 == 0 and version > 0:
             assert mask is before, "rounds 3, 5, 7 and so on, and what comes after the last, keep the mask"
+            if version > 5:
+                assert mask is before, "masks rest after round 6"
     # Of 6 weights, at sparsities 0 to round 3, 0.7 for two rounds, and 0.8 from round 6 on.
     assert sizes == [6, 6, 6, 2, 2, 1, 1, 1, 1, 1, 1]
 
@@ -361,3 +366,53 @@ def test_momentum_reaches_as_far_as_its_velocity_builds_up(tmp_path: Path) -> No
 def a_task(settings: Settings, optimizer: OptimizerSpec) -> Task:
     blob = BlobRef(bytes(32), 0)
     return Task("run", 1, blob, blob, 0, 7, 0, 4, 0.3, optimizer, "mask/float32", 0, 1.0)
+
+
+def test_the_model_is_written_under_its_mask_and_the_dense_one_on_request(tmp_path: Path, fleets: list[Fleet]) -> None:
+    fleet = fleet_of(tmp_path, settings_of(tmp_path, 3, 1, refresh_every=10), 1)
+    fleets.append(fleet)
+    fleet.finish()
+    for version in (0, 2, 3):
+        with Reports(tmp_path / "state") as reports:
+            read = read_deployable(reports.model(version))
+        assert read.mask is not None
+        assert mask_digest(read.mask) == mask_digest(fleet.mask(version))
+        assert not read.model[: tiny.TOTAL][~read.mask].any()
+    assert read.mask is not None
+    written = np.frombuffer(inference_file(fleet.bundle, read.model), "<f4")
+    assert written.tobytes() == masked(fleet.dense(), fleet.mask()).tobytes()
+    assert read.dense.tobytes() == fleet.dense().tobytes()
+    assert read.dense[: tiny.TOTAL][~read.mask].any()
+
+
+def test_costs_say_both_denominators_and_what_devices_measured(tmp_path: Path, fleets: list[Fleet]) -> None:
+    fleet = fleet_of(tmp_path, settings_of(tmp_path, 3, 2), 2)
+    fleets.append(fleet)
+    fleet.finish()
+    fleet.coordinator.stop()
+    with Reports(tmp_path / "state") as reports:
+        found = costs(reports, fleet.bundle)
+    dense, deployed = found.models
+    assert (dense.model, dense.parameters, dense.prunable, dense.sparsity_of_all) == ("dense", tiny.TOTAL, WEIGHTS, 0)
+    assert (deployed.parameters, deployed.prunable) == (tiny.TOTAL - WEIGHTS // 2, WEIGHTS // 2)
+    assert deployed.sparsity_of_prunable == 0.5
+    assert deployed.sparsity_of_all == WEIGHTS / 2 / tiny.TOTAL
+    assert (deployed.accuracy, dense.accuracy) == (fleet.committed[-1].accuracy, None)
+    (trained,) = found.training
+    assert (trained.variant, trained.updates, trained.devices) == ("full", 6, 2)
+    assert trained.step_ms > 0
+    assert trained.peak_mib is not None
+    assert 1 < trained.peak_mib < 10_000
+    # Of a bundle that says no count none is made up.
+    assert trained.multiply_adds is None
+    assert found.bytes_up > 0
+    assert found.bytes_down > found.bytes_up
+
+
+def test_a_bundle_whose_mask_leaves_out_a_bias_is_refused(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, 3, 2, final=0.0)
+    bias = BROUGHT.copy()
+    bias[-1] = False
+    bundle = tiny.write_bundle(tmp_path / "bundle", mask=bias)
+    with pytest.raises(BundleError, match=r"mask\.bin: leaves out what is not prunable; export"):
+        first_mask(settings, bundle, np.zeros(tiny.TOTAL, np.float32))

@@ -57,6 +57,8 @@ OFFERS: dict[str, tuple[str, Mangle]] = {
     "no examples": ("examples", lambda o, p: (replace(o, examples=0), p)),
     "negative examples": ("examples", lambda o, p: (replace(o, examples=-5), p)),
     "a loss that is not a number": ("figures", lambda o, p: (replace(o, loss=float("nan")), p)),
+    "a negative peak of memory": ("figures", lambda o, p: (replace(o, peak_mib=-1.0), p)),
+    "a peak that is not a number": ("figures", lambda o, p: (replace(o, peak_mib=float("nan")), p)),
     "a negative time": ("figures", lambda o, p: (replace(o, train_s=-1.0), p)),
     "other bytes than offered": ("digest", lambda o, p: (o, bytes(len(p)))),
     "a truncated payload": ("truncated", lambda o, p: named(o, p[:-5])),

@@ -99,6 +99,20 @@ MISTAKES = {
     "training.learning_rate: nan must be": MINIMAL.replace("0.1", "nan"),
     "training.schedule: 'linear' is not one of 'constant', 'cosine', 'step'": MINIMAL + 'schedule = "linear"\n',
     "training.decay_factor: 2.0 must be": MINIMAL + "decay_factor = 2.0\n",
+    "sparsity.final: 1.0 must be at least 0 and below 1": MINIMAL + "[sparsity]\nfinal = 1.0\n",
+    "sparsity.begin_round: 9 is after the last round; the nearest that works is 3": MINIMAL
+    + "[sparsity]\nfinal = 0.9\nbegin_round = 9\n",
+    "sparsity.end_round: 2 must not come before begin_round (3)": MINIMAL
+    + "[sparsity]\nfinal = 0.9\nbegin_round = 3\nend_round = 2\n",
+    "sparsity.end_round: the last round is 3 (rounds.count), so that 0.9 would never be reached by round 7; the "
+    "nearest that works is 3": MINIMAL + "[sparsity]\nfinal = 0.9\nend_round = 7\n",
+    "sparsity.last_refresh: 2 must not come before end_round or begin_round (3)": MINIMAL
+    + "[sparsity]\nfinal = 0.9\nend_round = 3\nlast_refresh = 2\n",
+    "sparsity.refresh_every: 0 must be at least 1": MINIMAL + "[sparsity]\nrefresh_every = 0\n",
+    "sparsity.report_every: -1 must be at least 0": MINIMAL + "[sparsity]\nreport_every = -1\n",
+    "sparsity.report_fraction: 0.0 must be above 0": MINIMAL + "[sparsity]\nreport_fraction = 0.0\n",
+    "sparsity.distribution: 'even' is": MINIMAL + '[sparsity]\ndistribution = "even"\n',
+    "sparsity.report_every: how far adamw": MINIMAL + 'optimizer = {name = "adamw"}\n[sparsity]\nfinal = 0.9\n',
     "training.codec: 'zip' is not a codec; known are": MINIMAL + 'codec = "zip"\n',
     "training.optimizer.momentum: 1.5 must be at least 0 and below 1": MINIMAL + "optimizer = {momentum = 1.5}\n",
     "training.optimizer.nesterov: true must come with momentum": MINIMAL + "optimizer = {nesterov = true}\n",

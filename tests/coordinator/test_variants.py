@@ -99,6 +99,7 @@ def test_a_store_of_before_there_were_variants_is_brought_up_to_date_by_the_coor
     fleet.kill()
     with sqlite3.connect(tmp_path / "state" / DATABASE) as old:
         old.execute("ALTER TABLE updates DROP COLUMN variant")
+        old.execute("ALTER TABLE updates DROP COLUMN peak_mib")
         old.execute("ALTER TABLE models DROP COLUMN structure")
         old.execute("PRAGMA user_version = 1")
     old.close()
