@@ -22,6 +22,7 @@ from protocol.bundle import Bundle
 from sparse.dynamic import Method, SparseRule
 
 DENSE = "dense"
+DEFAULT = "fashion"
 SPARSITIES = (0.9, 0.95)
 # Steps of a run that only shows that it runs.
 QUICK_STEPS = 40
@@ -39,8 +40,9 @@ METHODS: Mapping[str, tuple[Method, int]] = {
 def main() -> None:
     parser = options("What sparsity costs in accuracy, by method.")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from --seed on (default: 3)")
-    parser.add_argument("--data", choices=tuple(TASKS), action="append", help="again for more (default: all of them)")
+    parser.add_argument("--data", choices=tuple(TASKS), action="append", help="again for more (default: fashion)")
     parser.add_argument("--method", choices=(DENSE, *METHODS), action="append", help="again for more (default: all)")
+    parser.add_argument("--sparsity", type=float, action="append", help="again for more (default: 0.9 and 0.95)")
     parser.add_argument("--validation", action="store_true", help="measure on a part of the training examples")
     parser.add_argument("--plot", type=Path, default=Path("sparse_accuracy.svg"), help="default: sparse_accuracy.svg")
     chosen = parser.parse_args()
@@ -48,14 +50,14 @@ def main() -> None:
     rows: list[Row] = []
     notes: list[str] = []
     started = monotonic()
-    for name in chosen.data or TASKS:
+    for name in chosen.data or (DEFAULT,):
         task = replace(TASKS[name], steps=QUICK_STEPS) if chosen.quick else TASKS[name]
         with tempfile.TemporaryDirectory() as folder:
             bundle = bundle_of(task, Path(folder) / "bundle")
-            split = split_of(task.dataset, validation=chosen.validation)
+            split = split_of(task, validation=chosen.validation)
             notes += [split.said, _said(task, bundle)]
             engine = engine_of(bundle)
-            for method, sparsity in _cells(chosen.method or (DENSE, *METHODS)):
+            for method, sparsity in _cells(chosen.method or (DENSE, *METHODS), chosen.sparsity or SPARSITIES):
                 rule = rule_of(task, method, sparsity)
                 found = []
                 for seed in seeds:
@@ -89,10 +91,10 @@ def row_of(dataset: str, method: str, sparsity: float, found: Sequence[float]) -
     }
 
 
-def _cells(methods: Sequence[str]) -> list[tuple[str, float]]:
+def _cells(methods: Sequence[str], sparsities: Sequence[float] = SPARSITIES) -> list[tuple[str, float]]:
     """Rows in the table's order: dense, then by sparsity."""
     dense = [(DENSE, 0.0)] if DENSE in methods else []
-    return [*dense, *((m, s) for s in SPARSITIES for m in methods if m != DENSE)]
+    return [*dense, *((m, s) for s in sparsities for m in methods if m != DENSE)]
 
 
 def _said(task: Task, bundle: Bundle) -> str:

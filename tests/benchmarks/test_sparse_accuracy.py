@@ -45,19 +45,26 @@ def test_all_masks_rest_from_the_second_decay_on() -> None:
     assert rule_of(DIGITS, DENSE, 0.0) is None
 
 
-@pytest.mark.parametrize("name", ["digits", *TASKS])
-def test_validation_measures_on_nothing_that_is_held_out_and_trains_on_none_of_it(name: str) -> None:
+@pytest.mark.parametrize("task", [DIGITS, TASKS["fashion-60k"]], ids=lambda task: task.dataset)
+def test_validation_measures_on_nothing_that_is_held_out_and_trains_on_none_of_it(task: Task) -> None:
     try:
-        data = DATASETS[name]()
+        data = DATASETS[task.dataset]()
     except ConfigurationError as error:
         pytest.skip(f"data not at hand: {error}")
     held = {row.tobytes() for row in data.x[data.test]}
-    validation, final = (split_of(name, validation=flag) for flag in (True, False))
+    validation, final = (split_of(task, validation=flag) for flag in (True, False))
     assert len(final.measured) == data.test.sum()
     assert len(validation.train) + len(validation.measured) == len(final.train)
     repeated = {row.tobytes() for row in data.x[~data.test]} & held
     for part in (validation.train, validation.measured, final.train):
         assert {row.tobytes() for row in part.inputs[0]} & held <= repeated
+
+
+def test_a_task_may_use_a_part_of_the_training_examples_alone() -> None:
+    few, every = (split_of(replace(DIGITS, examples=n), validation=False) for n in (100, None))
+    assert len(few.train) == 100
+    np.testing.assert_array_equal(few.train.inputs[0], every.train.inputs[0][:100])
+    assert len(few.measured) == len(every.measured)
 
 
 def test_a_seed_begins_where_torch_begins(tmp_path: Path) -> None:
@@ -69,7 +76,7 @@ def test_a_seed_begins_where_torch_begins(tmp_path: Path) -> None:
 
 def test_training_learns_with_every_method(tmp_path: Path) -> None:
     bundle = bundle_of(DIGITS, tmp_path / "bundle")
-    engine, split = engine_of(bundle), split_of("digits", validation=True)
+    engine, split = engine_of(bundle), split_of(DIGITS, validation=True)
     for method in (DENSE, *METHODS):
         rule = rule_of(DIGITS, method, 0.8)
         assert trained_accuracy(DIGITS, bundle, engine, split, rule, 1) > 0.6
