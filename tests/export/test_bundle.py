@@ -52,6 +52,17 @@ def test_a_bundle_that_is_there_is_kept_unless_forced(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
 
 
+def test_a_bundle_says_what_a_step_of_each_variant_asks_for(tmp_path: Path) -> None:
+    manifest = write_bundle(spec_of("mlp_regression"), tmp_path / "b", line="counted", train_last=[1])
+    full, last = (variant.load for variant in manifest.variants)
+    assert full is not None
+    assert last is not None
+    weights = sum(t.size for t in manifest.tensors if t.prunable)
+    # Forward and the weights' gradients go once through every weight, and the inputs' gradients through most.
+    assert 2 * weights <= full.multiply_adds <= 3 * weights
+    assert last.multiply_adds < full.multiply_adds
+
+
 def test_force_does_not_replace_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")

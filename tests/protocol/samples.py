@@ -35,7 +35,7 @@ SAMPLES: dict[str, Body] = {
     "Welcome": Welcome("r", 1.5),
     "Task": Task("r", 1, BlobRef(D, 900), BlobRef(D, 70000), 4, 0, 1, 32, 0.05, OptimizerSpec(), "topk", 9, 60.0),
     "TaskReport": TaskReport("r/1", "refused", 10, "portable", "memory", "too large"),
-    "Offer": Offer(BlobRef(D, 1), "r", 1, 3, 6, D, 10, 20, 0.25, 1.5, "topk", "head", 71.5),
+    "Offer": Offer(BlobRef(D, 1), "r", 1, 3, 6, D, 10, 20, 0.25, 1.5, "topk", "head"),
     "Need": Need(D, (0, 1, 65535)),
     "Chunk": Chunk(D, 1, b"\x00\xff"),
     "Receipt": Receipt(D, "r/1", "rejected", "norm", "too long"),
