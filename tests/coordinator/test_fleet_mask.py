@@ -326,7 +326,9 @@ def test_the_mask_has_exactly_the_asked_number_and_the_last_version_keeps_its_ow
     assert sizes == [6, 6, 6, 2, 2, 1, 1, 1, 1, 1, 1]
 
 
-def test_a_mask_that_rotted_on_a_devices_disk_is_told_whole_in_the_same_round(tmp_path: Path, fleets: list[Fleet]) -> None:
+def test_a_mask_that_rotted_on_a_devices_disk_is_told_whole_in_the_same_round(
+    tmp_path: Path, fleets: list[Fleet]
+) -> None:
     settings = settings_of(tmp_path, 3, 1, end_round=3, report_every=0)
     fleet = fleet_of(tmp_path, settings, 1)
     fleets.append(fleet)
