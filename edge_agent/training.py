@@ -21,6 +21,7 @@ from sparse.masks import Mask, masked
 
 # What a step of `decay_at` makes of the learning rate.
 DECAY = 0.1
+_WORD = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class LocalTraining:
         resume: TrainingState | None = None,
     ) -> None:
         self._engine, self._manifest, self._recipe, self._clock = engine, manifest, recipe, clock
-        self._layout = layout_of(manifest, variant)
+        self._layout, self._first_buffer = layout_of(manifest, variant), manifest.parameters
         self._tensors = flat_tensors(manifest, variant)
         start = _copied(resume or self._begin(model.copy(), mask))
         self._model, self._optimizer, self._anchor = start.model, start.optimizer, start.anchor
@@ -200,8 +201,8 @@ class LocalTraining:
             if not rule.keeps_dense and self._sparse.mask is not before:
                 optimizers.forget(self._optimizer, ~(before & self._sparse.mask))
         put(self._model, trained, updated)
+        first = self._first_buffer
         for part in self._layout.buffers:
-            first = self._manifest.parameters
             self._model[part] = result.buffers[part.start - first : part.stop - first]
         self._show()
 
@@ -266,5 +267,12 @@ def _copied(state: TrainingState) -> TrainingState:
 
 
 def _step_seed(seed: int, step: int) -> int:
-    """A seed of 64 bits that follows from the task's seed and the step's place, and from nothing else."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
+    """A seed of 64 bits that follows from the task's seed and the step's place, and from nothing else.
+
+    The step-th number of SplitMix64 (Steele, Lea, Flood 2014, figure 16) begun at `seed`: NumPy's SeedSequence takes a
+    tenth of the time of a small network's whole step.
+    """
+    z = (seed + (step + 1) * 0x9E3779B97F4A7C15) & _WORD
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _WORD
+    return z ^ (z >> 31)

@@ -60,7 +60,8 @@ class PortableEngine:
         except onnx_session.failures() as error:
             raise DataError(f"batch: the runtime refuses it: {onnx_session.first_line(error)}") from None
         for t in self._still:
-            self._buffers[t.offset - self._manifest.parameters :][: t.size] = model[t.offset : t.offset + t.size]
+            at = t.offset - len(self._gradient)
+            self._buffers[at : at + t.size] = model[t.offset : t.offset + t.size]
         metrics: dict[str, float] = dict(zip(self._manifest.metrics, self._metrics.tolist(), strict=True))
         return StepResult(float(self._loss[0]), self._gradient, self._buffers, metrics)
 
