@@ -9,7 +9,7 @@ import numpy as np
 
 from protocol import messages, topics, transfer
 from protocol.messages import TYPES, Envelope, Withdraw, encode
-from sparse.codecs import frame, parse_codec
+from sparse.codecs import frame, header, parse_codec
 
 PAGE = (Path(__file__).parent.parent / "docs" / "wire.md").read_text()
 
@@ -60,8 +60,8 @@ def test_the_frames_fields_follow_each_other_and_end_where_the_body_begins() -> 
     for offset, size, _ in fields:
         assert int(offset) == at
         at += int(size)
-    assert int(body[0]) == at == frame.HEADER_BYTES
-    for line, names in ((5, frame._SELECTIONS), (6, frame._VALUES), (7, frame._INDICES)):
+    assert int(body[0]) == at == header.HEADER_BYTES
+    for line, names in ((5, header.SELECTIONS), (6, header.VALUES), (7, header.INDICES)):
         said = next(row[2] for row in fields if row[0] == str(line))
         assert said.endswith(", ".join(f"{i} {name}" for i, name in enumerate(names)))
 

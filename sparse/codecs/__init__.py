@@ -5,11 +5,13 @@ from sparse.codecs.feedback import encode_with_feedback
 from sparse.codecs.frame import decode, encode, max_payload_bytes
 from sparse.codecs.mask import decode_mask, encode_mask, max_mask_bytes
 from sparse.codecs.spec import CodecSpec, parse_codec
+from sparse.codecs.tensors import Shapes
 from sparse.codecs.update import Shared, decode_report, decode_update, encode_update, max_update_bytes
 
 __all__ = [
     "CodecSpec",
     "PayloadError",
+    "Shapes",
     "Shared",
     "decode",
     "decode_mask",

@@ -12,6 +12,7 @@ Reason = Literal[
     "layout",  # for a model with other tensors
     "mask",  # packed on another mask than the one that is shared, or on one where none is
     "checksum",  # altered on the way
+    "values",  # value bytes that no encoder writes
     "indices",  # index bytes that do not code k indices below d
     "nonfinite",  # NaN or infinity among the values
 ]

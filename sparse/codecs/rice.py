@@ -24,7 +24,7 @@ MAX_WIDTH = 30
 def encode_rice(indices: Indices) -> bytes:
     """indices: int64[k], ascending, from 0. The width b is the one that needs the fewest bits."""
     gaps = np.diff(indices, prepend=-1) - 1
-    width = _best_width(gaps)
+    width = best_width(gaps)
     ends = np.cumsum((gaps >> width) + 1) - 1
     unary = np.zeros(int(ends[-1]) + 1 if len(ends) else 0, dtype=np.uint8)
     unary[ends] = 1
@@ -61,7 +61,7 @@ def decode_rice(data: Bytes, k: int, d: int) -> Indices:
     return indices
 
 
-def _best_width(gaps: Indices) -> int:
+def best_width(gaps: Indices) -> int:
     # The total k * (b + 1) + sum(gaps >> b) is convex in b: one more remainder bit costs k bits and saves
     # sum((q + 1) >> 1) of quotients, which only falls as b grows. So the first rise is the end.
     quotients, width = gaps, 0

@@ -18,6 +18,7 @@ from sparse.codecs.feedback import encode_with_feedback
 from sparse.codecs.frame import decode, encode, frame_length, max_payload_bytes
 from sparse.codecs.selection import Vector
 from sparse.codecs.spec import DENSE, CodecSpec
+from sparse.codecs.tensors import Shapes
 from sparse.masks import Mask
 
 
@@ -46,15 +47,18 @@ def encode_update(
     layout: bytes,
     shared: Shared | None = None,
     gradient: Vector | None = None,
+    shapes: Shapes | None = None,
+    seed: int = 0,
 ) -> tuple[bytes, Vector]:
     """The payload of an update and the new residual.
 
     parameters, residual: float32[n_parameters], the delta of this round and what earlier ones left out.
     buffers: float32[n_buffers]. gradient: float32[n_parameters], dense, needed where a report is asked for.
+    shapes: of the parameters' tensors. seed: of what the codec draws, another for each device and round.
     Raises ValueError as `encode` does.
     """
     mask = shared.mask if shared is not None else None
-    frame, left = encode_with_feedback(parameters, residual, spec, layout, mask)
+    frame, left = encode_with_feedback(parameters, residual, spec, layout, mask, shapes, seed)
     payload = frame + encode(buffers, DENSE, layout)
     if shared is not None and shared.report:
         assert gradient is not None, "a report is of gradients"
@@ -69,6 +73,7 @@ def decode_update(
     layout: bytes,
     spec: CodecSpec | None = None,
     shared: Shared | None = None,
+    shapes: Shapes | None = None,
 ) -> tuple[Vector, Vector]:
     """Parameters float32[n_parameters] and buffers float32[n_buffers] of an update.
 
@@ -77,7 +82,7 @@ def decode_update(
     """
     view, mask = memoryview(payload).cast("B"), shared.mask if shared is not None else None
     frames = _frames(view, 3 if shared is not None and shared.report else 2)
-    parameters = decode(frames[0], n_parameters, layout, spec, mask)
+    parameters = decode(frames[0], n_parameters, layout, spec, mask, shapes)
     buffers = decode(frames[1], n_buffers, layout, DENSE)
     if shared is not None and shared.report:
         decode(frames[2], shared.off, layout, _report_spec(shared))
@@ -93,10 +98,12 @@ def decode_report(payload: bytes | memoryview, layout: bytes, shared: Shared) ->
     return gradient
 
 
-def max_update_bytes(n_parameters: int, n_buffers: int, spec: CodecSpec, shared: Shared | None = None) -> int:
+def max_update_bytes(
+    n_parameters: int, n_buffers: int, spec: CodecSpec, shared: Shared | None = None, shapes: Shapes | None = None
+) -> int:
     """No update under `spec` has more bytes than this; a larger offer can be refused unseen."""
     mask = shared.mask if shared is not None else None
-    most = max_payload_bytes(n_parameters, spec, mask) + max_payload_bytes(n_buffers, DENSE)
+    most = max_payload_bytes(n_parameters, spec, mask, shapes) + max_payload_bytes(n_buffers, DENSE)
     if shared is not None and shared.report:
         most += max_payload_bytes(shared.off, _report_spec(shared))
     return most

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sparse.codecs import CodecSpec, decode, encode, max_payload_bytes, parse_codec
 from sparse.codecs.bitmap import bitmap_size
-from sparse.codecs.frame import HEADER_BYTES
+from sparse.codecs.header import HEADER_BYTES
 from sparse.codecs.rice import encode_rice, max_rice_size
 from sparse.codecs.selection import Vector, top_k
 
