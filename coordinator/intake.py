@@ -59,7 +59,7 @@ def check_offer(
         )
     seen = view(offer.variant)
     layout, shared = seen.layout, seen.shared(task)
-    limit = max_update_bytes(layout.n_parameters, layout.n_buffers, parse_codec(task.codec), shared)
+    limit = max_update_bytes(layout.n_parameters, layout.n_buffers, parse_codec(task.codec), shared, layout.shapes)
     if offer.blob.size > limit:
         return Rejection("too-large", f"{offer.blob.size} bytes are over the limit of {limit} for {task.codec}")
     if offer.base != task.model.digest:
@@ -111,7 +111,8 @@ def check_payload(
 def decode_payload(payload: bytes, codec: str, layout: Layout, shared: Shared | None = None) -> Decoded:
     """The deltas of a payload: of what its variant trains, and of the buffers it moves. A report that the task asked
     for must be there too. Raises PayloadError."""
-    return decode_update(payload, layout.n_parameters, layout.n_buffers, layout.digest, parse_codec(codec), shared)
+    spec = parse_codec(codec)
+    return decode_update(payload, layout.n_parameters, layout.n_buffers, layout.digest, spec, shared, layout.shapes)
 
 
 def weigh(examples: int, most: int) -> int:

@@ -34,8 +34,17 @@ def pack(
         log.info(
             "task=%s residual of other channels is not carried on, and goes once this update is accepted", task.name
         )
+    spec = parse_codec(task.codec)
     payload, residual = encode_update(
-        parameters, buffers, residual, parse_codec(task.codec), layout.digest, shared, trained.gradient
+        parameters,
+        buffers,
+        residual,
+        spec,
+        layout.digest,
+        shared,
+        trained.gradient,
+        layout.shapes,
+        task.seed % (1 << 32),  # the coordinator's, of this round and device
     )
     offer = Offer(
         blob=store.blobs.put(payload),

@@ -19,6 +19,7 @@ Flat = TypeVar("Flat", bound=npt.NDArray[Any])
 class Layout:
     """The parts of float32[total] that a variant trains (`parameters`) and moves (`buffers`), each in manifest order.
 
+    shapes: of the trained tensors, in that order, whose boundaries some codecs need.
     digest: eight bytes that two sides share exactly when they mean the same tensors at the same places. A tensor that
     the variant leaves alone counts as frozen, so that updates of different variants are never taken for each other.
     """
@@ -26,6 +27,7 @@ class Layout:
     parameters: tuple[slice, ...]
     buffers: tuple[slice, ...]
     digest: bytes
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     @property
     def n_parameters(self) -> int:
@@ -46,6 +48,7 @@ def layout_of(manifest: Manifest, variant: str) -> Layout:
         parameters=_parts(t for t, kind in kinds if kind == "parameter"),
         buffers=_parts(t for t, kind in kinds if kind == "buffer"),
         digest=hashlib.sha256(said.encode()).digest()[:8],
+        shapes=tuple(tuple(t.shape) for t, kind in kinds if kind == "parameter"),
     )
 
 

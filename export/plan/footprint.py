@@ -105,18 +105,20 @@ def predict_wire(
 ) -> Wire:
     """What goes through the broker for one device. An update's size is that of normally distributed differences."""
     n, buffers = layout.n_parameters, layout.n_buffers
-    drawn = min(n, _MOST_ENCODED)
+    # A part of a vector has no tensors; factors have the size of whole ones.
+    drawn = n if spec.selection == "powersgd" else min(n, _MOST_ENCODED)
+    shapes = layout.shapes if drawn == n else None
     rng = np.random.default_rng(0)
     delta = rng.standard_normal(drawn, dtype=np.float32)
     rest = np.zeros(buffers, np.float32)
-    payload, _ = encode_update(delta, rest, np.zeros(drawn, np.float32), spec, layout.digest)
+    payload, _ = encode_update(delta, rest, np.zeros(drawn, np.float32), spec, layout.digest, shapes=shapes)
     scale = n / drawn if drawn else 1.0
     fixed = _FLOAT * buffers
     return Wire(
         bundle=manifest_bytes + sum(entry.size for entry in files),
         model=_FLOAT * manifest.total,
         update=round((len(payload) - fixed) * scale) + fixed,
-        most=max_update_bytes(n, buffers, spec),
+        most=max_update_bytes(n, buffers, spec, shapes=layout.shapes),
     )
 
 

@@ -4,9 +4,9 @@ Karimireddy et al. 2019, Error Feedback Fixes SignSGD and other Gradient Compres
 the difference of models after local steps instead of to a gradient. The residual is computed from the decoded
 payload, so it accounts for exactly what the receiver sees, rounding and clipping included.
 
-It converges for codecs that contract, ||x - Q(x)|| <= ||x||. Biased ones all do. An unbiased one may be off by more than
-the vector itself (QSGD with few levels): carried on, such an error would grow from round to round. It is let go then,
-which biases nothing, since its mean is zero; see DECISIONS 36.
+It converges for codecs that contract, ||x - Q(x)|| <= ||x||. Biased ones all do. An unbiased one may be off by more
+than the vector itself (QSGD with few levels): carried on, such an error would grow from round to round. It is let go
+then, which biases nothing, since its mean is zero (DECISIONS, "An error larger than the vector is let go").
 
 What a shared mask leaves out is not carried on. Nobody trains there: the dense copy of those coordinates is the
 server's, which moves it by the devices' reports (Lin et al. 2020, DPF: the feedback is to the dense weights), and a
@@ -34,8 +34,9 @@ def encode_with_feedback(
     """The payload of delta + residual, and the new residual: (delta + residual) - decode(payload).
 
     delta, residual: float32[d], not changed. With a mask, bool[d], both count only where it keeps them, whatever the
-    codec; the new residual is zero elsewhere. shapes, seed: as `encode` takes them. Keep the old residual until the receiver has the payload for good; a
-    payload that is refused must leave it as it was. Raises ValueError as `encode` does.
+    codec; the new residual is zero elsewhere. shapes, seed: as `encode` takes them. Keep the old residual until the
+    receiver has the payload for good; a payload that is refused must leave it as it was. Raises ValueError as `encode`
+    does.
     """
     if delta.shape != residual.shape:
         raise ValueError(f"residual: {residual.shape} does not fit the delta {delta.shape}; start again from zeros")

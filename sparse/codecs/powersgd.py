@@ -2,8 +2,8 @@
 
 Vogels et al. 2019, PowerSGD, algorithm 1. A tensor of more dimensions is a matrix of its first by all the others; one
 of a single dimension, or for which factors would be no fewer than values, is sent as it is (the paper sends these
-dense too). We depart in one thing: the paper starts from the last step's Q, which both sides would have to keep. We keep
-nothing: the start is drawn from the task's seed, and one more power iteration makes up for it.
+dense too). We depart in one thing: the paper starts from the last step's Q, which both sides would have to keep. We
+keep nothing: the start is drawn from the task's seed, and one more power iteration makes up for it.
 
 The factors of all tensors follow each other as floats: P by rows (rows x r), then Q by rows (columns x r), with
 r = min(rank, rows, columns). A value is the sum over r of P[i, r] * Q[j, r], one product and one sum of float32 after
