@@ -28,7 +28,7 @@ learning_rate = 0.05
 schedule = "constant"           # or "cosine" over all rounds, or "step": times decay_factor every decay_every rounds
 decay_every = 10
 decay_factor = 0.5
-codec = "all/float32"           # or all/float16, topk:0.05/float16, ..., and under a mask mask/float16
+codec = "all/float32"           # or all/float16, topk:0.05/ternary, ..., and under a mask mask/float16 (docs/codecs.md)
 
 [training.optimizer]
 name = "sgd"                    # or "adamw"

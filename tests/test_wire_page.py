@@ -54,6 +54,12 @@ def test_the_drawn_frame_is_what_is_sent() -> None:
     assert drawn("Update") == frame.encode(vector, parse_codec("topk:0.34/float16/bitmap"), layout)
 
 
+def test_the_drawn_frame_of_version_2_is_what_is_sent() -> None:
+    vector = np.array([0.5, -2, 0, 0.25, 0, 1], np.float32)
+    layout = bytes.fromhex("0011223344556677")
+    assert drawn("Formats of version 2") == frame.encode(vector, parse_codec("topk:0.34/ternary/rice"), layout)
+
+
 def test_the_frames_fields_follow_each_other_and_end_where_the_body_begins() -> None:
     *fields, body = rows("Update")
     at = 0

@@ -167,6 +167,8 @@ def parse_codec(text: str) -> CodecSpec:
     if scope is None:
         default = _SCOPES.get(match["values"], 0)
         scope = _number(int, "block", match["scope"], "int8@256") if match["scope"] else default
+        if scope in (WHOLE, TENSOR) and match["scope"]:
+            raise ValueError(f"codec: a block of {scope} must have at least {_LEAST_BLOCK} values; or @whole, @tensor")
     return CodecSpec(
         selection,  # type: ignore[arg-type]
         float(fraction),

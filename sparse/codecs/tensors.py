@@ -19,7 +19,7 @@ WHOLE, TENSOR = 0, 1
 
 def offsets_of(shapes: Shapes | None, d: int) -> Offsets:
     """Where the tensors begin, and d: int64[tensors + 1]. Raises ValueError where they do not make up d values."""
-    if shapes is None:
+    if shapes is None or len(shapes) == d == 0:
         return np.array([0, d], dtype=np.int64)
     offsets = np.cumsum([0, *(prod(shape) for shape in shapes)], dtype=np.int64)
     if offsets[-1] != d:
