@@ -123,6 +123,8 @@ def max_index_bytes(k: int, spec: CodecSpec, offsets: Offsets) -> int:
 
 # `auto` of these is as it was in version 1, so that agents and coordinators one version apart go on together.
 _FIRST_VALUES = tuple(SIZES)[:2]
+# Above the estimate at densities where a bitmap competes.
+_ENTROPY_OVERHEAD = 1.01
 
 
 def _encode_indices(chosen: Indices, offsets: Offsets, spec: CodecSpec) -> tuple[str, bytes]:
@@ -141,9 +143,19 @@ def _encode_indices(chosen: Indices, offsets: Offsets, spec: CodecSpec) -> tuple
     if spec.values in _FIRST_VALUES:
         coding, code = "rice", encode_rice(chosen)
     else:
-        counts = np.diff(np.searchsorted(chosen, offsets))
-        apart = estimated_bits(counts, offsets) < estimated_bits(counts.sum(keepdims=True), whole)
-        coding, code = (
-            ("rans@tensor", encode_entropy(chosen, offsets)) if apart else ("rans", encode_entropy(chosen, whole))
-        )
+        coding, code = _shortest_entropy(chosen, offsets)
     return ("bitmap", encode_bitmap(chosen, d)) if bitmap_size(d) <= len(code) else (coding, code)
+
+
+def _shortest_entropy(chosen: Indices, offsets: Offsets) -> tuple[str, bytes]:
+    """By estimate, so that one is coded and not all; a bitmap where an entropy code can hardly be shorter."""
+    d, whole = int(offsets[-1]), offsets[[0, -1]]
+    counts = np.diff(np.searchsorted(chosen, offsets))
+    apart, together = estimated_bits(counts, offsets), estimated_bits(counts.sum(keepdims=True), whole)
+    if min(apart, together) * _ENTROPY_OVERHEAD >= d:
+        return "bitmap", encode_bitmap(chosen, d)
+    return (
+        ("rans@tensor", encode_entropy(chosen, offsets))
+        if apart < together
+        else ("rans", encode_entropy(chosen, whole))
+    )

@@ -113,7 +113,12 @@ def _slots(model: Model) -> tuple[Symbols, npt.NDArray[np.uint32]]:
     """For each of the 2**14 slots of each context: its symbol; and the symbol's frequency less 1, above the 14 bits of
     the slot's place within it."""
     contexts, count = model.frequencies.shape
-    flat = model.frequencies.ravel()
-    symbol = np.repeat(np.tile(np.arange(count, dtype=np.uint8), contexts), flat)
-    place = np.arange(contexts << BITS) - np.repeat(np.cumsum(flat) - flat, flat)
-    return symbol, (place + (np.repeat(flat - 1, flat) << BITS)).astype(np.uint32)
+    symbols = np.empty(contexts << BITS, dtype=np.uint8)
+    places = np.empty(contexts << BITS, dtype=np.uint32)
+    # Row by row, so that no more than one row is there in 64 bits.
+    for context, row in enumerate(model.frequencies):
+        slots = slice(context << BITS, (context + 1) << BITS)
+        symbols[slots] = np.repeat(np.arange(count, dtype=np.uint8), row)
+        starts = np.cumsum(row) - row
+        places[slots] = np.arange(TOTAL) + np.repeat(((row - 1) << BITS) - starts, row)
+    return symbols, places

@@ -16,7 +16,7 @@ from protocol.errors import Rejection
 from protocol.layout import layout_of
 from protocol.messages import CHUNK_BYTES, BlobRef, Chunk, Envelope, Hello, Need, Offer, Receipt, TaskReport, encode
 from protocol.transport import Incoming
-from sparse.codecs import CodecSpec, encode_update
+from sparse.codecs import CodecSpec, encode_update, max_update_bytes, parse_codec
 from tests.coordinator.simulation import BUFFERS, HEAD, TOPICS, FakeAgent, Simulation, named
 
 PARAMETERS = 20
@@ -238,6 +238,18 @@ def test_messages_on_the_wrong_channel_or_of_the_wrong_side_are_counted(fleet: S
     fleet.coordinator.handle(Incoming(TOPICS.device("dev-0", "down"), hello), fleet.now)
     fleet.coordinator.handle(Incoming("elsewhere", hello), fleet.now)
     assert [r.reason for r in fleet.rejected] == ["misplaced"] * 3
+
+
+@pytest.mark.parametrize("codec", ["topk:0.5@tensor/sign/rans@tensor", "all/int8", "randk:0.5/float16", "all/drive"])
+def test_a_codec_that_needs_the_tensors_is_decoded_with_those_of_the_layout(codec: str, fleet: Simulation) -> None:
+    layout, spec = layout_of(fleet.bundle.manifest, "full"), parse_codec(codec)
+    delta = np.random.default_rng(0).standard_normal(layout.n_parameters).astype(np.float32)
+    rest, none = np.zeros(layout.n_buffers, np.float32), np.zeros(layout.n_parameters, np.float32)
+    payload, left = encode_update(delta, rest, none, spec, layout.digest, shapes=layout.shapes, seed=9)
+    assert len(payload) <= max_update_bytes(layout.n_parameters, layout.n_buffers, spec, shapes=layout.shapes)
+    decoded = check_payload(payload, codec, layout, np.zeros(fleet.bundle.manifest.total, np.float32))
+    assert not isinstance(decoded, Rejection)
+    assert not left.any() or np.allclose(decoded[0] + left, delta, atol=1e-6)
 
 
 def test_values_that_are_finite_but_make_the_model_overflow_are_refused(fleet: Simulation) -> None:

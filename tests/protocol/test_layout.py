@@ -1,5 +1,6 @@
 """What an update of a variant is made of: its parts, its digest, and variants that no manifest may hold."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,14 @@ def test_a_variant_is_made_of_what_it_trains_and_moves(manifest: Manifest) -> No
     vector = np.arange(13, dtype=np.float32)
     assert take(vector, layout.parameters).tolist() == [0, 1, 2, 3, 7, 8]
     assert take(vector, layout.buffers).tolist() == []
+
+
+def test_shapes_are_those_of_the_trained_tensors_in_their_order(manifest: Manifest) -> None:
+    shapes = {tensor.name: tuple(tensor.shape) for tensor in manifest.tensors if tensor.kind == "parameter"}
+    assert layout_of(manifest, "full").shapes == tuple(shapes.values())
+    part = layout_of(with_variant(manifest, frozen=("b",)), "part")
+    assert part.shapes == tuple(shape for name, shape in shapes.items() if name != "b")
+    assert sum(math.prod(shape) for shape in part.shapes) == part.n_parameters
 
 
 def test_variants_that_train_different_tensors_have_different_digests(manifest: Manifest) -> None:

@@ -198,7 +198,7 @@ def test_another_seed_draws_something_else(name: str) -> None:
 
 def test_topk_of_each_tensor_keeps_its_share_of_each() -> None:
     spec = parse_codec("topk:0.1@tensor/float32")
-    vector = heavy() * np.repeat(np.float32([1, 100, 1, 0.01, 1, 1]), [np.prod(s, dtype=int) for s in SHAPES])
+    vector = heavy() * np.repeat(np.array([1, 100, 1, 0.01, 1, 1], np.float32), [np.prod(s, dtype=int) for s in SHAPES])
     arrived = decode(encode(vector, spec, LAYOUT, shapes=SHAPES), D, LAYOUT, spec, shapes=SHAPES)
     at = 0
     for size in (180, 12, 480, 40, 7):

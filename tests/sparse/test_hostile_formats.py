@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse.codecs import PayloadError, decode, encode, parse_codec
+from sparse.codecs.selection import Vector
 
 LAYOUT = bytes(range(8))
 SHAPES = ((4, 6), (6,), (5, 2, 3))
@@ -34,11 +35,11 @@ CODECS = [
 ]
 
 
-def payload_of(name: str, vector: np.ndarray = VECTOR) -> bytes:  # type: ignore[type-arg]
-    return encode(vector, parse_codec(name), LAYOUT, MASK, SHAPES, 3)
+def payload_of(name: str) -> bytes:
+    return encode(VECTOR, parse_codec(name), LAYOUT, MASK, SHAPES, 3)
 
 
-def read(payload: bytes, name: str | None = None, d: int = D) -> np.ndarray:  # type: ignore[type-arg]
+def read(payload: bytes, name: str | None = None, d: int = D) -> Vector:
     spec = parse_codec(name) if name else None
     mask = MASK if d == D and payload[5:6] == b"\2" else None
     return decode(payload, d, LAYOUT, spec, mask, SHAPES if d == D else None)
@@ -207,6 +208,23 @@ def test_a_small_payload_allocates_and_computes_in_proportion_to_its_vector() ->
     finally:
         tracemalloc.stop()
     assert peak < 60_000_000
+
+
+def test_many_tensors_of_different_density_take_little_memory() -> None:
+    sizes = [1000 + 7 * i for i in range(200)]
+    rng = np.random.default_rng(0)
+    kept = [rng.random(size) < 0.2 * 0.97**i for i, size in enumerate(sizes)]
+    vector, shapes = np.concatenate(kept).astype(np.float32), [(size,) for size in sizes]
+    spec = parse_codec(f"topk:{vector.mean()}/ternary/rans@tensor")
+    tracemalloc.start()
+    try:
+        payload = encode(vector, spec, LAYOUT, shapes=shapes)
+        arrived = decode(payload, len(vector), LAYOUT, spec, shapes=shapes)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(arrived, vector)
+    assert peak < 40 * len(vector)
 
 
 @pytest.mark.parametrize("d", [0, 1])
