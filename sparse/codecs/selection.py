@@ -45,8 +45,9 @@ def _largest(magnitude: npt.NDArray[np.uint32], k: int) -> Indices:
     if k == len(magnitude):
         return np.arange(k, dtype=np.int64)
     smallest_kept = np.partition(magnitude, len(magnitude) - k)[len(magnitude) - k]
-    above = np.flatnonzero(magnitude > smallest_kept)
-    ties = np.flatnonzero(magnitude == smallest_kept)[: k - len(above)]
-    indices = np.concatenate([above, ties])
-    indices.sort()
+    indices = np.flatnonzero(magnitude >= smallest_kept)
+    surplus = len(indices) - k
+    if surplus:
+        ties = np.flatnonzero(magnitude[indices] == smallest_kept)
+        indices = np.delete(indices, ties[-surplus:])
     return indices
