@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 PROJECT = Path(__file__).parents[2]
 # NumPy has no public name for these.
@@ -44,8 +43,7 @@ def told(**environment: str) -> dict[str, object]:
 
 def test_payloads_are_read_and_written_alike_without_vector_instructions() -> None:
     enabled = [name for name in _CORE.__cpu_dispatch__ if _CORE.__cpu_features__.get(name)]
-    if not enabled:
-        pytest.skip("NumPy has nothing to switch off on this processor")
     plain, reduced = told(), told(NPY_DISABLE_CPU_FEATURES=" ".join(enabled))
-    assert plain.pop("features") != reduced.pop("features")
+    # A processor without any has nothing to switch off, and two processes that must agree all the same.
+    assert (plain.pop("features") != reduced.pop("features")) == bool(enabled)
     assert plain == reduced
