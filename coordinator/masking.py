@@ -19,10 +19,10 @@ from protocol.manifest import Manifest
 from protocol.messages import MAX_REPORT
 from sparse import scores
 from sparse.codecs import parse_codec
-from sparse.masks import Mask, masked, unpack_mask
+from sparse.masks import Mask, masked
 from sparse.pruning import check_sparsity, select
 from sparse.schedules import Schedule, sparsity_at
-from sparse.tensors import FlatTensor, prunable_mask
+from sparse.tensors import FlatTensor, mask_over
 
 # Where the sparsity ends to rise, of all rounds: the paper prunes until its second decay of the learning rate, epoch
 # 225 of 300.
@@ -62,12 +62,9 @@ def first_mask(settings: Settings, bundle: Bundle, dense: Vector) -> Mask | None
     if data is None:
         return None
     try:
-        mask = unpack_mask(data, bundle.manifest.parameters)
+        return mask_over(parameters_of(bundle.manifest), data)
     except ValueError as error:
         raise BundleError(f"{bundle.manifest.mask}: {error}; export the bundle again") from None
-    if not (mask | prunable_mask(parameters_of(bundle.manifest))).all():
-        raise BundleError(f"{bundle.manifest.mask}: leaves out what is not prunable; export the bundle again")
-    return mask
 
 
 def next_mask(settings: Settings, manifest: Manifest, before: Mask | None, dense: Vector, version: int) -> Mask | None:

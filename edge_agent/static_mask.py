@@ -8,8 +8,8 @@ from protocol.errors import BundleError
 from protocol.layout import layout_of
 from protocol.manifest import FULL
 from sparse.dynamic import SparseRule
-from sparse.masks import Mask, sparsity_of, unpack_mask
-from sparse.tensors import prunable_mask
+from sparse.masks import Mask, sparsity_of
+from sparse.tensors import mask_over, prunable_mask
 
 
 def mask_of(bundle: Bundle, variant: str = FULL) -> Mask | None:
@@ -21,13 +21,10 @@ def mask_of(bundle: Bundle, variant: str = FULL) -> Mask | None:
     if data is None:
         return None
     try:
-        whole = unpack_mask(data, bundle.manifest.parameters)
+        whole = mask_over(flat_tensors(bundle.manifest, FULL), data)
     except ValueError as error:
         raise BundleError(f"{bundle.manifest.mask}: {error}; export the bundle again") from None
     mask: Mask = np.concatenate([whole[part] for part in layout_of(bundle.manifest, variant).parameters])
-    for tensor in flat_tensors(bundle.manifest, variant):
-        if not tensor.prunable and not mask[tensor.part].all():
-            raise BundleError(f"{bundle.manifest.mask}: leaves out values of {tensor.name}, which is not prunable")
     return None if mask.all() else mask
 
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from sparse.masks import Mask
+from sparse.masks import Mask, unpack_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,18 @@ def prunable_mask(tensors: Sequence[FlatTensor]) -> Mask:
     mask = np.zeros(sum(t.size for t in tensors), dtype=np.bool_)
     for t in tensors:
         mask[t.part] = t.prunable
+    return mask
+
+
+def mask_over(tensors: Sequence[FlatTensor], data: bytes) -> Mask:
+    """The mask over all their values whose bytes these are (masks.pack_mask): bool[n].
+
+    Raises ValueError for another length, and for a mask that leaves out what is not prunable, by the tensor's name.
+    """
+    mask = unpack_mask(data, sum(t.size for t in tensors))
+    for t in tensors:
+        if not t.prunable and not mask[t.part].all():
+            raise ValueError(f"mask: leaves out values of {t.name}, which is not prunable")
     return mask
 
 

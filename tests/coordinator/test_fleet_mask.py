@@ -416,5 +416,5 @@ def test_a_bundle_whose_mask_leaves_out_a_bias_is_refused(tmp_path: Path) -> Non
     bias = BROUGHT.copy()
     bias[-1] = False
     bundle = tiny.write_bundle(tmp_path / "bundle", mask=bias)
-    with pytest.raises(BundleError, match=r"mask\.bin: leaves out what is not prunable; export"):
+    with pytest.raises(BundleError, match=r"mask\.bin: mask: leaves out values of bias, which is not prunable; export"):
         first_mask(settings, bundle, np.zeros(tiny.TOTAL, np.float32))
