@@ -80,7 +80,7 @@ class Coordinator:
         self._rivals = Rivals(CoordinatorState(store.epoch, accepting=True, run=store.run))
         self._restraint = Restraint()
         self._greeted: set[str] = set()
-        self._tier_of: dict[str, str | None] = {}
+        self._tier_of: dict[str, str | Rejection | None] = {}
         self._noted = dict(self._link.traffic)
         self._uncounted: dict[tuple[str, str], tuple[int, str]] = {}
         self._connected, self._outage_logged = False, False
@@ -337,7 +337,7 @@ class Coordinator:
             self._finished = True
             self._emit(Finished(reason, self._versions.number))
             return
-        present, least = len(self._fleet.present()), self._settings.rounds.least
+        present, least = len(self._able()), self._settings.rounds.least
         if present < least:
             if present != self._waiting_with:
                 log.info("waiting for devices present=%d needed=%d", present, least)
@@ -438,24 +438,27 @@ class Coordinator:
 
     def _make_task(self, device: str) -> Task:
         version, variant = self._versions.number, self._tier_of[device]
+        assert not isinstance(variant, Rejection), "only able devices are asked"
         seen = self._versions.view(variant or FULL)
         run, manifest = self._store.run, self._library.manifest
         return make_task(self._settings, run, version + 1, device, manifest, version, seen, variant)
 
     def _spare(self) -> Iterator[str]:
-        """The devices present, the next to be asked first; worked out only when the table looks."""
+        """The devices that can be asked, the next one first; worked out only when the table looks."""
         number = self._versions.number + 1
+        asked = {device: self._invitations.get(device, 0) for device in self._able()}
+        yield from order_devices(asked, self._settings.seed, number)
+
+    def _able(self) -> list[str]:
+        """The devices present that some tier fits; of the others it is counted once why."""
         assigned = self._tiers.assigned(
             self._fleet.present(), self._fleet, self._store.paces(), self._uploads.bytes_per_s
         )
-        asked = {}
         for device, tier in assigned.items():
-            if isinstance(tier, Rejection):
+            if isinstance(tier, Rejection) and self._tier_of.get(device) != tier:
                 self._count(device, tier)
-            else:
-                self._tier_of[device] = tier
-                asked[device] = self._invitations.get(device, 0)
-        yield from order_devices(asked, self._settings.seed, number)
+        self._tier_of = assigned
+        return [device for device, tier in assigned.items() if not isinstance(tier, Rejection)]
 
     def _show(self, device: str) -> None:
         seen = self._fleet[device]

@@ -115,6 +115,20 @@ def test_a_device_gets_the_widest_tier_that_its_memory_holds_and_one_too_small_i
     fleet.store.close()
 
 
+def test_a_round_waits_for_as_many_devices_as_can_work_in_it_and_counts_the_others_once(tmp_path: Path) -> None:
+    fleet = Simulation.make(tmp_path, devices=2, tiers=TierSettings(), count=1)
+    small = fleet.add("dev-small")
+    small.memory_mib = 64
+    for _ in range(200):
+        fleet.turn()
+    assert not any(tasks_of(fleet, device) for device in fleet.agents)
+    assert [event.device for event in fleet.rejected] == ["dev-small"]
+    fleet.add("dev-2")
+    fleet.finish()
+    assert fleet.committed[0].devices == 3
+    fleet.store.close()
+
+
 def test_a_tier_that_is_not_there_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigurationError, match=r"'dev-0' is to work on 'tier-025'; the tiers in use are full, tier-050"
