@@ -410,8 +410,8 @@ class Coordinator:
         self._round, self._tasks = None, {}
         self._retry.clear()
         self._uploads.clear()
-        self._store.sweep()
-        self._link.tell_everyone("notice", Announcement(self._versions.number, self._versions.blob))
+        self._store.sweep(self._settings.downlink.keep_versions)
+        self._link.tell_everyone("notice", Announcement(self._versions.number, self._versions.published))
         log.info("committed round=%d version=%d devices=%d", number, self._versions.number, devices)
         self._emit(
             RoundCommitted(
@@ -439,7 +439,7 @@ class Coordinator:
     def _make_task(self, device: str) -> Task:
         version, variant = self._versions.number, self._tier_of[device]
         assert not isinstance(variant, Rejection), "only able devices are asked"
-        seen = self._versions.view(variant or FULL)
+        seen = self._versions.for_device(variant or FULL, device, newcomer=device not in self._invitations)
         run, manifest = self._store.run, self._library.manifest
         return make_task(self._settings, run, version + 1, device, manifest, version, seen, variant)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coordinator.downlink import Published, publish
 from coordinator.evaluate import Examine
 from coordinator.feedback import motion, with_feedback
 from coordinator.fold import Decoded, Weighted, fold
@@ -21,17 +22,18 @@ from edge_agent.runtimes.engine import Evaluation, Vector
 from edge_agent.runtimes.parameters import initial_model
 from protocol.bundle import Bundle
 from protocol.errors import SparsefleetError
-from protocol.layout import put
-from protocol.manifest import Manifest
+from protocol.layout import layout_of, put
+from protocol.manifest import FULL, Manifest
 from sparse.codecs import decode_report
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A version ready to be committed. dense: float32[total]."""
+    """A version ready to be committed. dense: float32[total], of the coordinator. public: of the devices."""
 
     version: ModelVersion
     dense: Vector
+    public: Vector
     structure: Structure
     fold_s: float
     evaluation_s: float
@@ -42,16 +44,19 @@ def first_model(store: Store, bundle: Bundle, settings: Settings, examine: Exami
     dense = initial_model(bundle)
     structure = first_structure(settings, bundle, dense)
     found = examine(deployed(dense, structure)) if examine is not None else None
-    version = _stored(store, 0, dense, pack_state(initial_state()), structure, found)
+    version = _stored(store, 0, dense, Published(dense), pack_state(initial_state()), structure, found)
     store.add_initial(version)
     return version
 
 
 def load_model(store: Store, version: ModelVersion, manifest: Manifest) -> Vector:
     """The model of a version, float32[total]. Raises SparsefleetError when the disk no longer has it."""
-    data = _read(store, version, version.blob.digest)
-    assert len(data) == 4 * manifest.total
-    return np.frombuffer(data, dtype="<f4").astype(np.float32)
+    return _vector(_read(store, version, version.blob.digest), manifest)
+
+
+def load_public(store: Store, version: ModelVersion, manifest: Manifest) -> Vector:
+    """What devices hold of a version, float32[total]. Raises SparsefleetError when the disk no longer has it."""
+    return _vector(_read(store, version, version.published.digest), manifest)
 
 
 def load_structure(store: Store, version: ModelVersion) -> Structure:
@@ -100,15 +105,23 @@ def next_model(
     state = unpack_state(store.models.read(base.server_state))
     state, dense = server_step(settings.server, state, views.dense, folded)
     structure = next_structure(settings, manifest, views.structure, dense, base.version + 1)
+    layout = layout_of(manifest, FULL)
+    published = publish(settings, layout, views.public, dense, base.version + 1, store.put_model)
     done = clock()
     found = examine(deployed(dense, structure)) if examine is not None else None
     evaluated = clock() - done
-    version = _stored(store, base.version + 1, dense, pack_state(state), structure, found)
-    return Made(version, dense, structure, clock() - started - evaluated, evaluated)
+    version = _stored(store, base.version + 1, dense, published, pack_state(state), structure, found)
+    return Made(version, dense, published.model, structure, clock() - started - evaluated, evaluated)
 
 
 def _stored(
-    store: Store, number: int, dense: Vector, state: bytes, structure: Structure, found: Evaluation | None
+    store: Store,
+    number: int,
+    dense: Vector,
+    published: Published,
+    state: bytes,
+    structure: Structure,
+    found: Evaluation | None,
 ) -> ModelVersion:
     blob, state_blob = store.put_model(dense.astype("<f4").tobytes()), store.put_model(state)
     return ModelVersion(
@@ -118,7 +131,14 @@ def _stored(
         structure=None if structure.plain else store.put_model(pack_structure(structure)).digest,
         loss=None if found is None else found.loss,
         metrics={} if found is None else found.metrics,
+        public=published.blob,
+        difference=published.difference,
     )
+
+
+def _vector(data: bytes, manifest: Manifest) -> Vector:
+    assert len(data) == 4 * manifest.total
+    return np.frombuffer(data, dtype="<f4").astype(np.float32)
 
 
 def _read(store: Store, version: ModelVersion, digest: bytes) -> bytes:

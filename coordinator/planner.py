@@ -77,6 +77,7 @@ def make_task(
         variant=variant,
         channels=view.channels,
         mask=_mask(settings, round_number, view),
+        differences=view.differences,
     )
 
 

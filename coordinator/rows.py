@@ -13,7 +13,8 @@ from protocol.messages import BlobRef, Envelope, Offer, Receipt, Task, decode, e
 class ModelVersion:
     """One version of the model: where it is, the server state and structure beside it, and how it did on held-out data.
 
-    structure: the digest of what of it devices work on; None where they all work on the whole.
+    structure: the digest of what of it devices work on; None where they all work on the whole. public: the model that
+    devices hold, None where it is this one. difference: what leads to that from the one they held before, if anything.
     """
 
     version: int
@@ -22,6 +23,13 @@ class ModelVersion:
     loss: float | None
     metrics: Mapping[str, float]
     structure: bytes | None = None
+    public: BlobRef | None = None
+    difference: BlobRef | None = None
+
+    @property
+    def published(self) -> BlobRef:
+        """The whole model that devices fetch."""
+        return self.public or self.blob
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +102,8 @@ class RoundFigures:
 
 def insert_model(sql: sqlite3.Connection, model: ModelVersion) -> None:
     sql.execute(
-        "INSERT INTO models (version, digest, size, server_state, loss, metrics, structure) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO models (version, digest, size, server_state, loss, metrics, structure, public, difference, "
+        "difference_size) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             model.version,
             model.blob.digest,
@@ -104,6 +112,9 @@ def insert_model(sql: sqlite3.Connection, model: ModelVersion) -> None:
             model.loss,
             json.dumps(dict(model.metrics)),
             model.structure,
+            None if model.public is None else model.public.digest,
+            None if model.difference is None else model.difference.digest,
+            None if model.difference is None else model.difference.size,
         ),
     )
 

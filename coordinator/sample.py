@@ -64,6 +64,10 @@ report_every = 2                # rounds between reports of gradients off the ma
 report_fraction = 0.05          # of the parameters left out, whose gradients a report tells
 distribution = "global"         # one threshold over all tensors; or "uniform", "erk"
 
+[downlink]
+codec = "all/float32"           # the model, whole; or its difference to one that the device has, as topk:0.1/int8
+keep_versions = 8               # a device further behind gets the whole model
+
 [evaluation]
 # data = "test.npz"             # held-out examples; without them no accuracy is known
 every = 1                       # rounds between evaluations

@@ -9,7 +9,7 @@ from pathlib import Path
 from protocol.disk import disk_named, is_disk_trouble
 from protocol.errors import ConfigurationError, NothingToDoError, SparsefleetError
 
-VERSION = 4
+VERSION = 5
 DATABASE = "coordinator.sqlite"
 LOCK = "lock"
 
@@ -25,7 +25,8 @@ CREATE TABLE traffic (
 ) WITHOUT ROWID;
 CREATE TABLE models (
   version INTEGER PRIMARY KEY, digest BLOB NOT NULL, size INTEGER NOT NULL, kept INTEGER NOT NULL DEFAULT 1,
-  server_state BLOB NOT NULL, loss REAL, metrics TEXT NOT NULL, structure BLOB
+  server_state BLOB NOT NULL, loss REAL, metrics TEXT NOT NULL, structure BLOB,
+  public BLOB, difference BLOB, difference_size INTEGER
 );
 CREATE TABLE rounds (
   round INTEGER PRIMARY KEY, state TEXT NOT NULL, base_version INTEGER NOT NULL, opened_s REAL NOT NULL,
@@ -63,6 +64,10 @@ _STEPS = {
     2: "ALTER TABLE updates ADD COLUMN variant TEXT NOT NULL DEFAULT 'full';",
     3: "ALTER TABLE models ADD COLUMN structure BLOB;",
     4: "ALTER TABLE updates ADD COLUMN peak_mib REAL;",
+    5: (
+        "ALTER TABLE models ADD COLUMN public BLOB; ALTER TABLE models ADD COLUMN difference BLOB; "
+        "ALTER TABLE models ADD COLUMN difference_size INTEGER;"
+    ),
 }
 
 

@@ -8,12 +8,13 @@ from typing import Literal, get_args
 
 from edge_agent.runtimes.optimizers import OptimizerSettings
 from protocol.errors import ConfigurationError
-from protocol.messages import OptimizerSpec
+from protocol.messages import MAX_DIFFERENCES, OptimizerSpec
 from protocol.mqtt import parse_url
 from protocol.records import write_record
 from protocol.settings import load_settings
 from protocol.topics import check_name
 from sparse.codecs import parse_codec
+from sparse.codecs.spec import DENSE
 from sparse.distributions import Distribution, check_distribution
 
 Schedule = Literal["constant", "cosine", "step"]
@@ -187,6 +188,26 @@ class SparsitySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class DownlinkSettings:
+    """How the model travels to devices (downlink.py): under `codec` as the difference to a version before, for a device
+    that is at most `keep_versions` behind; all/float32 sends every version whole."""
+
+    codec: str = "all/float32"
+    keep_versions: int = 8
+
+    def __post_init__(self) -> None:
+        if parse_codec(self.codec).selection == "mask":
+            raise ValueError(f"codec: {self.codec} needs a mask, and whole models have none; use topk:0.1/int8")
+        if not 1 <= self.keep_versions <= MAX_DIFFERENCES:
+            raise ValueError(f"keep_versions: {self.keep_versions} must be from 1 to {MAX_DIFFERENCES}")
+
+    @property
+    def compressed(self) -> bool:
+        """Whether devices hold another model than the coordinator."""
+        return parse_codec(self.codec) != DENSE
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationSettings:
     """Held-out data (.npz, one array for each input and target) and how often models are tried on it."""
 
@@ -227,6 +248,7 @@ class Settings:
     server: ServerSettings = field(default_factory=ServerSettings)
     tiers: TierSettings = field(default_factory=TierSettings)
     sparsity: SparsitySettings = field(default_factory=SparsitySettings)
+    downlink: DownlinkSettings = field(default_factory=DownlinkSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
 
@@ -257,6 +279,11 @@ def _check_sparsity(settings: Settings) -> None:
     sparsity, training, count = settings.sparsity, settings.training, settings.rounds.count
     if not sparsity.final:
         return
+    if settings.downlink.compressed:
+        raise ValueError(
+            f"downlink.codec: under a mask the model travels whole, as the values that it keeps; set all/float32, or "
+            f"sparsity.final = 0 (it is {sparsity.final:g})"
+        )
     if sparsity.end_round is not None and sparsity.end_round > count:
         raise ValueError(
             f"sparsity.end_round: the last round is {count} (rounds.count), so that {sparsity.final:g} would never be "

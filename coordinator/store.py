@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 from coordinator import rows
@@ -22,7 +23,7 @@ from coordinator.settings import LimitSettings
 from coordinator.traffic import Sender, Traffic
 from protocol.blobs import BlobStore
 from protocol.errors import ConfigurationError, SparsefleetError
-from protocol.messages import BlobRef, Envelope, Offer, Receipt, Task, decode
+from protocol.messages import BlobRef, Difference, Envelope, Offer, Receipt, Task, decode
 
 # Receipts of rejections, for a device that offers again what was refused; a flood of them is not worth the disk.
 MAX_REJECTED_RECEIPTS = 256
@@ -91,13 +92,29 @@ class Store:
     def version(self, number: int) -> ModelVersion | None:
         """A version of which something is kept on disk, and the newest in any case."""
         row = self._sql.execute(
-            "SELECT version, digest, size, server_state, loss, metrics, structure FROM models WHERE version = ? "
+            "SELECT version, digest, size, server_state, loss, metrics, structure, public, difference, "
+            "difference_size FROM models WHERE version = ? "
             "AND (kept = 1 OR version = (SELECT max(version) FROM models))",
             (number,),
         ).fetchone()
         if row is None:
             return None
-        return ModelVersion(row[0], BlobRef(row[1], row[2]), row[3], row[4], json.loads(row[5]), row[6])
+        return ModelVersion(
+            *(row[0], BlobRef(row[1], row[2]), row[3], row[4], json.loads(row[5]), row[6]),
+            public=None if row[7] is None else BlobRef(row[7], row[2]),
+            difference=None if row[8] is None else BlobRef(row[8], row[9]),
+        )
+
+    def differences(self, number: int, keep: int) -> tuple[Difference, ...]:
+        """The steps that lead to what devices hold of a version, newest last: `keep` of them, or as many as there are
+        without a gap."""
+        found = self._sql.execute(
+            "SELECT coalesce(b.public, b.digest), m.difference, m.difference_size FROM models m JOIN models b "
+            "ON b.version = m.version - 1 WHERE m.version <= ? AND m.version > ? ORDER BY m.version DESC",
+            (number, number - keep),
+        )
+        steps = takewhile(lambda row: row[1] is not None and self.models.has(row[1]), found)
+        return tuple(Difference(base, BlobRef(digest, size)) for base, digest, size in steps)[::-1]
 
     def open_round(
         self, number: int, base_version: int, tasks: Mapping[str, Task], bytes_before: tuple[int, int]
@@ -268,6 +285,13 @@ class Store:
         """How many rounds each device was asked to join."""
         return dict(self._sql.execute("SELECT device, count(*) FROM tasks GROUP BY device"))
 
+    def delivered(self, device: str) -> int | None:
+        """The last round of which an update of the device was accepted."""
+        number: int | None = self._sql.execute("SELECT max(round) FROM updates WHERE device = ?", (device,)).fetchone()[
+            0
+        ]
+        return number
+
     def paces(self) -> dict[str, Pace]:
         """Of each device's last accepted update."""
         found = self._sql.execute("SELECT device, variant, steps, train_s, max(round) FROM updates GROUP BY device")
@@ -320,24 +344,30 @@ class Store:
                     self.updates.remove(digest)
         return True
 
-    def sweep(self) -> None:
-        """Removes every blob no row speaks of; called after a commit, when no transfer is wanted any more."""
+    def sweep(self, keep_versions: int) -> None:
+        """Removes every blob no row speaks of; called after a commit, when no transfer is wanted any more.
+
+        keep_versions: of so many the differences that lead to the current one are kept.
+        """
         self.updates.keep_only({row[0] for row in self._sql.execute("SELECT digest FROM updates WHERE kept = 1")})
         wanted = {row[0] for row in self._sql.execute("SELECT digest FROM models WHERE kept = 1")}
         # The mask of each is what makes it a model to deploy.
         wanted |= {row[0] for row in self._sql.execute("SELECT structure FROM models WHERE kept = 1") if row[0]}
         current = self.current()
         if current is not None:
-            wanted.add(current.server_state)
+            wanted |= {current.server_state, current.published.digest}
+            wanted |= {step.blob.digest for step in self.differences(current.version, keep_versions)}
         self.models.keep_only(wanted)
 
     def _drop_oldest_model(self) -> bool:
         found = self._sql.execute("SELECT version, digest FROM models WHERE kept = 1 ORDER BY version").fetchall()
+        current = self.current()
         if len(found) < 2:
             return False
         with self._transaction() as sql:
             sql.execute("UPDATE models SET kept = 0 WHERE version = ?", (found[0][0],))
-        if found[0][1] not in [digest for _, digest in found[1:]]:
+        published = None if current is None else current.published.digest
+        if found[0][1] not in [published, *(digest for _, digest in found[1:])]:
             self.models.remove(found[0][1])
         return True
 

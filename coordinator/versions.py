@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from coordinator.downlink import check_downlink, steps_for
 from coordinator.evaluate import Examine, accuracy_of
 from coordinator.masking import check_mask
-from coordinator.next_model import first_model, load_model, load_structure, next_model
+from coordinator.next_model import first_model, load_model, load_public, load_structure, next_model
 from coordinator.rows import ModelVersion, RoundFigures
 from coordinator.settings import Settings
 from coordinator.store import Store
@@ -26,10 +27,13 @@ class Versions:
         self._settings, self._manifest, self._store = settings, bundle.manifest, store
         self._clock, self._examine = clock, examine
         check_mask(settings, bundle.manifest)
+        check_downlink(settings, masked=bundle.manifest.mask is not None)
         version = store.current() or first_model(store, bundle, settings, examine)
         before = store.version(version.version - 1)
         held = load_structure(store, before).mask if before is not None else None
-        self._set(version, load_model(store, version, bundle.manifest), load_structure(store, version), held)
+        dense = load_model(store, version, bundle.manifest)
+        public = load_public(store, version, bundle.manifest) if version.public is not None else dense
+        self._set(version, dense, public, load_structure(store, version), held)
 
     @property
     def number(self) -> int:
@@ -37,8 +41,9 @@ class Versions:
         return self._current.version
 
     @property
-    def blob(self) -> BlobRef:
-        return self._current.blob
+    def published(self) -> BlobRef:
+        """The whole model that devices fetch."""
+        return self._current.published
 
     @property
     def accuracy(self) -> float | None:
@@ -51,6 +56,14 @@ class Versions:
     def view(self, variant: str) -> View:
         """What a device of a variant works on."""
         return self._views.of(variant)
+
+    def for_device(self, variant: str, device: str, *, newcomer: bool) -> View:
+        """The same, with no more of the steps to it than this device may need."""
+        seen = self._views.of(variant)
+        if newcomer or not seen.differences:
+            return replace(seen, differences=())
+        held = (self._store.delivered(device) or 1) - 1
+        return replace(seen, differences=steps_for(seen.differences, seen.blob, self.number, held))
 
     def whole_mask(self, shared: SharedMask) -> SharedMask:
         """The same, for a device that has not the mask to which it is a difference."""
@@ -86,9 +99,13 @@ class Versions:
             bytes_down=bytes_now[1] - bytes_before[1],
         )
         self._store.commit_round(number, made.version, figures)
-        self._set(made.version, made.dense, made.structure, self._views.structure.mask)
+        self._set(made.version, made.dense, made.public, made.structure, self._views.structure.mask)
         return figures
 
-    def _set(self, version: ModelVersion, dense: Vector, structure: Structure, held: Mask | None) -> None:
+    def _set(
+        self, version: ModelVersion, dense: Vector, public: Vector, structure: Structure, held: Mask | None
+    ) -> None:
         self._current = version
-        self._views = Views(self._manifest, dense, version.blob, structure, self._store.put_model, held)
+        steps = self._store.differences(version.version, self._settings.downlink.keep_versions)
+        put = self._store.put_model
+        self._views = Views(self._manifest, dense, version.published, structure, put, held, public, steps)

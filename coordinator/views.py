@@ -11,7 +11,7 @@ from coordinator.structure import Structure
 from edge_agent.runtimes.engine import Vector
 from protocol.layout import Layout, layout_of, take
 from protocol.manifest import Manifest
-from protocol.messages import BlobRef, SharedMask, Task
+from protocol.messages import BlobRef, Difference, SharedMask, Task
 from protocol.width import Places, narrowed, places
 from sparse.codecs import Shared, encode_mask
 from sparse.masks import Mask, mask_digest
@@ -24,7 +24,7 @@ class View:
     layout: of updates, in the view's own vector. model: float32[total of the view]. places: where each value of it lies
     in the whole model, None for the whole model. channels: names the choice of channels it was cut by. mask: over the
     layout's parameters, under which the model is 0 and the blob has no values where it leaves out. announced: how a
-    device comes by that mask, over all parameters.
+    device comes by that mask, over all parameters. differences: steps that lead to a whole model from older ones.
     """
 
     variant: str
@@ -35,6 +35,7 @@ class View:
     channels: bytes | None = None
     mask: Mask | None = None
     announced: SharedMask | None = None
+    differences: tuple[Difference, ...] = ()
 
     def shared(self, task: Task) -> Shared | None:
         """What both sides know of an update for this task."""
@@ -42,8 +43,12 @@ class View:
 
 
 class Views:
-    """The views of one version, each made when it is first asked for. put: stores bytes and names them. held: the mask
-    of the version before, which devices have."""
+    """The views of one version, each made when it is first asked for.
+
+    dense: float32[total], what the coordinator goes on from. public, blob: the same, or what devices hold in its place
+    (downlink.py), and differences the steps to it. put: stores bytes and names them. held: the mask of the version
+    before, which devices have.
+    """
 
     def __init__(
         self,
@@ -53,8 +58,11 @@ class Views:
         structure: Structure,
         put: Callable[[bytes], BlobRef],
         held: Mask | None = None,
+        public: Vector | None = None,
+        differences: tuple[Difference, ...] = (),
     ) -> None:
         self.dense, self.structure, self._held = dense, structure, held
+        self.public, self._differences = dense if public is None else public, differences
         self._manifest, self._blob, self._put = manifest, blob, put
         self._made: dict[str, View] = {}
 
@@ -69,14 +77,14 @@ class Views:
         if self.structure.mask is not None:
             return self._under_mask(variant, layout, self.structure.mask)
         if variant not in self.structure.channels:
-            return View(variant, layout, self.dense, self._blob)
+            return View(variant, layout, self.public, self._blob, differences=self._differences)
         where = places(self._manifest, self.structure.channels[variant])
-        model = np.ascontiguousarray(self.dense[where])
+        model = np.ascontiguousarray(self.public[where])
         blob = self._put(model.astype("<f4").tobytes())
         return View(variant, layout, model, blob, where, self.structure.named(variant))
 
     def _under_mask(self, variant: str, layout: Layout, mask: Mask) -> View:
-        model = deployed(self.dense, self.structure)
+        model = deployed(self.public, self.structure)
         kept = np.concatenate([mask, np.ones(len(model) - len(mask), np.bool_)])
         blob = self._put(model[kept].astype("<f4").tobytes())
         own = take(mask, layout.parameters)

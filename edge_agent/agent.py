@@ -8,6 +8,7 @@ import numpy as np
 
 from edge_agent import job as jobs
 from edge_agent.assets import Assets
+from edge_agent.differences import CatchUp
 from edge_agent.link import Link
 from edge_agent.masks import MaskShelf
 from edge_agent.runtimes.backends import UnusableError
@@ -80,7 +81,8 @@ class Agent:
         state = store.blobs.root.parent
         self._workshop = Workshop(settings.data, base, state, settings.training)
         masks, variant = MaskShelf(state / "masks"), settings.training.variant
-        self._assets = Assets(state / "bundles", store.blobs, masks, variant, self._workshop.selected)
+        catch_up = CatchUp(store.blobs, self._promised)
+        self._assets = Assets(state / "bundles", store.blobs, masks, catch_up, variant, self._workshop.selected)
         self._connected, self._outage_logged = False, False
         self._epoch: int | None = None
         self._coordinator_here = True
@@ -169,7 +171,7 @@ class Agent:
                 self._take(body, now)
             case Unavailable(digest, reason):
                 if self._receiving is not None and self._receiving.blob.digest == digest:
-                    self._on(jobs.Stopped("refused", "unavailable", f"{digest.hex()[:12]}: {reason}"))
+                    self._lack(digest, reason)
             case Receipt():
                 self._settle(body, now)
             case _:
@@ -193,6 +195,14 @@ class Agent:
             data = self._store.blobs.read_chunk(digest, index)
             if data is not None:
                 self._link.send("up/blob", Chunk(digest, index, data))
+
+    def _lack(self, digest: bytes, reason: str) -> None:
+        """A blob that the coordinator has no more: the task ends, unless there is another way to do it."""
+        assert self.job.task is not None
+        if self._assets.do_without(self.job.task, digest, reason):
+            self._receiving = None
+        else:
+            self._on(jobs.Stopped("refused", "unavailable", f"{digest.hex()[:12]}: {reason}"))
 
     def _take(self, chunk: Chunk, now: float) -> None:
         if self._receiving is None:
@@ -288,7 +298,7 @@ class Agent:
         assert task is not None
         if self._receiving is not None and self._receiving.complete:
             blob, self._receiving = self._receiving.blob, None
-            if not self._store.blobs.finish(blob):
+            if not self._store.blobs.finish(blob) and not self._assets.do_without(task, blob.digest, "one is damaged"):
                 self._on(jobs.Stopped("failed", "damaged", f"blob {blob.digest.hex()[:12]} has another digest"))
                 return
         if self._receiving is None:
@@ -348,7 +358,8 @@ class Agent:
         assert bench is not None
         assert training is not None
         base, shared = self._assets.model(task, bench.manifest), self._assets.shared(task, bench.manifest)
-        offer = pack(self._store, task, bench, base, training.result(), shared)
+        most_missed = self._settings.training.residual_rounds
+        offer = pack(self._store, task, bench, base, training.result(), most_missed, shared)
         log.info("update kept task=%s loss=%.4f train_s=%.3f", offer.task, offer.loss, offer.train_s)
         self._on(jobs.Packed())
         self._offer_at, self._offer_retry_s = now, FIRST_RETRY_S
@@ -361,12 +372,15 @@ class Agent:
         for decision in decisions:
             self._carry_out(decision)
 
+    def _promised(self) -> set[bytes]:
+        return {offer.blob.digest for offer in self._store.outbox()}
+
     def _carry_out(self, decision: jobs.Decision) -> None:
         match decision:
             case jobs.Remember(task):
                 log.info("task=%s round=%d codec=%s", task.name, task.round, task.codec)
                 self._store.remember_task(task)
-                self._assets.keep_only_for(task, {offer.blob.digest for offer in self._store.outbox()})
+                self._assets.keep_only_for(task, self._promised())
             case jobs.Forget():
                 self._store.forget_task()
                 self._receiving = self._training = self._bench = None

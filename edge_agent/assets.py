@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_agent.differences import CatchUp
 from edge_agent.masks import MaskShelf
 from edge_agent.runtimes.backends import AUTO, Selection
 from edge_agent.runtimes.engine import Vector
@@ -38,6 +39,7 @@ class Assets:
     bundles: Path
     blobs: BlobStore
     masks: MaskShelf
+    catch_up: CatchUp
     variant: str
     select: Callable[[Manifest, bytes, str], Selection]
 
@@ -69,17 +71,22 @@ class Assets:
             wanted = self._absent(task)
         except ConfigurationError as error:
             return Rejection(error.reason, str(error))
-        if not self.blobs.has(task.model.digest):
-            wanted.append(task.model)
-        missing = tuple(blob for blob in wanted if not self.blobs.has(blob.digest))
+        lacking_model = self._lacking_model(task)
+        missing = tuple(blob for blob in (*wanted, *lacking_model) if not self.blobs.has(blob.digest))
         size = sum(blob.size for blob in missing)
+        if lacking_model and task.model not in lacking_model:
+            size += task.model.size
         if size + self.blobs.used_bytes() > self.blobs.limit_bytes:
+            if self.catch_up.give_up(task, "there is no room for two models"):
+                return self.missing(task)
             return Rejection("disk", f"{size} more bytes would exceed the limit of {self.blobs.limit_bytes} (disk_mib)")
         return missing
 
     def keep_only_for(self, task: Task, others: set[bytes]) -> None:
         """Removes every blob that neither this task nor `others` (what waits in the outbox) needs."""
         keep = others | {task.manifest.digest, task.model.digest}
+        if _is_whole(task):
+            keep |= self.catch_up.needs(task)
         if task.mask is not None:
             keep.add(task.mask.blob.digest)
         if self._has_manifest(task):
@@ -87,6 +94,11 @@ class Assets:
             with suppress(ConfigurationError):
                 keep |= {blob.digest for blob in self._absent(task)}
         self.blobs.keep_only(keep)
+
+    def do_without(self, task: Task, digest: bytes, why: str) -> bool:
+        """Whether the task can be done without a blob that is not to be had: a difference, where the model is."""
+        named = any(step.blob.digest == digest for step in task.differences)
+        return named and self.catch_up.give_up(task, why)
 
     def bundle(self, task: Task) -> Bundle:
         """The task's bundle as its variant sees it, in its own folder; assembled on first use. Raises BundleError when
@@ -143,6 +155,12 @@ class Assets:
             return Rejection("mask", str(error))
         self.blobs.remove(missing.digest)
         return self.masks.take(task.mask, manifest.parameters, data)
+
+    def _lacking_model(self, task: Task) -> tuple[BlobRef, ...]:
+        """What of the task's model is to be fetched: slices and the values of a mask have no differences."""
+        if _is_whole(task):
+            return self.catch_up.missing(task, layout_of(self._manifest(task), FULL))
+        return () if self.blobs.has(task.model.digest) else (task.model,)
 
     def _left_out(self, task: Task, manifest: Manifest) -> int:
         mask = self._mask(task, manifest)
@@ -208,6 +226,10 @@ class Assets:
         if manifest.reference is not None and manifest.reference.model == task.model.digest.hex():
             paths[manifest.reference.path] = None
         return [manifest.file(path) for path in paths]
+
+
+def _is_whole(task: Task) -> bool:
+    return task.mask is None and task.channels is None
 
 
 def _is_there(path: Path, entry: FileEntry) -> bool:

@@ -32,6 +32,7 @@ backend = "auto"                   # auto, or a backend's name
 variant = "auto"                   # auto: what the coordinator asks for; a name pins this device to it
 threads = 1                        # threads for one training step
 idle_unload_s = 60.0               # let go of runtime and data after so long without work
+residual_rounds = 50               # what codecs left out is dropped after so many missed rounds
 
 [limits]
 disk_mib = 512                     # for bundle, model and outbox together
@@ -54,12 +55,14 @@ class BrokerSettings:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """How this device trains. variant: with "auto" the task says which, and `full` where it does not."""
+    """How this device trains. variant: with "auto" the task says which, and `full` where it does not. residual_rounds:
+    after more missed ones an update begins without what earlier ones left unsent."""
 
     backend: str = "auto"
     variant: str = AUTO
     threads: int = 1
     idle_unload_s: float = 60.0
+    residual_rounds: int = 50
 
     def __post_init__(self) -> None:
         if self.backend not in (AUTO, *BACKENDS):
@@ -73,6 +76,10 @@ class TrainingSettings:
             raise ValueError(f"threads: {self.threads} is outside 1..64")
         if not 0 <= self.idle_unload_s <= 86400:
             raise ValueError(f"idle_unload_s: {self.idle_unload_s} is outside 0..86400 seconds")
+        if not 0 <= self.residual_rounds <= 1_000_000:
+            raise ValueError(
+                f"residual_rounds: {self.residual_rounds} is outside 0..1000000; 0 forgives no missed round"
+            )
 
 
 @dataclass(frozen=True, slots=True)

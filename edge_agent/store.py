@@ -18,7 +18,7 @@ from protocol.records import RecordError, read_record, write_record
 
 T = TypeVar("T")
 
-SCHEMA = 1
+SCHEMA = 2
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
@@ -26,13 +26,22 @@ CREATE TABLE task (one INTEGER PRIMARY KEY CHECK (one = 1), message BLOB NOT NUL
 CREATE TABLE outbox (
     boot INTEGER NOT NULL, sequence INTEGER NOT NULL, task TEXT NOT NULL UNIQUE, digest BLOB NOT NULL,
     offer BLOB NOT NULL, layout BLOB NOT NULL, residual BLOB NOT NULL, PRIMARY KEY (boot, sequence));
-CREATE TABLE residual (layout BLOB PRIMARY KEY, vector BLOB NOT NULL);
+CREATE TABLE residual (
+    layout BLOB PRIMARY KEY, vector BLOB NOT NULL, run TEXT NOT NULL DEFAULT '', round INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE settled (
     verdict TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (verdict, reason));
 -- Updates are named by boot and sequence for ever. A device whose disk was replaced counts its boots from one again, so
 -- its sequence starts where no earlier one of the same device has been.
-INSERT INTO meta VALUES ('schema', 1), ('boot', 0), ('sequence', abs(random() >> 16));
+INSERT INTO meta VALUES ('schema', 2), ('boot', 0), ('sequence', abs(random() >> 16));
 """
+
+# What brings a store of the schema before up to each schema.
+_STEPS = {
+    2: (
+        "ALTER TABLE residual ADD COLUMN run TEXT NOT NULL DEFAULT ''; "
+        "ALTER TABLE residual ADD COLUMN round INTEGER NOT NULL DEFAULT 0;"
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,23 +145,31 @@ class AgentStore:
         ).fetchone()
         if row is None:
             return None
+        offer = _load(Offer, row[0])
         with self.database:
             if accepted:
                 self.database.execute("DELETE FROM residual WHERE layout != ?", (row[1],))
-                self.database.execute("INSERT OR REPLACE INTO residual VALUES (?, ?)", (row[1], row[2]))
+                self.database.execute(
+                    "INSERT OR REPLACE INTO residual VALUES (?, ?, ?, ?)", (row[1], row[2], offer.run, offer.round)
+                )
             self.database.execute("DELETE FROM outbox WHERE task = ?", (task,))
             self.database.execute(
                 "INSERT INTO settled VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1",
                 ("accepted" if accepted else "rejected", reason),
             )
         self.blobs.remove(digest)
-        return Settled(_load(Offer, row[0]), accepted)
+        return Settled(offer, accepted)
 
     def residual(self, layout: bytes, size: int) -> npt.NDArray[np.float32]:
         """float32[size]: what earlier updates left unsent for this layout; zeros at first."""
         row = self.database.execute("SELECT vector FROM residual WHERE layout = ?", (layout,)).fetchone()
         vector = np.frombuffer(row[0], dtype="<f4") if row else np.zeros(0, np.float32)
         return vector.astype(np.float32) if len(vector) == size else np.zeros(size, np.float32)
+
+    def residual_from(self, layout: bytes) -> tuple[str, int] | None:
+        """Run and round of the update that left it; None where there is none, or an older agent did not note it."""
+        row = self.database.execute("SELECT run, round FROM residual WHERE layout = ?", (layout,)).fetchone()
+        return (row[0], row[1]) if row and row[0] else None
 
     def has_other_residual(self, layout: bytes) -> bool:
         """Whether something is left unsent of another layout."""
@@ -180,6 +197,9 @@ def _open_database(path: Path) -> sqlite3.Connection:
         if not database.execute("SELECT name FROM sqlite_master WHERE name = 'meta'").fetchone():
             database.executescript(f"BEGIN; {_TABLES} COMMIT;")
         schema = int(database.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()[0])
+        if schema < SCHEMA:
+            steps = "".join(_STEPS[number] for number in range(schema + 1, SCHEMA + 1))
+            database.executescript(f"BEGIN; {steps} UPDATE meta SET value = {SCHEMA} WHERE key = 'schema'; COMMIT;")
     except sqlite3.DatabaseError as error:
         database.close()
         if is_disk_trouble(error):

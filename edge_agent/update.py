@@ -17,19 +17,26 @@ log = logging.getLogger("edge-agent")
 
 
 def pack(
-    store: AgentStore, task: Task, bench: Bench, base: Vector, trained: Trained, shared: Shared | None = None
+    store: AgentStore,
+    task: Task,
+    bench: Bench,
+    base: Vector,
+    trained: Trained,
+    most_missed: int,
+    shared: Shared | None = None,
 ) -> Offer:
     """Puts the update of a finished task in the outbox, whose residual must be settled before.
 
     base: float32[total], the model the task started from. The payload is on disk before the outbox names it; a kill
-    in between leaves a blob that nothing names and the next task clears away. shared: of a task under a mask.
+    in between leaves a blob that nothing names and the next task clears away. most_missed: as in `carried_on`.
+    shared: of a task under a mask.
     """
     layout = layout_of(bench.manifest, bench.variant)
     # What was left unsent of a tier's update belongs to the channels that its model was cut from.
     key = layout.digest + (task.channels or b"")
     delta = np.subtract(trained.model, base)
     parameters, buffers = take(delta, layout.parameters), take(delta, layout.buffers)
-    residual = store.residual(key, layout.n_parameters)
+    residual = carried_on(store, key, layout.n_parameters, task, most_missed)
     if task.channels is not None and store.has_other_residual(key):
         log.info(
             "task=%s residual of other channels is not carried on, and goes once this update is accepted", task.name
@@ -63,3 +70,22 @@ def pack(
     )
     store.keep_update(offer, key, residual)
     return offer
+
+
+def carried_on(store: AgentStore, key: bytes, n: int, task: Task, most_missed: int) -> Vector:
+    """What of earlier updates goes into this one: float32[n].
+
+    All of it, whatever codec left it, unless it is stale: of another run, which has a model of its own, or of an update
+    after which more than `most_missed` rounds were missed. It was a step from a model that the fleet has long left
+    then; such errors, compensated late, are what slows error feedback down under partial participation (Li and Li 2023,
+    Fed-EF). A stale residual stays in the store until the update that does without it is accepted.
+    """
+    left = store.residual_from(key)
+    if left is not None and left[0] != task.run:
+        log.info("task=%s residual of run=%s is not carried on", task.name, left[0])
+        return np.zeros(n, dtype=np.float32)
+    missed = 0 if left is None else task.round - left[1] - 1
+    if missed > most_missed:
+        log.info("task=%s residual is not carried on: missed=%d, residual_rounds=%d", task.name, missed, most_missed)
+        return np.zeros(n, dtype=np.float32)
+    return store.residual(key, n)

@@ -29,6 +29,8 @@ MAX_CHUNKS = MAX_BLOB_BYTES // CHUNK_BYTES
 MAX_TEXT = 2000
 # Of gradients off a mask: a fortieth of the largest model that this is for.
 MAX_REPORT = 1 << 20
+# The steps from one version of the model to the next that a task may name.
+MAX_DIFFERENCES = 64
 # Names are repeated in answers, logs and tables, so they end sooner: run, task, version of an agent, backend, codec,
 # variant.
 MAX_NAME = 100
@@ -111,13 +113,29 @@ class SharedMask:
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """One step of a model from version to version: whoever holds the model `base` gets to the next one by `blob`.
+
+    base: the model's SHA-256 (32 bytes). blob: the payload, which says its codec itself.
+    """
+
+    base: bytes
+    blob: BlobRef
+
+    def __post_init__(self) -> None:
+        if len(self.base) != 32:
+            raise ValueError(f"base: {len(self.base)} bytes where SHA-256 has 32")
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """Coordinator to device: train this model so long and send the update. Sent again until answered.
 
     Exactly one of `local_steps` and `local_epochs` is positive. `time_left_s` is a duration, because device clocks
     may start in 1970. variant: of the bundle, which the model is of; None where the device may choose. channels: names
     the choice of channels that a width tier's model was cut from, so that what is left of an update of one choice is
-    not added to one of another; None for whole models.
+    not added to one of another; None for whole models. differences: steps to the model from older ones, newest last.
+    Whether it has one of these is for the device to see, and the model's digest proves what they add up to.
     """
 
     run: str
@@ -136,8 +154,11 @@ class Task:
     variant: str | None = None
     channels: bytes | None = None
     mask: SharedMask | None = None
+    differences: tuple[Difference, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.differences) > MAX_DIFFERENCES:
+            raise ValueError(f"differences: {len(self.differences)} are over the limit of {MAX_DIFFERENCES}")
         if (self.local_steps > 0) == (self.local_epochs > 0):
             raise ValueError("local_steps: exactly one of local_steps and local_epochs must be positive")
         if self.round < 1:

@@ -1,5 +1,6 @@
 """Update codecs: pure functions between flat float32 vectors and bytes."""
 
+from sparse.codecs.difference import apply_difference, encode_difference
 from sparse.codecs.errors import PayloadError
 from sparse.codecs.feedback import encode_with_feedback
 from sparse.codecs.frame import decode, encode, max_payload_bytes
@@ -13,11 +14,13 @@ __all__ = [
     "PayloadError",
     "Shapes",
     "Shared",
+    "apply_difference",
     "decode",
     "decode_mask",
     "decode_report",
     "decode_update",
     "encode",
+    "encode_difference",
     "encode_mask",
     "encode_update",
     "encode_with_feedback",
