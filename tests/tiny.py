@@ -69,18 +69,24 @@ def reference() -> bytes:
 
 
 def write_bundle(
-    root: Path, *, version: int = 1, recorded: bool = False, mask: npt.NDArray[np.bool_] | None = None
+    root: Path,
+    *,
+    version: int = 1,
+    recorded: bool = False,
+    mask: npt.NDArray[np.bool_] | None = None,
+    features: int = FEATURES,
 ) -> Bundle:
     """Writes a bundle of zeros and opens it; its variant `bias` trains the bias alone. recorded: with reference steps,
-    of the variant `full`, which is then the only one. mask: bool[TOTAL], that the bundle brings along."""
+    of the variant `full`, which is then the only one. mask: bool[TOTAL], that the bundle brings along. features: for
+    models that are large enough to be worth compressing."""
     root.mkdir(parents=True, exist_ok=True)
-    weight, bias = np.zeros((CLASSES, FEATURES), np.float32), np.zeros(CLASSES, np.float32)
+    weight, bias = np.zeros((CLASSES, features), np.float32), np.zeros(CLASSES, np.float32)
     files = {
         PARAMETERS_FILE: safetensors({"weight": weight, "bias": bias}),
         # Not a graph: the NumPy backend needs none, and it stands for a file that every device must fetch.
         "numpy/graph.bin": bytes(range(256)) * 600,
         "numpy/bias/graph.bin": bytes(range(255, -1, -1)) * 300,
-        "inference.onnx": bytes(TOTAL * 4),
+        "inference.onnx": bytes((features + 1) * CLASSES * 4),
     }
     if recorded:
         files[REFERENCE_FILE] = reference()
@@ -99,17 +105,17 @@ def write_bundle(
         line="tiny",
         version=version,
         tensors=(
-            Tensor("weight", (CLASSES, FEATURES), 0, "parameter", prunable=True),
-            Tensor("bias", (CLASSES,), FEATURES * CLASSES, "parameter"),
+            Tensor("weight", (CLASSES, features), 0, "parameter", prunable=True),
+            Tensor("bias", (CLASSES,), features * CLASSES, "parameter"),
         ),
-        inputs=(Port("x", (FEATURES,), "float32"),),
+        inputs=(Port("x", (features,), "float32"),),
         targets=(Port("y", (), "int64", classes=CLASSES),),
         outputs=(Port("scores", (CLASSES,), "float32"),),
         loss="cross_entropy",
         metrics=("accuracy",),
         files=tuple(FileEntry(n, len(d), hashlib.sha256(d).hexdigest()) for n, d in files.items()),
         variants=variants[:1] if recorded else variants,
-        inference=Inference("inference.onnx", {"weight": 0, "bias": FEATURES * CLASSES * 4}),
+        inference=Inference("inference.onnx", {"weight": 0, "bias": features * CLASSES * 4}),
         parity={},
         reference=Reference(REFERENCE_FILE, hashlib.sha256(bytes(TOTAL * 4)).hexdigest()) if recorded else None,
         mask=None if mask is None else MASK_FILE,
@@ -118,9 +124,9 @@ def write_bundle(
     return open_bundle(root)
 
 
-def write_shard(path: Path, *, examples: int = 40, seed: int = 0) -> Path:
+def write_shard(path: Path, *, examples: int = 40, seed: int = 0, features: int = FEATURES) -> Path:
     """Separable data: the class is whether the first number is positive."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(examples, FEATURES)).astype(np.float32)
+    x = rng.normal(size=(examples, features)).astype(np.float32)
     np.savez(path, x=x, y=(x[:, 0] > 0).astype(np.int64))
     return path

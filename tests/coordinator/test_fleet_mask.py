@@ -42,7 +42,8 @@ class RealAgent:
     def __init__(self, fleet: Simulation, device: str, seed: int) -> None:
         self.fleet, self.device, self.seed, self.folder = fleet, device, seed, fleet.folder / device
         self.folder.mkdir()
-        tiny.write_shard(self.folder / "shard.npz", seed=seed)
+        (features,) = fleet.bundle.manifest.inputs[0].shape
+        tiny.write_shard(self.folder / "shard.npz", seed=seed, features=features)
         self.start()
 
     def start(self) -> None:

@@ -100,7 +100,8 @@ def test_a_store_of_before_there_were_variants_is_brought_up_to_date_by_the_coor
     with sqlite3.connect(tmp_path / "state" / DATABASE) as old:
         old.execute("ALTER TABLE updates DROP COLUMN variant")
         old.execute("ALTER TABLE updates DROP COLUMN peak_mib")
-        old.execute("ALTER TABLE models DROP COLUMN structure")
+        for column in ("structure", "public", "difference", "difference_size"):
+            old.execute(f"ALTER TABLE models DROP COLUMN {column}")
         old.execute("PRAGMA user_version = 1")
     old.close()
     with pytest.raises(ConfigurationError, match="older version of sparsefleet; fleet-coordinator run brings it up"):
