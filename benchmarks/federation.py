@@ -34,6 +34,7 @@ from protocol.mqtt import free_port
 # An agent lets go of runtime and data this long after its last task; the benchmark then waits a little more.
 UNLOAD_S, SETTLE_S = 1.0, 4.0
 STALL_S = 300.0
+DENSE = "all/float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--agents", type=int, nargs="+", help="fleet sizes (default: 2 5 10; quick: 2)")
     parser.add_argument("--rounds", type=int, help="rounds of each fleet (default: 20; quick: 3)")
     parser.add_argument("--codec", default="all/float16")
+    parser.add_argument("--downlink", default=DENSE, help="codec of the model's way to the devices")
     chosen = parser.parse_args(arguments)
     sizes = chosen.agents or ([2] if chosen.quick else [2, 5, 10])
     rounds = chosen.rounds or (3 if chosen.quick else 20)
@@ -69,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 progress.update(job, description=f"{name}, {agents} agents")
                 plan = _plan(name, agents, rounds, chosen.codec)
                 home = Path(folder) / f"fleet-{agents}"
-                _prepare(home, bundle, plan, dataset, chosen.seed)
+                _prepare(home, bundle, plan, dataset, chosen.seed, chosen.downlink)
                 measured = _measure(home, plan, lambda: progress.advance(job))
-                rows.append(_row(plan, measured))
+                rows.append(_row(plan, measured, chosen.downlink))
     publish(rows, seed=chosen.seed, as_json=chosen.json, title="What a fleet costs", notes=notes)
     return 0
 
@@ -106,14 +108,15 @@ def _export(name: str, bundle: Path, console: Console) -> None:
         wait(child, lambda: None)
 
 
-def _prepare(home: Path, bundle: Path, plan: Plan, dataset: Dataset, seed: int) -> None:
+def _prepare(home: Path, bundle: Path, plan: Plan, dataset: Dataset, seed: int, downlink: str = DENSE) -> None:
     home.mkdir()
     (home / BUNDLE).symlink_to(bundle)
     shares = split(dataset, plan.devices, plan.preset.alpha, np.random.default_rng(seed))
     write_shards(dataset, shares, home)
     write_settings(home, plan)
     config = home / "coordinator.toml"
-    config.write_text(config.read_text().replace("fleet = ", f"seed = {seed}\nfleet = ", 1))
+    seeded = config.read_text().replace("fleet = ", f"seed = {seed}\nfleet = ", 1)
+    config.write_text(f'{seeded}\n[downlink]\ncodec = "{downlink}"\n')
     for device in plan.devices:
         agent = home / "agents" / device / "agent.toml"
         agent.write_text(agent.read_text() + f"idle_unload_s = {UNLOAD_S}\n")
@@ -157,7 +160,7 @@ def _measure(home: Path, plan: Plan, tick: Callable[[], None]) -> Measured:
     return Measured(tuple(rounds), devices, max(idle), max(peaks[d] for d in pids), peaks["coordinator"], broker)
 
 
-def _row(plan: Plan, measured: Measured) -> Row:
+def _row(plan: Plan, measured: Measured, downlink: str = DENSE) -> Row:
     rounds, agents = measured.rounds, len(plan.devices)
     shared = agents * len(rounds)
     return {
@@ -169,11 +172,13 @@ def _row(plan: Plan, measured: Measured) -> Row:
         "overhead_s_max": round(max(r.overhead_s or 0.0 for r in rounds), 3),
         "bytes_up_per_device_round": sum(r.bytes_up for r in rounds) // shared,
         "bytes_down_per_device_round": sum(r.bytes_down for r in rounds) // shared,
+        "bytes_down_per_device_last_round": rounds[-1].bytes_down // agents,
         "agent_idle_pss_mib": round(measured.agent_idle_mib, 1),
         "agent_peak_pss_mib": round(measured.agent_peak_mib, 1),
         "coordinator_pss_mib": round(measured.coordinator_mib, 1),
         "accuracy": rounds[-1].accuracy,
         "codec": plan.codec,
+        "downlink": downlink,
         "broker": measured.broker,
     }
 

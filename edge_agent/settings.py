@@ -32,7 +32,7 @@ backend = "auto"                   # auto, or a backend's name
 variant = "auto"                   # auto: what the coordinator asks for; a name pins this device to it
 threads = 1                        # threads for one training step
 idle_unload_s = 60.0               # let go of runtime and data after so long without work
-residual_rounds = 50               # what codecs left out is dropped after so many missed rounds
+residual_rounds = 50               # after more missed rounds, what codecs left unsent is dropped
 
 [limits]
 disk_mib = 512                     # for bundle, model and outbox together

@@ -46,6 +46,7 @@ def test_a_row_has_the_documented_keys_and_medians_of_rounds() -> None:
     row = _row(_plan("digits", 2, 3, "all/float16"), Measured(rounds, (), 50.0, 90.0, 80.0, "mosquitto"))
     assert {
         *("agents", "rounds", "overhead_s_per_round", "bytes_up_per_device_round", "bytes_down_per_device_round"),
+        *("codec", "downlink", "bytes_down_per_device_last_round"),
         *("agent_idle_pss_mib", "agent_peak_pss_mib", "coordinator_pss_mib", "accuracy"),
     } <= set(row)
     assert (row["agents"], row["rounds"], row["seconds_per_round"], row["accuracy"]) == (2, 3, 2.0, 0.8)
