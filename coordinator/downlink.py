@@ -44,11 +44,11 @@ class Published:
 
 
 def check_downlink(settings: Settings, *, masked: bool) -> None:
-    """Raises ConfigurationError where a codec of the downlink would save nothing. masked: by the bundle's own mask."""
+    """Raises ConfigurationError where a codec of the downlink would save nothing. masked: by whatever mask."""
     if masked and settings.downlink.compressed:
         raise ConfigurationError(
-            f"downlink.codec: {settings.downlink.codec} is for whole models, and this bundle brings a mask: its model "
-            "travels as the values that the mask keeps; set all/float32"
+            f"downlink.codec: {settings.downlink.codec} is for whole models, and the model of this run is under a "
+            "mask: it travels as the values that the mask keeps; set all/float32"
         )
 
 

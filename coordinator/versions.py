@@ -33,7 +33,10 @@ class Versions:
         held = load_structure(store, before).mask if before is not None else None
         dense = load_model(store, version, bundle.manifest)
         public = load_public(store, version, bundle.manifest) if version.public is not None else dense
-        self._set(version, dense, public, load_structure(store, version), held)
+        structure = load_structure(store, version)
+        # A mask stays where a run began with one, whatever the settings say now.
+        check_downlink(settings, masked=structure.mask is not None)
+        self._set(version, dense, public, structure, held)
 
     @property
     def number(self) -> int:

@@ -75,6 +75,7 @@ def test_the_frames_fields_follow_each_other_and_end_where_the_body_begins() -> 
 def test_the_limits_are_those_of_the_code() -> None:
     assert f"at most {messages.MAX_MESSAGE_BYTES:,} bytes" in section("Envelope")
     assert f"up to {messages.WINDOW} chunk numbers" in section("A blob on its way")
+    assert f"At most {messages.MAX_DIFFERENCES} stand there" in section("Downlink")
     assert f"i x {messages.CHUNK_BYTES:,}" in section("A blob on its way")
     patience = f"after {transfer.FIRST_PATIENCE_S:.0f} s, then ever more rarely up to every "
     assert patience + f"{transfer.LONGEST_PATIENCE_S:.0f} s" in section("A blob on its way")

@@ -12,7 +12,7 @@ import pytest
 from edge_agent.runtimes.engine import Vector
 from edge_agent.settings import TrainingSettings
 from protocol.layout import layout_of
-from protocol.messages import BlobRef, Difference, Need, Task
+from protocol.messages import MAX_DIFFERENCES, BlobRef, Difference, Need, Task
 from protocol.transport import MemoryBroker
 from sparse.codecs import apply_difference, encode_difference, parse_codec
 from tests.agent.fake_coordinator import FakeCoordinator
@@ -192,6 +192,11 @@ def test_differences_that_are_no_smaller_than_the_model_are_not_asked_for(server
     task = server.task(1)
     large = Difference(server.steps[0].base, BlobRef(b"x" * 32, task.model.size))
     assert server.do(replace(task, differences=(large,))) == whole(task)
+
+
+def test_a_task_cannot_name_more_steps_than_the_limit(server: Server) -> None:
+    with pytest.raises(ValueError, match=f"{MAX_DIFFERENCES + 1} are over the limit of {MAX_DIFFERENCES}"):
+        replace(server.task(1), differences=(server.steps[0],) * (MAX_DIFFERENCES + 1))
 
 
 def test_a_task_that_names_the_outbox_as_base_takes_nothing_from_it(server: Server) -> None:

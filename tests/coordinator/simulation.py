@@ -156,6 +156,7 @@ class FakeAgent:
         self.chunks: dict[int, bytes] = {}
         self.outbox: dict[bytes, tuple[Offer, bytes]] = {}
         self.settled: dict[str, Receipt] = {}
+        self.models: dict[bytes, bytes] = {}
         self.heard: list[Body] = []
         self.offer_at = 0.0
         self.chunks_sent = 0
@@ -256,6 +257,7 @@ class FakeAgent:
             return
         data = b"".join(self.chunks[i] for i in sorted(self.chunks))
         assert hashlib.sha256(data).digest() == task.model.digest
+        self.models[task.model.digest] = data
         variant = task.variant or self.variant
         layout = layout_of(narrowed(self.bundle.manifest, variant), variant)
         rng = np.random.default_rng(task.seed)

@@ -12,14 +12,14 @@ import pytest
 
 from coordinator.downlink import check_downlink, publish, steps_for
 from coordinator.schema import DATABASE
-from coordinator.settings import DownlinkSettings, Settings, SparsitySettings
+from coordinator.settings import DownlinkSettings, Settings, SparsitySettings, TierSettings
 from edge_agent.runtimes.engine import Vector
 from protocol.errors import ConfigurationError
 from protocol.layout import layout_of
 from protocol.messages import BlobRef, Difference, Need, Task
 from sparse.codecs import apply_difference
 from tests import tiny
-from tests.coordinator.simulation import Simulation, examine, make_settings
+from tests.coordinator.simulation import HEAD, Simulation, examine, make_settings
 from tests.coordinator.test_crashes import arm, run_through
 from tests.coordinator.test_fleet_mask import Fleet, RealAgent
 
@@ -295,6 +295,23 @@ def test_a_store_of_before_there_were_differences_is_brought_up_to_date(tmp_path
     fleet.store.close()
 
 
+def test_a_tier_gets_its_slice_of_what_devices_hold_and_no_differences(tmp_path: Path) -> None:
+    tiers = TierSettings(assign={"dev-1": "tier-050"})
+    fleet = Simulation.make(tmp_path, parameters=PARAMETERS, tiers=tiers)
+    fleet.kill()
+    fleet.settings = replace(fleet.settings, downlink=DownlinkSettings(CODEC))
+    fleet.start()
+    fleet.finish()
+    tasks = {update.device: update.task for update in fleet.store.accepted(3)}
+    assert [len(tasks[f"dev-{i}"].differences) for i in range(3)] == [1, 0, 1]
+    # The channels are the head's, which come last.
+    held = followed(fleet)[2]
+    seen = np.frombuffer(fleet.agents["dev-1"].models[tasks["dev-1"].model.digest], "<f4")
+    assert seen[: PARAMETERS - HEAD].tobytes() == held[: PARAMETERS - HEAD].tobytes()
+    assert not fleet.rejected
+    fleet.store.close()
+
+
 def public_of(folder: Path, codec: str, change: Vector) -> tuple[bool, int]:
     """Whether a version that is so far from the one before is published whole, and how many blobs are put."""
     bundle = tiny.write_bundle(folder / "bundle", features=FEATURES)
@@ -343,7 +360,7 @@ def test_where_differences_would_save_nothing_the_settings_are_refused(tmp_path:
     with pytest.raises(ValueError, match=r"downlink.codec: under a mask the model travels whole"):
         replace(settings, sparsity=SparsitySettings(final=0.5), downlink=DownlinkSettings(CODEC))
     compressed = replace(settings, downlink=DownlinkSettings(CODEC))
-    with pytest.raises(ConfigurationError, match="brings a mask"):
+    with pytest.raises(ConfigurationError, match="the model of this run is under a mask"):
         check_downlink(compressed, masked=True)
     check_downlink(compressed, masked=False)
     check_downlink(settings, masked=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sparse.codecs import PayloadError, apply_difference, encode_difference, parse_codec
+from sparse.codecs import PayloadError, apply_difference, encode, encode_difference, parse_codec
 from sparse.codecs.selection import Vector
 
 LAYOUT = b"layout08"
@@ -51,6 +51,14 @@ def test_what_is_left_out_comes_with_later_differences(codec: str) -> None:
     for seed in range(120):
         held = applied(held, encoded(held, target, codec, seed))
     np.testing.assert_allclose(held, target, atol=2e-2)
+
+
+def test_a_payload_is_a_frame_of_what_is_added_and_a_frame_of_buffers() -> None:
+    base, target = model(1), model(2)
+    spec = parse_codec("topk:0.05@tensor/ternary")
+    parameters = encode(target[:PARAMETERS] - base[:PARAMETERS], spec, LAYOUT, shapes=SHAPES, seed=1)
+    buffers = encode(target[PARAMETERS : PARAMETERS + BUFFERS], parse_codec("all/float32"), LAYOUT)
+    assert encoded(base, target, str(spec)) == parameters + buffers
 
 
 @pytest.mark.parametrize("codec", CODECS)
