@@ -287,9 +287,8 @@ class Store:
 
     def delivered(self, device: str) -> int | None:
         """The last round of which an update of the device was accepted."""
-        number: int | None = self._sql.execute("SELECT max(round) FROM updates WHERE device = ?", (device,)).fetchone()[
-            0
-        ]
+        found = self._sql.execute("SELECT max(round) FROM updates WHERE device = ?", (device,))
+        number: int | None = found.fetchone()[0]
         return number
 
     def paces(self) -> dict[str, Pace]:
