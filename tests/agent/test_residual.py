@@ -13,6 +13,7 @@ from edge_agent.update import carried_on
 from protocol.messages import Task
 from tests.agent.test_job import task
 from tests.agent.test_store import LAYOUT, offer, reopen
+from tests.agent.test_variants import ONES, finish, made
 
 LEFT = [1.0, -2.0]
 
@@ -97,6 +98,24 @@ def test_one_that_an_older_agent_left_is_carried_on(tmp_path: Path) -> None:
     store = reopen(store)
     assert carried(store, task(101)) == [3.0, 4.0]
     store.close()
+
+
+@pytest.mark.parametrize(("forgiven", "kept"), [(0, False), (1, True)])
+def test_an_agent_goes_by_its_setting_after_a_restart_too(forgiven: int, kept: bool, tmp_path: Path) -> None:
+    def trained(folder: Path, *rounds: int) -> bytes:
+        """The last payload of a device that took part in these rounds, dense, so that it has all that is carried on."""
+        folder.mkdir()
+        fleet = made(folder)
+        fleet.training = TrainingSettings(residual_rounds=forgiven)
+        for done, number in enumerate(rounds, 1):
+            fleet.restart()
+            codec = "all/float32" if number == rounds[-1] else "topk:0.3/float32"
+            fleet.coordinator.say(fleet.coordinator.task(number, ONES, codec=codec))
+            finish(fleet, done)
+        fleet.store.close()
+        return fleet.coordinator.payloads[-1]
+
+    assert (trained(tmp_path / "a", 1, 3) != trained(tmp_path / "b", 3)) == kept
 
 
 def test_a_bad_limit_is_named() -> None:
