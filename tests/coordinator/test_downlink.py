@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from coordinator.downlink import check_downlink, publish, steps_for
+from coordinator.rows import ModelVersion
 from coordinator.schema import DATABASE
-from coordinator.settings import DownlinkSettings, Settings, SparsitySettings, TierSettings
+from coordinator.settings import DownlinkSettings, LimitSettings, Settings, SparsitySettings, TierSettings
+from coordinator.store import Store
 from edge_agent.runtimes.engine import Vector
-from protocol.errors import ConfigurationError
+from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.layout import layout_of
 from protocol.messages import BlobRef, Difference, Need, Task
 from sparse.codecs import apply_difference
@@ -103,6 +105,8 @@ def test_devices_follow_the_dense_model_and_what_is_left_out_comes_later(tmp_pat
     assert current is not None
     assert len(held) == 6
     assert fleet.store.models.read(current.published.digest) == held[-1].tobytes()
+    # An update is tried on what its device holds.
+    assert fleet.coordinator._versions.view("full").model.tobytes() == held[-1].tobytes()
     for n in range(5):
         before, after = dense_of(fleet, n), dense_of(fleet, n + 1)
         sent = held[n + 1].astype(np.float64) - held[n]
@@ -224,6 +228,7 @@ def test_who_joins_late_or_was_away_too_long_gets_the_whole_model_and_who_was_aw
     fleet.until(lambda: bool(late.store.outbox()))
     whole = {row[2] for row in versions(fleet)}
     assert set(asked) & whole
+    assert fleet.coordinator._tasks["dev-2"].differences == (), "who has nothing is told of no steps from it"
     fleet.until(lambda: not late.store.outbox())
     asked = absent("dev-2", 2)
     assert asked
@@ -264,6 +269,18 @@ def test_the_coordinator_keeps_what_devices_may_need_and_no_more(tmp_path: Path)
     assert kept & {row[3] for row in table} == {row[3] for row in table[-2:]}
     assert kept & {row[2] for row in table} == {table[-1][2]}
     fleet.store.close()
+
+
+def test_a_model_that_devices_hold_stays_however_little_room_there_is(tmp_path: Path) -> None:
+    store = Store(tmp_path, LimitSettings(disk_mib=16))
+    first, second = (store.put_model(bytes([i]) * (3 << 20)) for i in (1, 2))
+    store.add_initial(ModelVersion(0, first, bytes(32), None, {}))
+    # Nothing that the codec could say had changed: devices hold the exported model still.
+    store.add_initial(ModelVersion(1, second, bytes(32), None, {}, public=first))
+    with pytest.raises(SparsefleetError, match="limit"):
+        store.put_model(bytes(3 << 20))
+    assert store.models.has(first.digest)
+    store.close()
 
 
 def test_the_codec_may_change_between_two_starts(tmp_path: Path, fleets: list[Fleet]) -> None:
