@@ -139,7 +139,8 @@ class Cache:
         if path is not None and path.exists():
             for line in path.read_text().splitlines():
                 said = json.loads(line)
-                self._known[said.pop("run")] = Outcome(**said)
+                key = said.pop("run")
+                self._known[key] = Outcome(**said)
 
     def get(self, key: str) -> Outcome | None:
         return self._known.get(key)
