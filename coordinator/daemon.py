@@ -446,7 +446,8 @@ class Coordinator:
 
     def _make_task(self, device: str) -> Task:
         version, variant, codec = self._versions.number, self._tier_of[device], self._codec_of[device]
-        assert not isinstance(variant, Rejection) and not isinstance(codec, Rejection), "only able devices are asked"
+        assert not isinstance(variant, Rejection), "only able devices are asked"
+        assert not isinstance(codec, Rejection), "only able devices are asked"
         seen = self._versions.view(variant or FULL)
         run, manifest = self._store.run, self._library.manifest
         return make_task(self._settings, run, version + 1, device, manifest, version, seen, variant, codec)

@@ -114,6 +114,8 @@ def test_the_report_on_devices_says_codec_bytes_of_today_and_who_rests(
     monkeypatch.setattr("coordinator.reports.time.time", lambda: fleet.wall_s)
     with Reports(tmp_path / "state") as reports:
         resting = [row for row in reports.devices() if row.rests]
+        waits = reports.status(fleet.settings.rounds).waiting_for
+    assert waits.endswith("of them rest until midnight UTC")
     assert resting
     assert {(row.rests, row.codec) for row in resting} == {("budget", CODECS[2])}
     assert all(row.bytes_today == row.bytes_up + row.bytes_down > 0 for row in resting)
