@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     add("rounds", _rounds, "every committed round")
     add("round", _round, "one round: its devices, rejections and decisions").add_argument("number", type=int)
     plan = add("plan", _plan, "what each codec will cost a device, before it is used")
-    plan.add_argument("--codec", action="append", metavar="SPEC", help="again for more (default: those configured, and auto's)")
+    plan.add_argument(
+        "--codec", action="append", metavar="SPEC", help="again for more (default: what is configured, and auto)"
+    )
     plan.add_argument("--devices", type=int, metavar="N", help="in the fleet (default: rounds.devices)")
     plan.add_argument("--link-kbit", type=float, default=1000.0, metavar="K", help="kbit a second (default: 1000)")
     plan.add_argument("--round-s", type=float, metavar="S", help="of a round (default: as measured, or deadline_s)")

@@ -216,9 +216,9 @@ class Reports:
             resting = self._number(
                 "SELECT count(*) FROM devices WHERE present = 1 AND resting_day = ?", day_of(time.time())
             )
-            said = f", {resting} of them rest until midnight UTC" if resting else ""
+            rest = f", {resting} of them rest until midnight UTC" if resting else ""
             able = present - resting
-            return f"devices, {present} of {wanted.least} are there{said}" if able < wanted.least else "nothing"
+            return f"devices, {present} of {wanted.least} are there{rest}" if able < wanted.least else "nothing"
         tasks = self._sql.execute(
             "SELECT device, phase, reason, (SELECT present FROM devices d WHERE d.device = t.device) FROM tasks t "
             "WHERE round = ? AND phase != 'done' ORDER BY device",

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.budget import DAY_S, LADDER, MASKED_LADDER, Allowance, Rung, Spending, choose, day_of, rounds_left
+from coordinator.traffic import Traffic
 from coordinator.wire_bytes import RoundBytes
 from protocol.errors import Rejection
 from sparse.codecs import parse_codec
@@ -135,3 +136,23 @@ def test_rounds_left_end_at_midnight_or_with_the_run() -> None:
 
 def test_the_built_in_ladders_are_of_codecs() -> None:
     assert all(str(parse_codec(codec)) for codec in (*LADDER, *MASKED_LADDER))
+
+
+def test_a_day_begins_with_what_was_sent_so_far_whatever_boots_come_between() -> None:
+    traffic = Traffic(day=1).counted(1, 100)
+    assert traffic.today_bytes == 100
+    traffic = traffic.on(1).counted(2, 50)
+    assert (traffic.today_bytes, traffic.total_bytes) == (150, 150)
+    traffic = traffic.on(2)
+    assert traffic.today_bytes == 0
+    traffic = traffic.counted(2, 70).counted(3, 5)
+    assert (traffic.today_bytes, traffic.total_bytes) == (25, 175)
+    assert traffic.on(1).today_bytes == 0, "a clock that is set back begins a day too"
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3), st.integers(0, 10**6)), max_size=12))
+def test_todays_bytes_are_never_negative_nor_more_than_all(said: list[tuple[int, int, int]]) -> None:
+    traffic = Traffic()
+    for day, boot, sent in said:
+        traffic = traffic.on(day).counted(boot, sent)
+        assert 0 <= traffic.today_bytes <= traffic.total_bytes
