@@ -60,26 +60,30 @@ class Codecs:
             rounds_left=rounds_left(now.wall_s, now.round_s or rounds.deadline_s, now.remaining, chance),
         )
         found: dict[str, str | Rejection] = {}
+        ladders: dict[str, list[Rung]] = {}
         for device, tier in tiers.items():
             pace = paces.get(device)
-            seen = view(tier or (FULL if pace is None else pace.variant))
+            variant = tier or (FULL if pace is None else pace.variant)
+            if variant not in ladders:
+                ladders[variant] = self._ladder(view(variant))
             spending = Spending(
                 codec=None if pace is None else pace.codec,
                 link_bytes_s=links.get(device),
                 train_s=0.0 if pace is None else pace.train_s,
                 today_bytes=today_bytes(device),
             )
-            names = ladder_of(self._settings, masked=seen.mask is not None)
-            rungs = [Rung(name, self._cost(seen, name)) for name in names]
-            found[device] = choose(device, spending, rungs, allowance)
+            found[device] = choose(device, spending, ladders[variant], allowance)
         return found
 
-    def _cost(self, view: View, codec: str) -> RoundBytes:
+    def _ladder(self, view: View) -> list[Rung]:
         kept = 0 if view.mask is None else int(view.mask.sum())
-        key = (codec, view.variant, view.blob.size, kept)
-        if key not in self._costs:
-            self._costs[key] = cost_of(self._settings, view, codec)
-        return self._costs[key]
+        rungs = []
+        for codec in ladder_of(self._settings, masked=view.mask is not None):
+            key = (codec, view.variant, view.blob.size, kept)
+            if key not in self._costs:
+                self._costs[key] = cost_of(self._settings, view, codec)
+            rungs.append(Rung(codec, self._costs[key]))
+        return rungs
 
 
 def ladder_of(settings: Settings, *, masked: bool) -> tuple[str, ...]:
