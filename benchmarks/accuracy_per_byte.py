@@ -46,8 +46,8 @@ CODECS = (
     "topk:0.1/float16",
     "topk:0.1/int8",
     "topk:0.1/ternary",
-    "topk:0.05/ternary",
-    "topk:0.02/ternary",
+    "topk:0.03/ternary",
+    "topk:0.01/float16",
     "topk:0.01/ternary",
 )
 SEEDS = 3
