@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from coordinator import settings as coordinator_settings
@@ -16,12 +17,14 @@ from coordinator.events import Event, as_json
 from coordinator.reports import Reports
 from coordinator.sample import SAMPLE
 from protocol.command import EXIT_CODES, Parser, run_command
-from protocol.errors import ConfigurationError
+from protocol.errors import ConfigurationError, NothingToDoError
 from protocol.records import write_record
+from sparse.codecs import parse_codec
 
 EPILOG = f"""\
 examples:
   fleet-coordinator config sample > coordinator.toml      # every key, with what it means
+  fleet-coordinator plan --config coordinator.toml        # what each codec would cost a device
   fleet-coordinator run --config coordinator.toml         # train until the target or the last round
   fleet-coordinator status --config coordinator.toml      # while it runs or not
   fleet-coordinator export-model --config coordinator.toml --out inference.onnx
@@ -61,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     add("devices", _devices, "every device, with bytes and counts")
     add("rounds", _rounds, "every committed round")
     add("round", _round, "one round: its devices, rejections and decisions").add_argument("number", type=int)
+    plan = add("plan", _plan, "what each codec will cost a device, before it is used")
+    plan.add_argument(
+        "--codec", action="append", metavar="SPEC", help="again for more (default: what is configured, and auto)"
+    )
+    plan.add_argument("--devices", type=int, metavar="N", help="in the fleet (default: rounds.devices)")
+    plan.add_argument("--link-kbit", type=float, default=1000.0, metavar="K", help="kbit a second (default: 1000)")
+    plan.add_argument("--round-s", type=float, metavar="S", help="of a round (default: as measured, or deadline_s)")
     add("costs", _costs, "what model and training cost: parameters, files, measured steps, memory, bytes")
     export = add("export-model", _export_model, "write a trained model as an inference ONNX file")
     export.add_argument("--out", type=Path, required=True, help="file to write; compressed if it ends in .gz")
@@ -140,6 +150,53 @@ def _costs(options: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(options: argparse.Namespace) -> int:
+    from coordinator.forecast import codecs_to_compare, forecast
+    from protocol.bundle import open_bundle
+
+    settings = coordinator_settings.load(options.config)
+    devices = settings.rounds.devices if options.devices is None else options.devices
+    if devices < 1:
+        raise ConfigurationError(f"--devices: {devices} must be at least 1")
+    _check_positive("--link-kbit", options.link_kbit)
+    measured = _measured_round_s(Path(settings.state))
+    round_s = options.round_s or measured or settings.rounds.deadline_s
+    _check_positive("--round-s", round_s)
+    bundle = open_bundle(Path(settings.bundle))
+    for codec in options.codec or ():
+        try:
+            parse_codec(codec)
+        except ValueError as error:
+            raise ConfigurationError(f"--codec: {error}") from None
+    codecs = options.codec or codecs_to_compare(settings, bundle)
+    rows = forecast(settings, bundle, codecs, devices, round_s, options.link_kbit * 125.0)
+    budget = settings.limits.device_bytes_per_day
+    origin = "given" if options.round_s else "measured" if measured else "rounds.deadline_s, assumed"
+    if options.json:
+        facts = {"round_s": round_s, "round_s_is": origin, "devices": devices, "link_kbit": options.link_kbit}
+        _print_json(facts | {"device_bytes_per_day": budget, "plan": [write_record(row) for row in rows]})
+        return 0
+    _rows(options, "plan", rows)
+    print(f"rounds of {round_s:.4g} s ({origin}), {devices} devices, a link of {options.link_kbit:g} kbit/s")
+    print(f"device_bytes_per_day = {budget}" if budget else "no device_bytes_per_day is set")
+    return 0
+
+
+def _measured_round_s(state: Path) -> float | None:
+    """The median of the rounds so far, None before the first."""
+    try:
+        with Reports(state) as reports:
+            seconds = [row.seconds for row in reports.rounds() if row.round]
+    except NothingToDoError:
+        return None
+    return median(seconds) if seconds else None
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigurationError(f"{name}: {value} must be a finite number above 0")
+
+
 def _export_model(options: argparse.Namespace) -> int:
     from coordinator.deployment import compressed, inference_file, read_deployable
     from protocol.blobs import write_durably
@@ -211,7 +268,19 @@ def _table(title: str, names: list[str], rows: list[list[str]]) -> None:
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
-        words = name in ("device", "backend", "variant", "phase", "reason", "detail", "metric", "model", "")
+        words = name in (
+            "device",
+            "backend",
+            "variant",
+            "codec",
+            "rests",
+            "phase",
+            "reason",
+            "detail",
+            "metric",
+            "model",
+            "",
+        )
         table.add_column(name, justify="left" if words else "right", no_wrap=name != "detail")
     for row in rows:
         table.add_row(*row)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from coordinator import round as rounds
+from coordinator.budget import day_of
+from coordinator.codecs import Codecs, Now
 from coordinator.evaluate import Examine
 from coordinator.events import DeviceSeen, Emit, Finished, FinishReason, RoundCommitted, RoundOpened, UpdateRejected
 from coordinator.fleet import Fleet
@@ -67,20 +69,25 @@ class Coordinator:
         clock: Callable[[], float],
         emit: Emit,
         examine: Examine | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._settings, self._bundle, self._store = settings, bundle, store
-        self._clock, self._emit, self._examine = clock, emit, examine
+        self._clock, self._emit, self._examine, self._wall = clock, emit, examine, wall
         self._topics = Topics(settings.fleet)
         self._library = Library(bundle, store.models)
         self._link = Link(transport, self._topics, store.epoch, store.traffic())
+        self._link.begin_day(day_of(wall()))
         self._fleet = Fleet(store.devices())
         self._uploads = Uploads(store.updates, self._link)
         self._reception = Reception(store, self._link, self._uploads, bundle.manifest, settings.limits.examples)
         self._tiers = Tiers(settings, bundle.manifest)
+        self._codecs = Codecs(settings)
         self._rivals = Rivals(CoordinatorState(store.epoch, accepting=True, run=store.run))
         self._restraint = Restraint()
         self._greeted: set[str] = set()
         self._tier_of: dict[str, str | Rejection | None] = {}
+        self._codec_of: dict[str, str | Rejection] = {}
+        self._resting: dict[str, int] = {}
         self._noted = dict(self._link.traffic)
         self._uncounted: dict[tuple[str, str], tuple[int, str]] = {}
         self._connected, self._outage_logged = False, False
@@ -288,6 +295,7 @@ class Coordinator:
 
     def advance(self, now: float) -> float:
         """Does what is due and says in how many seconds something will be."""
+        self._link.begin_day(day_of(self._wall()))
         due = [self._note_at]
         if now >= self._note_at:
             self._note()
@@ -437,11 +445,12 @@ class Coordinator:
         )
 
     def _make_task(self, device: str) -> Task:
-        version, variant = self._versions.number, self._tier_of[device]
+        version, variant, codec = self._versions.number, self._tier_of[device], self._codec_of[device]
         assert not isinstance(variant, Rejection), "only able devices are asked"
+        assert not isinstance(codec, Rejection), "only able devices are asked"
         seen = self._versions.for_device(variant or FULL, device, newcomer=device not in self._invitations)
         run, manifest = self._store.run, self._library.manifest
-        return make_task(self._settings, run, version + 1, device, manifest, version, seen, variant)
+        return make_task(self._settings, run, version + 1, device, manifest, version, seen, variant, codec)
 
     def _spare(self) -> Iterator[str]:
         """The devices that can be asked, the next one first; worked out only when the table looks."""
@@ -450,15 +459,34 @@ class Coordinator:
         yield from order_devices(asked, self._settings.seed, number)
 
     def _able(self) -> list[str]:
-        """The devices present that some tier fits; of the others it is counted once why."""
-        assigned = self._tiers.assigned(
-            self._fleet.present(), self._fleet, self._store.paces(), self._uploads.bytes_per_s
-        )
+        """The devices present that some tier and codec fits; of the others it is counted once why."""
+        paces, links = self._store.paces(), self._uploads.bytes_per_s
+        assigned = self._tiers.assigned(self._fleet.present(), self._fleet, paces, links)
+        tiers: dict[str, str | None] = {}
         for device, tier in assigned.items():
-            if isinstance(tier, Rejection) and self._tier_of.get(device) != tier:
+            if not isinstance(tier, Rejection):
+                tiers[device] = tier
+            elif self._tier_of.get(device) != tier:
                 self._count(device, tier)
-        self._tier_of = assigned
-        return [device for device, tier in assigned.items() if not isinstance(tier, Rejection)]
+        now = Now(self._wall(), self._store.round_s(), self._settings.rounds.count - self._versions.number)
+        codecs = self._codecs.assigned(tiers, self._versions.view, paces, links, self._link.today_bytes, now)
+        for device, codec in codecs.items():
+            self._rest(device, codec if isinstance(codec, Rejection) else None)
+        self._tier_of, self._codec_of = assigned, codecs
+        return [device for device, codec in codecs.items() if not isinstance(codec, Rejection)]
+
+    def _rest(self, device: str, why: Rejection | None) -> None:
+        """Notes, once a day, that a device's bytes of today are used up; None: they are not, or no more."""
+        today = day_of(self._wall()) if why is not None else None
+        if self._resting.get(device) == today:
+            return
+        self._note()
+        self._store.rest(device, today)
+        if why is None or today is None:
+            del self._resting[device]
+        else:
+            self._resting[device] = today
+            self._count(device, why)
 
     def _show(self, device: str) -> None:
         seen = self._fleet[device]

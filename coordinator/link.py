@@ -19,11 +19,11 @@ def last_will(topics: Topics, run: str, epoch: int) -> Will:
 
 
 class Link:
-    """Sends bodies under this epoch's counters. `traffic` counts by (device, "up" or "down")."""
+    """Sends bodies under this epoch's counters. `traffic` counts by (device, "up" or "down"), and for `begin_day`."""
 
     def __init__(self, transport: Transport, topics: Topics, epoch: int, traffic: Mapping[Sender, Traffic]) -> None:
         self._transport, self._topics, self._epoch = transport, topics, epoch
-        self._sequence = 0
+        self._sequence = self._day = 0
         self.traffic = dict(traffic)
 
     def send(self, device: str, body: Body) -> bool:
@@ -57,7 +57,17 @@ class Link:
         """Takes the sender's own count, which includes what never arrived."""
         claim = min(envelope.sent_before + len(message.topic) + len(message.payload), MAX_CLAIM_BYTES)
         key: Sender = (device, "up")
-        self.traffic[key] = self.traffic.get(key, Traffic()).counted(envelope.boot, claim)
+        self.traffic[key] = self._of(key).counted(envelope.boot, claim)
+
+    def begin_day(self, day: int) -> None:
+        """From here on bytes are of that day, if they were not already."""
+        if day != self._day:
+            self._day = day
+            self.traffic = {key: traffic.on(day) for key, traffic in self.traffic.items()}
+
+    def today_bytes(self, device: str) -> int:
+        """Bytes from and to a device since the day began."""
+        return self._of((device, "up")).today_bytes + self._of((device, "down")).today_bytes
 
     def total_bytes(self, direction: Direction) -> int:
         """Bytes of everyone together in one direction since the run began."""
@@ -66,10 +76,13 @@ class Link:
     def _publish(self, receiver: str, topic: str, body: Body, *, retain: bool) -> bool:
         self._sequence += 1
         key: Sender = (receiver, "down")
-        traffic = self.traffic.get(key, Traffic()).counted(self._epoch, 0)
+        traffic = self._of(key).counted(self._epoch, 0)
         payload = encode(Envelope(self._epoch, self._sequence, traffic.sent_bytes, body))
         sent = self._transport.publish(topic, payload, retain=retain)
         if sent:
             traffic = traffic.counted(self._epoch, traffic.sent_bytes + len(topic) + len(payload))
         self.traffic[key] = traffic
         return sent
+
+    def _of(self, key: Sender) -> Traffic:
+        return self.traffic.get(key) or Traffic(day=self._day)

@@ -10,7 +10,7 @@ A bundle that was pruned before its export brings a mask along; where the settin
 one as it is, and nothing is reported.
 """
 
-from coordinator.settings import Settings, SparsitySettings
+from coordinator.settings import AUTO, Settings, SparsitySettings
 from coordinator.structure import Structure
 from edge_agent.runtimes.engine import Vector
 from protocol.bundle import Bundle, read_mask
@@ -31,12 +31,14 @@ _END = 0.75
 
 def check_mask(settings: Settings, manifest: Manifest) -> None:
     """Raises ConfigurationError where a bundle cannot be trained under the mask that the settings ask for."""
-    sparsity, codec = settings.sparsity, settings.training.codec
+    sparsity, training = settings.sparsity, settings.training
     if not sparsity.final:
-        if manifest.mask is None and parse_codec(codec).selection == "mask":
+        named = [codec for codec in training.codecs or (training.codec,) if codec != AUTO]
+        masked = [codec for codec in named if parse_codec(codec).selection == "mask"]
+        if manifest.mask is None and masked:
             raise ConfigurationError(
-                f"training.codec: {codec} needs a mask; set sparsity.final, for example to 0.9, or export the bundle "
-                "with --sparsity"
+                f"training.codec: {masked[0]} needs a mask; set sparsity.final, for example to 0.9, or export the "
+                "bundle with --sparsity"
             )
         return
     tiers = [v.name for v in manifest.variants if v.keep]

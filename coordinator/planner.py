@@ -54,10 +54,12 @@ def make_task(
     version: int,
     view: View,
     variant: str | None,
+    codec: str,
 ) -> Task:
     """What one device is asked to do in a round. `time_left_s` is the whole deadline; a later sending says less.
 
-    view: of the model's version, as the device is to work on it. variant: None where the device may choose.
+    view: of the model's version, as the device is to work on it. variant: None where the device may choose. codec: of
+    its update.
     """
     training = settings.training
     return Task(
@@ -71,7 +73,7 @@ def make_task(
         batch_size=training.batch_size,
         learning_rate=learning_rate(training, round_number, settings.rounds.count),
         optimizer=training.optimizer,
-        codec=training.codec,
+        codec=codec,
         seed=task_seed(settings.seed, round_number, device),
         time_left_s=settings.rounds.deadline_s,
         variant=variant,

@@ -8,6 +8,7 @@ from statistics import median
 from types import TracebackType
 from typing import Self
 
+from coordinator.budget import day_of
 from coordinator.evaluate import accuracy_of
 from coordinator.schema import locked, open_reader
 from coordinator.settings import RoundSettings
@@ -44,7 +45,10 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRow:
-    """One device over the whole run. variant: of its last update; rounds: how many it was asked to join."""
+    """One device over the whole run. variant, codec: of its last update; rounds: how many it was asked to join.
+
+    bytes_today: either way, since midnight UTC. rests: why it is not asked today, None where it may be.
+    """
 
     device: str
     present: bool
@@ -56,6 +60,9 @@ class DeviceRow:
     rejected: int
     bytes_up: int
     bytes_down: int
+    codec: str | None
+    bytes_today: int
+    rests: str | None
     last_loss: float | None
     step_ms: float | None
     last_seen_s: float
@@ -206,7 +213,12 @@ class Reports:
         if not running:
             return "the coordinator, which is not running"
         if number is None:
-            return f"devices, {present} of {wanted.least} are there" if present < wanted.least else "nothing"
+            resting = self._number(
+                "SELECT count(*) FROM devices WHERE present = 1 AND resting_day = ?", day_of(time.time())
+            )
+            rest = f", {resting} of them rest until midnight UTC" if resting else ""
+            able = present - resting
+            return f"devices, {present} of {wanted.least} are there{rest}" if able < wanted.least else "nothing"
         tasks = self._sql.execute(
             "SELECT device, phase, reason, (SELECT present FROM devices d WHERE d.device = t.device) FROM tasks t "
             "WHERE round = ? AND phase != 'done' ORDER BY device",
@@ -233,7 +245,12 @@ class Reports:
             "WHERE f.device = d.device AND direction = 'up'), "
             "(SELECT coalesce(sum(sent_bytes + earlier_bytes), 0) FROM traffic f "
             "WHERE f.device = d.device AND direction = 'down'), "
-            "last_loss, step_ms, last_seen_s FROM devices d ORDER BY device"
+            "(SELECT codec FROM updates u WHERE u.device = d.device ORDER BY round DESC LIMIT 1), "
+            "(SELECT coalesce(sum(sent_bytes + earlier_bytes - before_bytes), 0) FROM traffic f "
+            "WHERE f.device = d.device AND f.day = :day), "
+            "CASE WHEN resting_day = :day THEN 'budget' END, "
+            "last_loss, step_ms, last_seen_s FROM devices d ORDER BY device",
+            {"day": day_of(time.time())},
         )
         return tuple(DeviceRow(device, bool(present) and running, *rest) for device, present, *rest in rows)
 

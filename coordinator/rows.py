@@ -66,11 +66,12 @@ class AcceptedUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How a device's last update was trained."""
+    """How a device's last update was trained and packed."""
 
     variant: str
     steps: int
     train_s: float
+    codec: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,9 @@ learning_rate = 0.05
 schedule = "constant"           # or "cosine" over all rounds, or "step": times decay_factor every decay_every rounds
 decay_every = 10
 decay_factor = 0.5
-codec = "all/float32"           # or all/float16, topk:0.05/ternary, ..., and under a mask mask/float16 (docs/codecs.md)
+codec = "all/float32"           # or all/float16, topk:0.05/ternary, ..., under a mask mask/float16 (docs/codecs.md);
+                                # "auto": for each device and round by its link and its bytes today
+# codecs = ["all/float16", "topk:0.05/ternary"]   # in place of codec: what "auto" chooses from, the richest first
 
 [training.optimizer]
 name = "sgd"                    # or "adamw"
@@ -77,4 +79,5 @@ batch_size = 256
 disk_mib = 4096                 # half for updates, half for models; the oldest give way
 keep_rounds = 10                # updates of so many folded rounds are kept
 examples = 1000000              # no device counts for more examples than this
+device_bytes_per_day = 0        # up and down, from midnight to midnight UTC; then a device rests; 0: no limit
 """

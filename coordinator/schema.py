@@ -9,7 +9,7 @@ from pathlib import Path
 from protocol.disk import disk_named, is_disk_trouble
 from protocol.errors import ConfigurationError, NothingToDoError, SparsefleetError
 
-VERSION = 5
+VERSION = 6
 DATABASE = "coordinator.sqlite"
 LOCK = "lock"
 
@@ -17,11 +17,13 @@ _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE devices (
   device TEXT PRIMARY KEY, agent TEXT NOT NULL, backend TEXT NOT NULL, present INTEGER NOT NULL DEFAULT 0,
-  examples INTEGER, last_loss REAL, step_ms REAL, last_seen_s REAL NOT NULL
+  examples INTEGER, last_loss REAL, step_ms REAL, last_seen_s REAL NOT NULL,
+  resting_day INTEGER
 ) WITHOUT ROWID;
 CREATE TABLE traffic (
   device TEXT NOT NULL, direction TEXT NOT NULL, boot INTEGER NOT NULL, sent_bytes INTEGER NOT NULL,
-  earlier_bytes INTEGER NOT NULL, PRIMARY KEY (device, direction)
+  earlier_bytes INTEGER NOT NULL, day INTEGER NOT NULL DEFAULT 0, before_bytes INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (device, direction)
 ) WITHOUT ROWID;
 CREATE TABLE models (
   version INTEGER PRIMARY KEY, digest BLOB NOT NULL, size INTEGER NOT NULL, kept INTEGER NOT NULL DEFAULT 1,
@@ -67,6 +69,11 @@ _STEPS = {
     5: (
         "ALTER TABLE models ADD COLUMN public BLOB; ALTER TABLE models ADD COLUMN difference BLOB; "
         "ALTER TABLE models ADD COLUMN difference_size INTEGER;"
+    ),
+    6: (
+        "ALTER TABLE traffic ADD COLUMN day INTEGER NOT NULL DEFAULT 0;"
+        "ALTER TABLE traffic ADD COLUMN before_bytes INTEGER NOT NULL DEFAULT 0;"
+        "ALTER TABLE devices ADD COLUMN resting_day INTEGER;"
     ),
 }
 

@@ -23,6 +23,9 @@ StepName = Literal["add", "momentum", "adam"]
 
 # A round of more devices than this is more than one broker and one fold in one process are made for.
 MAX_DEVICES = 10_000
+# Of [training] codec: each device's own, by its link and its bytes today.
+AUTO = "auto"
+_CODEC = "all/float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,11 @@ class RoundSettings:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """What a device does in one round."""
+    """What a device does in one round.
+
+    codec: of every update, or "auto" for one of a built-in ladder. codecs: a ladder of one's own, the richest first,
+    in place of `codec` (budget.py says who gets which).
+    """
 
     batch_size: int
     learning_rate: float
@@ -86,7 +93,8 @@ class TrainingSettings:
     schedule: Schedule = "constant"
     decay_every: int = 10
     decay_factor: float = 0.5
-    codec: str = "all/float32"
+    codec: str = _CODEC
+    codecs: tuple[str, ...] = ()
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
 
     def __post_init__(self) -> None:
@@ -99,7 +107,15 @@ class TrainingSettings:
         _at_least("decay_every", self.decay_every, 1)
         if not 0.0 < self.decay_factor <= 1.0:
             raise ValueError(f"decay_factor: {self.decay_factor} must be above 0 and at most 1; 0.5 halves the rate")
-        parse_codec(self.codec)
+        if self.codec != AUTO:
+            parse_codec(self.codec)
+        if self.codecs and self.codec not in (AUTO, _CODEC):
+            raise ValueError(f"codecs: there is a codec, {self.codec}, beside them; leave one of the two out")
+        for place, codec in enumerate(self.codecs):
+            try:
+                parse_codec(codec)
+            except ValueError as error:
+                raise ValueError(f"codecs[{place}]: {error}") from None
         try:
             OptimizerSettings(**write_record(self.optimizer))
         except ValueError as error:
@@ -222,16 +238,19 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
-    """What the coordinator will hold: disk for blobs, updates of folded rounds, the weight of one device."""
+    """What the coordinator will hold: disk for blobs, updates of folded rounds, the weight of one device; and what a
+    device may send and receive from midnight to midnight UTC, 0 for no limit."""
 
     disk_mib: int = 4096
     keep_rounds: int = 10
     examples: int = 1_000_000
+    device_bytes_per_day: int = 0
 
     def __post_init__(self) -> None:
         _at_least("disk_mib", self.disk_mib, 16)
         _at_least("keep_rounds", self.keep_rounds, 0)
         _at_least("examples", self.examples, 1)
+        _at_least("device_bytes_per_day", self.device_bytes_per_day, 0)
 
 
 @dataclass(frozen=True, slots=True)

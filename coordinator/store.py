@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
+from statistics import median_low
 
 from coordinator import rows
 from coordinator.round import OPEN, Phase
@@ -56,7 +57,7 @@ class Store:
             sql.execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (uuid.uuid4().hex[:12],))
             sql.execute("INSERT OR IGNORE INTO meta VALUES ('epoch', 0)")
             sql.execute("UPDATE meta SET value = value + 1 WHERE key = 'epoch'")
-            sql.execute("UPDATE devices SET present = 0")
+            sql.execute("UPDATE devices SET present = 0, resting_day = NULL")
         return str(self._meta("run")), int(self._meta("epoch"))
 
     def belongs_to(self, bundle_digest: bytes, bundle: str, fleet: str) -> None:
@@ -293,13 +294,28 @@ class Store:
 
     def paces(self) -> dict[str, Pace]:
         """Of each device's last accepted update."""
-        found = self._sql.execute("SELECT device, variant, steps, train_s, max(round) FROM updates GROUP BY device")
-        return {device: Pace(variant, steps, train_s) for device, variant, steps, train_s, _ in found}
+        found = self._sql.execute(
+            "SELECT device, variant, steps, train_s, codec, max(round) FROM updates GROUP BY device"
+        )
+        return {device: Pace(variant, steps, train_s, codec) for device, variant, steps, train_s, codec, _ in found}
+
+    def round_s(self) -> float | None:
+        """How long the newest rounds took: the median of at most five, None before the first."""
+        found = self._sql.execute("SELECT seconds FROM rounds WHERE state = 'committed' ORDER BY round DESC LIMIT 5")
+        seconds = [row[0] for row in found]
+        return median_low(seconds) if seconds else None
+
+    def rest(self, device: str, day: int | None) -> None:
+        """Notes the day on which a device is asked no more, or None when it is asked again."""
+        with self._transaction() as sql:
+            sql.execute("UPDATE devices SET resting_day = ? WHERE device = ?", (day, device))
 
     def traffic(self) -> dict[Sender, Traffic]:
         """The byte counts as last noted."""
-        found = self._sql.execute("SELECT device, direction, boot, sent_bytes, earlier_bytes FROM traffic")
-        return {(device, direction): Traffic(boot, sent, earlier) for device, direction, boot, sent, earlier in found}
+        found = self._sql.execute(
+            "SELECT device, direction, boot, sent_bytes, earlier_bytes, day, before_bytes FROM traffic"
+        )
+        return {(device, direction): Traffic(*counts) for device, direction, *counts in found}
 
     def note(
         self,
@@ -319,8 +335,9 @@ class Store:
                 )
             for (device, direction), t in traffic.items():
                 sql.execute(
-                    "INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?, ?)",
-                    (device, direction, t.boot, t.sent_bytes, t.earlier_bytes),
+                    "INSERT OR REPLACE INTO traffic (device, direction, boot, sent_bytes, earlier_bytes, day, "
+                    "before_bytes) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (device, direction, t.boot, t.sent_bytes, t.earlier_bytes, t.day, t.before_bytes),
                 )
             for (device, reason), (count, detail) in rejections.items():
                 rows.count_rejection(sql, device, 0, reason, detail, count)

@@ -3,18 +3,14 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from export.plan.graph import Graph, Step
 from export.plan.liveness import Use, peak
 from protocol.layout import Layout
 from protocol.manifest import MANIFEST_FILE, FileEntry, Manifest, Port, Variant
 from protocol.profile import Profile
-from sparse.codecs import CodecSpec, encode_update, max_update_bytes
+from sparse.codecs import CodecSpec, max_update_bytes, typical_update_bytes
 
 _FLOAT = 4
-# Beyond this an update's size is scaled up from that of a part: encoding all of it would take seconds.
-_MOST_ENCODED = 1 << 21
 # As edge_agent.assets has them: what agents leave where it is.
 UNUSED_ROLES = frozenset({"optimizer"})
 
@@ -105,19 +101,10 @@ def predict_wire(
 ) -> Wire:
     """What goes through the broker for one device. An update's size is that of normally distributed differences."""
     n, buffers = layout.n_parameters, layout.n_buffers
-    # A part of a vector has no tensors; factors have the size of whole ones.
-    drawn = n if spec.selection == "powersgd" else min(n, _MOST_ENCODED)
-    shapes = layout.shapes if drawn == n else None
-    rng = np.random.default_rng(0)
-    delta = rng.standard_normal(drawn, dtype=np.float32)
-    rest = np.zeros(buffers, np.float32)
-    payload, _ = encode_update(delta, rest, np.zeros(drawn, np.float32), spec, layout.digest, shapes=shapes)
-    scale = n / drawn if drawn else 1.0
-    fixed = _FLOAT * buffers
     return Wire(
         bundle=manifest_bytes + sum(entry.size for entry in files),
         model=_FLOAT * manifest.total,
-        update=round((len(payload) - fixed) * scale) + fixed,
+        update=typical_update_bytes(n, buffers, spec, shapes=layout.shapes),
         most=max_update_bytes(n, buffers, spec, shapes=layout.shapes),
     )
 

@@ -7,6 +7,7 @@ from sparse.codecs.frame import decode, encode, max_payload_bytes
 from sparse.codecs.mask import decode_mask, encode_mask, max_mask_bytes
 from sparse.codecs.spec import CodecSpec, parse_codec
 from sparse.codecs.tensors import Shapes
+from sparse.codecs.typical import typical_update_bytes
 from sparse.codecs.update import Shared, decode_report, decode_update, encode_update, max_update_bytes
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "max_payload_bytes",
     "max_update_bytes",
     "parse_codec",
+    "typical_update_bytes",
 ]

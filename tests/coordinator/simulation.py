@@ -306,6 +306,7 @@ class Simulation:
     agents: dict[str, FakeAgent] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     now: float = 100.0
+    wall_s: float = 1_000_000.0
     examine: Examine = examine
     client: str = "coordinator"
 
@@ -331,7 +332,14 @@ class Simulation:
         will = last_will(TOPICS, self.store.run, self.store.epoch)
         self.transport = self.broker.connect(self.client, TOPICS.of_coordinator(), will)
         self.coordinator = Coordinator(
-            self.settings, self.bundle, self.store, self.transport, lambda: self.now, self.events.append, self.examine
+            self.settings,
+            self.bundle,
+            self.store,
+            self.transport,
+            lambda: self.now,
+            self.events.append,
+            self.examine,
+            lambda: self.wall_s,
         )
 
     def kill(self) -> None:

@@ -73,7 +73,7 @@ def test_the_store_is_asked_by_command_in_json(finished: Path, capsys: pytest.Ca
     assert isinstance(devices, list)
     assert set(devices[0]) == {
         *("device", "present", "examples", "backend", "variant", "rounds", "accepted", "rejected"),
-        *("bytes_up", "bytes_down", "last_loss", "step_ms", "last_seen_s"),
+        *("bytes_up", "bytes_down", "codec", "bytes_today", "rests", "last_loss", "step_ms", "last_seen_s"),
     }
     detail = ask(finished, "round", "2", capsys=capsys)
     assert isinstance(detail["devices"], list)
@@ -85,6 +85,54 @@ def test_costs_are_asked_for_in_json(finished: Path, capsys: pytest.CaptureFixtu
     assert {"version", "models", "training", "bytes_up", "bytes_down"} <= set(found)
     assert isinstance(found["models"], list)
     assert [model["model"] for model in found["models"]] == ["dense"]
+
+
+def test_what_codecs_will_cost_is_known_before_any_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "coordinator.toml"
+    config.write_text(CONFIG.format(url="auto", port=1883) + "[limits]\ndevice_bytes_per_day = 3000000\n")
+    write_bundle(tmp_path / "bundle")
+    found = ask(
+        config, "plan", "--codec", "all/float32", "--codec", "topk:0.5/ternary", "--devices", "6", capsys=capsys
+    )
+    assert (found["round_s"], found["round_s_is"], found["devices"]) == (60.0, "rounds.deadline_s, assumed", 6)
+    rows = found["plan"]
+    assert isinstance(rows, list)
+    assert [row["codec"] for row in rows if row["variant"] == "full"] == ["all/float32", "topk:0.5/ternary"]
+    dense, lean = (row for row in rows if row["variant"] == "full")
+    assert (dense["ratio_to_dense"], dense["rounds_a_day"]) == (1.0, 720.0), "three of six in each of 1440 rounds"
+    assert dense["bytes_a_day"] == round(720 * (dense["bytes_up"] + dense["bytes_down"]))
+    assert lean["bytes_up"] < dense["bytes_up"]
+    assert dense["link_s"] == pytest.approx((dense["bytes_up"] + dense["bytes_down"]) / 125_000)
+    assert all(row["fits"] is (row["bytes_a_day"] <= 3_000_000) for row in rows)
+    assert main(["plan", "--config", str(config), "--round-s", "3600"]) == 0
+    shown = capsys.readouterr().out
+    assert "topk:0.05/ternary" in shown
+    assert "rounds of 3600 s (given)" in shown
+
+
+def test_what_was_measured_is_what_a_plan_goes_by(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_bundle(finished.parent / "other")
+    finished.write_text(finished.read_text().replace('"bundle"', '"other"'))
+    found = ask(finished, "plan", capsys=capsys)
+    assert found["round_s_is"] == "measured"
+    rows = found["plan"]
+    assert isinstance(rows, list)
+    assert all(row["fits"] is None for row in rows), "there is no budget"
+
+
+def test_a_plan_of_what_cannot_be_names_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "coordinator.toml"
+    config.write_text(CONFIG.format(url="auto", port=1883))
+    write_bundle(tmp_path / "bundle")
+    for wrong, said in (
+        (["--codec", "zip"], "--codec: codec: 'zip' is not a codec"),
+        (["--codec", "mask/int4"], "mask/int4 needs a mask"),
+        (["--devices", "0"], "--devices: 0 must be at least 1"),
+        (["--link-kbit", "-1"], "--link-kbit: -1.0 must be"),
+        (["--round-s", "nan"], "--round-s: nan must be"),
+    ):
+        assert main(["plan", "--config", str(config), *wrong]) == 3
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["status"], ["devices"], ["rounds"], ["round", "1"], ["costs"]])
@@ -132,7 +180,7 @@ def test_exit_codes_say_what_is_wrong(finished: Path, tmp_path: Path, capsys: py
 
 
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("run", "status", "devices", "rounds", "round", "export-model", "evaluate-model"):
+    for command in ("run", "plan", "status", "devices", "rounds", "round", "export-model", "evaluate-model"):
         with pytest.raises(SystemExit) as ended:
             main([command, "--help"])
         assert ended.value.code == 0

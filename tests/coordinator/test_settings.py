@@ -114,6 +114,10 @@ MISTAKES = {
     "sparsity.distribution: 'even' is": MINIMAL + '[sparsity]\ndistribution = "even"\n',
     "sparsity.report_every: how far adamw": MINIMAL + 'optimizer = {name = "adamw"}\n[sparsity]\nfinal = 0.9\n',
     "training.codec: 'zip' is not a codec; known are": MINIMAL + 'codec = "zip"\n',
+    "training.codecs[1]: codec: 'zip' is not a codec": MINIMAL + 'codecs = ["all/float16", "zip"]\n',
+    "training.codecs: there is a codec, all/int4, beside them": MINIMAL
+    + 'codec = "all/int4"\ncodecs = ["all/float16"]\n',
+    "limits.device_bytes_per_day: -1 must be at least 0": MINIMAL + "[limits]\ndevice_bytes_per_day = -1\n",
     "training.optimizer.momentum: 1.5 must be at least 0 and below 1": MINIMAL + "optimizer = {momentum = 1.5}\n",
     "training.optimizer.nesterov: true must come with momentum": MINIMAL + "optimizer = {nesterov = true}\n",
     "training.optimizer.name: 'lion' is not one of": MINIMAL + 'optimizer = {name = "lion"}\n',

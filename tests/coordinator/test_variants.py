@@ -102,6 +102,8 @@ def test_a_store_of_before_there_were_variants_is_brought_up_to_date_by_the_coor
         old.execute("ALTER TABLE updates DROP COLUMN peak_mib")
         for column in ("structure", "public", "difference", "difference_size"):
             old.execute(f"ALTER TABLE models DROP COLUMN {column}")
+        for table, column in (("traffic", "day"), ("traffic", "before_bytes"), ("devices", "resting_day")):
+            old.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         old.execute("PRAGMA user_version = 1")
     old.close()
     with pytest.raises(ConfigurationError, match="older version of sparsefleet; fleet-coordinator run brings it up"):
