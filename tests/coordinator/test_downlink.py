@@ -1,7 +1,6 @@
 """The model as compressed differences: what devices hold follows the dense one, through kills, absences and rot."""
 
 import logging
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 
 from coordinator.downlink import check_downlink, publish, steps_for
 from coordinator.rows import ModelVersion
-from coordinator.schema import DATABASE
 from coordinator.settings import DownlinkSettings, LimitSettings, Settings, SparsitySettings, TierSettings
 from coordinator.store import Store
 from edge_agent.runtimes.engine import Vector
@@ -21,6 +19,7 @@ from protocol.layout import layout_of
 from protocol.messages import BlobRef, Difference, Need, Task
 from sparse.codecs import apply_difference
 from tests import tiny
+from tests.coordinator.old_stores import age
 from tests.coordinator.simulation import HEAD, Simulation, examine, make_settings
 from tests.coordinator.test_crashes import arm, run_through
 from tests.coordinator.test_fleet_mask import Fleet, RealAgent
@@ -300,11 +299,7 @@ def test_a_store_of_before_there_were_differences_is_brought_up_to_date(tmp_path
     fleet = simulated(tmp_path, "all/float32")
     fleet.until(lambda: len(fleet.committed) == 1)
     fleet.kill()
-    with sqlite3.connect(tmp_path / "state" / DATABASE) as old:
-        for column in ("public", "difference", "difference_size"):
-            old.execute(f"ALTER TABLE models DROP COLUMN {column}")
-        old.execute("PRAGMA user_version = 4")
-    old.close()
+    age(tmp_path / "state", 4)
     fleet.settings = replace(fleet.settings, downlink=DownlinkSettings(CODEC))
     fleet.start()
     fleet.finish()

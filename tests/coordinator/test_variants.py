@@ -1,13 +1,11 @@
 """Rounds of devices that train different variants: real agents and fake ones, over an in-memory broker."""
 
-import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from coordinator.reports import Reports
-from coordinator.schema import DATABASE
 from coordinator.settings import LimitSettings
 from coordinator.store import Store
 from edge_agent.agent import Agent
@@ -19,6 +17,7 @@ from edge_agent.store import AgentStore
 from protocol.errors import ConfigurationError
 from protocol.transport import MemoryTransport
 from tests import tiny
+from tests.coordinator.old_stores import age
 from tests.coordinator.simulation import BUFFERS, HEAD, TOPICS, Simulation, examine, make_settings
 
 PARAMETERS = 20
@@ -97,15 +96,7 @@ def test_a_store_of_before_there_were_variants_is_brought_up_to_date_by_the_coor
     fleet = Simulation.make(tmp_path, count=2)
     fleet.until(lambda: len(fleet.committed) == 1)
     fleet.kill()
-    with sqlite3.connect(tmp_path / "state" / DATABASE) as old:
-        old.execute("ALTER TABLE updates DROP COLUMN variant")
-        old.execute("ALTER TABLE updates DROP COLUMN peak_mib")
-        for column in ("structure", "public", "difference", "difference_size"):
-            old.execute(f"ALTER TABLE models DROP COLUMN {column}")
-        for table, column in (("traffic", "day"), ("traffic", "before_bytes"), ("devices", "resting_day")):
-            old.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-        old.execute("PRAGMA user_version = 1")
-    old.close()
+    age(tmp_path / "state", 1)
     with pytest.raises(ConfigurationError, match="older version of sparsefleet; fleet-coordinator run brings it up"):
         Reports(tmp_path / "state")
     fleet.start()

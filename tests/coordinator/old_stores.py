@@ -1,0 +1,26 @@
+"""A coordinator's store as an older version left it: what came since is taken out of its tables."""
+
+import sqlite3
+from pathlib import Path
+
+from coordinator.schema import DATABASE, VERSION
+
+# Which columns came with each version of the schema.
+_CAME: dict[int, tuple[tuple[str, str], ...]] = {
+    2: (("updates", "variant"),),
+    3: (("models", "structure"),),
+    4: (("updates", "peak_mib"),),
+    5: (("models", "public"), ("models", "difference"), ("models", "difference_size")),
+    6: (("traffic", "day"), ("traffic", "before_bytes"), ("devices", "resting_day")),
+}
+
+
+def age(state: Path, version: int) -> None:
+    """Makes the store in this folder, which nobody has open, one of that version."""
+    assert max(_CAME) == VERSION, "say here what the newest version brought"
+    database = sqlite3.connect(state / DATABASE)
+    for number in range(version + 1, VERSION + 1):
+        for table, column in _CAME[number]:
+            database.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    database.execute(f"PRAGMA user_version = {version}")
+    database.close()
