@@ -14,6 +14,7 @@ from coordinator.views import View, Views
 from edge_agent.runtimes.parameters import initial_model
 from protocol.bundle import Bundle
 from protocol.errors import ConfigurationError
+from protocol.manifest import FULL
 from protocol.messages import BlobRef
 from sparse import scores
 from sparse.codecs import parse_codec
@@ -52,12 +53,14 @@ def forecast(
     per_round = min(1.0, settings.rounds.devices * settings.rounds.over_select / devices)
     rounds_a_day, budget = per_round * DAY_S / round_s, settings.limits.device_bytes_per_day
     rows = []
-    for view in _views(settings, bundle):
+    views = _views(settings, bundle)
+    whole = next(view.layout for view in views if view.variant == FULL)
+    for view in views:
         dense = cost_of(settings, view, _DENSE).up
         for codec in codecs:
             if view.mask is None and parse_codec(codec).selection == "mask":
                 raise ConfigurationError(f"codec: {codec} needs a mask; set sparsity.final, for example to 0.9")
-            found = cost_of(settings, view, codec)
+            found = cost_of(settings, view, codec, whole)
             a_day = round(found.both * rounds_a_day)
             rows.append(
                 Forecast(

@@ -8,6 +8,7 @@ import pytest
 from coordinator.budget import DAY_S
 from coordinator.codecs import cost_of
 from coordinator.reports import Reports
+from coordinator.settings import DownlinkSettings
 from tests.coordinator.simulation import Simulation, make_settings, write_bundle
 
 PARAMETERS = 4000
@@ -51,6 +52,16 @@ def test_a_round_costs_what_was_predicted_to_some_bytes_of_numbers(tmp_path: Pat
             key = (f"a-usual-device-{i}", way)
             found = (fleet.coordinator._link.traffic[key].total_bytes - before[key]) / 2  # type: ignore[index]
             assert found == pytest.approx(due, rel=0.02)
+
+
+def test_differences_on_the_way_down_are_predicted_for_who_has_a_model(tmp_path: Path) -> None:
+    fleet = make(tmp_path, 0)
+    view = fleet.coordinator._versions.view("full")
+    settings = replace(fleet.settings, downlink=DownlinkSettings("topk:0.1/int8"))
+    newcomer, member = (cost_of(settings, view, "all/float16", whole) for whole in (None, view.layout))
+    assert newcomer == cost_of(fleet.settings, view, "all/float16", view.layout), "without a downlink codec it is whole"
+    assert member.up == newcomer.up
+    assert member.down < newcomer.down / 5
 
 
 def test_a_small_budget_makes_updates_lean_and_every_device_stays_within_it(tmp_path: Path) -> None:
