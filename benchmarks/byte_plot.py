@@ -30,6 +30,8 @@ def save_plot(rows: Sequence[Row], path: Path) -> None:
                 where = (1 / row["uplink_ratio_to_dense"], 100 * row["accuracy_mean"])
                 axes.annotate(row["codec"], where, xytext=(4, 4), textcoords="offset points", fontsize=7)
             axes.set_xscale("log")
+            # Names stand to the right of their points.
+            axes.set_xlim(0.8, 10 * max(1 / row["uplink_ratio_to_dense"] for row in own))
             axes.set_xlabel("times fewer bytes up than dense float32")
             axes.set_ylabel("accuracy, %")
             axes.set_title(name)
