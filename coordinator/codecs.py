@@ -37,6 +37,12 @@ class Codecs:
         self._settings = settings
         self._costs: dict[tuple[str, str, int, int, bool], RoundBytes] = {}
 
+    @property
+    def only(self) -> str | None:
+        """The codec of every device at all times, where there is nothing to choose and no budget to keep."""
+        ladder = ladder_of(self._settings, masked=False)
+        return ladder[0] if len(ladder) == 1 and not self._settings.limits.device_bytes_per_day else None
+
     def assigned(
         self,
         tiers: Mapping[str, str | None],
@@ -51,9 +57,8 @@ class Codecs:
         paces: of the devices' last updates. links: bytes a second that these came at.
         """
         rounds, day_bytes = self._settings.rounds, self._settings.limits.device_bytes_per_day
-        only = ladder_of(self._settings, masked=False)
-        if len(only) == 1 and not day_bytes:
-            return dict.fromkeys(tiers, only[0])
+        if self.only is not None:
+            return dict.fromkeys(tiers, self.only)
         chance = min(1.0, rounds.devices * rounds.over_select / max(1, len(tiers)))
         allowance = Allowance(
             target_s=self._settings.tiers.target_s or rounds.deadline_s,

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from coordinator import round as rounds
+from coordinator.asking import Asking
 from coordinator.budget import day_of
-from coordinator.codecs import Codecs, Now
+from coordinator.candidates import Candidates, Part
 from coordinator.evaluate import Examine
 from coordinator.events import DeviceSeen, Emit, Finished, FinishReason, RoundCommitted, RoundOpened, UpdateRejected
 from coordinator.fleet import Fleet
@@ -22,7 +23,6 @@ from coordinator.reception import Reception, Rejected, Taken, Uncounted, Verdict
 from coordinator.rivals import Rivals
 from coordinator.settings import Settings
 from coordinator.store import Store
-from coordinator.tiers import Tiers
 from coordinator.uploads import Uploads
 from coordinator.versions import Versions
 from protocol.bundle import Bundle
@@ -37,7 +37,6 @@ from protocol.messages import (
     Hello,
     Need,
     Offer,
-    SharedMask,
     Task,
     TaskReport,
     Unavailable,
@@ -50,9 +49,6 @@ from protocol.transport import Connected, Disconnected, Event, Incoming, Transpo
 
 log = logging.getLogger("coordinator")
 
-# A task is said again until the device answers, ever more rarely; it answers when it has fetched all the task needs.
-FIRST_RETRY_S = 5.0
-LONGEST_RETRY_S = 60.0
 # Presence and byte counts are written so often; losing this much of them harms nothing.
 NOTE_EVERY_S = 5.0
 
@@ -78,16 +74,16 @@ class Coordinator:
         self._link = Link(transport, self._topics, store.epoch, store.traffic())
         self._link.begin_day(day_of(wall()))
         self._fleet = Fleet(store.devices())
+        self._asking = Asking(self._link, self._fleet)
         self._uploads = Uploads(store.updates, self._link)
         self._reception = Reception(store, self._link, self._uploads, bundle.manifest, settings.limits.examples)
-        self._tiers = Tiers(settings, bundle.manifest)
-        self._codecs = Codecs(settings)
+        self._candidates = Candidates(
+            settings, bundle.manifest, store, self._fleet, self._link, self._uploads, wall, self._count
+        )
         self._rivals = Rivals(CoordinatorState(store.epoch, accepting=True, run=store.run))
         self._restraint = Restraint()
         self._greeted: set[str] = set()
-        self._tier_of: dict[str, str | Rejection | None] = {}
-        self._codec_of: dict[str, str | Rejection] = {}
-        self._resting: dict[str, int] = {}
+        self._parts: dict[str, Part] = {}
         self._noted = dict(self._link.traffic)
         self._uncounted: dict[tuple[str, str], tuple[int, str]] = {}
         self._connected, self._outage_logged = False, False
@@ -102,18 +98,17 @@ class Coordinator:
         self._versions = Versions(self._settings, self._bundle, store, self._clock, self._examine)
         self._invitations = store.invitations()
         self._round: rounds.Round | None = None
-        self._tasks: dict[str, Task] = {}
-        self._retry: dict[str, tuple[float, float]] = {}
+        self._asking.resume({}, (), now)
         self._opened_at = now
         self._uploads.clear()
         opened = store.opened_round()
         if opened is None:
             return
         self._bytes_before = opened.bytes_before
-        self._tasks = {t.device: t.task for t in opened.tasks}
         seats = {t.device: t.phase for t in opened.tasks}
         self._round = self._empty_round(opened.number, now, seats, opened.extensions)
-        self._retry = dict.fromkeys(self._round.devices("invited", "late"), (now, FIRST_RETRY_S))
+        tasks = {t.device: t.task for t in opened.tasks}
+        self._asking.resume(tasks, self._round.devices("invited", "late"), now)
         log.info("resumed round=%d delivered=%d", opened.number, len(self._round.devices("done")))
 
     @property
@@ -218,13 +213,11 @@ class Coordinator:
             return
         assert self._round is not None
         number = self._round.number
-        self._retry.pop(device, None)
+        self._asking.answered(device)
         if report.state == "accepted":
             self._decide(rounds.Accepted(device), now)
             return
-        shared = self._tasks[device].mask
-        if report.reason == "mask-base" and shared is not None and shared.base is not None:
-            self._tell_whole_mask(device, shared, now)
+        if report.reason == "mask-base" and self._tell_whole_mask(device, now):
             return
         log.warning("task %s device=%s round=%d %s: %s", report.state, device, number, report.reason, report.detail)
         if self._round.seats[device] in rounds.OPEN:
@@ -232,19 +225,21 @@ class Coordinator:
             self._uploads.end(device)
         self._decide(rounds.Stopped(device), now)
 
-    def _tell_whole_mask(self, device: str, shared: SharedMask, now: float) -> None:
-        """The task once more: the device came late, or lost the mask to which it was told the difference."""
-        assert self._round is not None
+    def _tell_whole_mask(self, device: str, now: float) -> bool:
+        """Says the task once more if the device was told a difference to a mask that it lost, or never had."""
+        task = self._asking.task(device)
+        if self._round is None or task is None or task.mask is None or task.mask.base is None:
+            return False
         log.info("device=%s round=%d gets the whole mask", device, self._round.number)
-        self._tasks[device] = replace(self._tasks[device], mask=self._versions.whole_mask(shared))
-        self._store.replace_task(self._round.number, device, self._tasks[device])
-        self._send_task(device, now)
-        self._retry[device] = (now + FIRST_RETRY_S, 2 * FIRST_RETRY_S)
+        task = replace(task, mask=self._versions.whole_mask(task.mask))
+        self._store.replace_task(self._round.number, device, task)
+        self._asking.ask(device, task, now, self._round.deadline)
+        return True
 
     def _holds(self, device: str, task: str) -> bool:
         """Whether this is the device's task in the round that is open, and not over."""
         state = self._round
-        own = self._tasks.get(device)
+        own = self._asking.task(device)
         return state is not None and own is not None and own.name == task and state.seats[device] in rounds.OPEN
 
     # Updates
@@ -254,11 +249,11 @@ class Coordinator:
         if state is None or state.number != offer.round:
             known = self._store.has_round(offer.round)
             return Seat(self._fleet.knows(device), known, open_round=False, phase=None, task=None)
-        return Seat(self._fleet.knows(device), True, True, state.seats.get(device), self._tasks.get(device))
+        return Seat(self._fleet.knows(device), True, True, state.seats.get(device), self._asking.task(device))
 
     def _offered(self, device: str, offer: Offer, now: float) -> None:
         if self._holds(device, offer.task):
-            self._retry.pop(device, None)
+            self._asking.answered(device)
         seat = self._seat(device, offer)
         self._settle(device, self._reception.offered(device, offer, seat, self._versions.view, now), now)
 
@@ -267,6 +262,7 @@ class Coordinator:
         match verdict:
             case Taken(offer):
                 log.info("accepted device=%s round=%d bytes=%d", device, offer.round, offer.blob.size)
+                self._candidates.delivered(device, offer)
                 self._decide(rounds.Delivered(device), now)
             case Rejected(why, number, ends_task):
                 self._tell_rejected(device, number, why)
@@ -305,9 +301,10 @@ class Coordinator:
             self._decide(rounds.Tick(), now)
         if self._connected:
             self._open_next(now)
-            self._send_again(now)
+            if self._round is not None:
+                self._asking.say_again(now, self._round.deadline)
+                due.extend(self._asking.due())
             due.append(self._uploads.ask_again(now))
-            due.extend(at for device, (at, _) in self._retry.items() if self._fleet.has(device))
         if self._round is not None:
             due.append(self._round.deadline)
         return max(0.0, min(due) - now)
@@ -325,18 +322,6 @@ class Coordinator:
             self._uncounted.clear()
             self._noted |= traffic
 
-    def _send_again(self, now: float) -> None:
-        for device, (at, retry_s) in tuple(self._retry.items()):
-            if now >= at and self._fleet.has(device):
-                self._send_task(device, now)
-                self._retry[device] = (now + retry_s, min(retry_s * 2, LONGEST_RETRY_S))
-
-    def _send_task(self, device: str, now: float) -> None:
-        assert self._round is not None
-        task = self._tasks[device]
-        left = max(0.0, self._round.deadline - now)
-        self._link.send(device, replace(task, time_left_s=left))
-
     def _open_next(self, now: float) -> None:
         if self._round is not None or self._finished:
             return
@@ -345,7 +330,9 @@ class Coordinator:
             self._finished = True
             self._emit(Finished(reason, self._versions.number))
             return
-        present, least = len(self._able()), self._settings.rounds.least
+        present, least = self._fleet.present_count, self._settings.rounds.least
+        if present >= least:
+            present = len(self._candidates.able(self._versions))
         if present < least:
             if present != self._waiting_with:
                 log.info("waiting for devices present=%d needed=%d", present, least)
@@ -356,15 +343,15 @@ class Coordinator:
             self._empty_round(self._versions.number + 1, now, {}, 0), rounds.Tick(), now, self._spare()
         )
         self._round = state
-        self._tasks = {d.device: self._make_task(d.device) for d in decisions if isinstance(d, rounds.Invite)}
+        tasks = {d.device: self._make_task(d.device) for d in decisions if isinstance(d, rounds.Invite)}
         self._note()
         self._bytes_before = self._bytes()
-        self._store.open_round(state.number, self._versions.number, self._tasks, self._bytes_before)
+        self._store.open_round(state.number, self._versions.number, tasks, self._bytes_before)
         self._opened_at = self._clock()
-        log.info("opened round=%d devices=%d", state.number, len(self._tasks))
-        self._emit(RoundOpened(state.number, len(self._tasks)))
-        for device in self._tasks:
-            self._invite(device, now)
+        log.info("opened round=%d devices=%d", state.number, len(tasks))
+        self._emit(RoundOpened(state.number, len(tasks)))
+        for device, task in tasks.items():
+            self._invite(device, task, now)
 
     def _end(self) -> FinishReason | None:
         target = self._settings.rounds.target_accuracy
@@ -388,13 +375,12 @@ class Coordinator:
         assert self._round is not None
         match decision:
             case rounds.Invite(device):
-                self._tasks[device] = self._make_task(device)
+                task = self._make_task(device)
                 self._note()
-                self._store.invite(self._round.number, device, self._tasks[device])
-                self._invite(device, now)
+                self._store.invite(self._round.number, device, task)
+                self._invite(device, task, now)
             case rounds.SendAgain(device):
-                self._send_task(device, now)
-                self._retry[device] = (now + FIRST_RETRY_S, 2 * FIRST_RETRY_S)
+                self._asking.say(device, now, self._round.deadline)
             case rounds.Extend(delivered, late):
                 said = (
                     f"deadline passed with {delivered} of {self._round.minimum} updates, late: {', '.join(late) or '-'}"
@@ -403,20 +389,22 @@ class Coordinator:
                 self._store.extend_round(self._round.number, late, said)
             case rounds.Close(delivered, withdrawn):
                 for device in withdrawn:
-                    self._link.send(device, Withdraw(self._tasks[device].name, "round-closed"))
+                    asked = self._asking.task(device)
+                    assert asked is not None, "only who was asked can be withdrawn"
+                    self._link.send(device, Withdraw(asked.name, "round-closed"))
                 self._commit(self._round.number, len(delivered))
                 self._open_next(now)
 
-    def _invite(self, device: str, now: float) -> None:
+    def _invite(self, device: str, task: Task, now: float) -> None:
+        assert self._round is not None
         self._invitations[device] = self._invitations.get(device, 0) + 1
-        self._retry[device] = (now + FIRST_RETRY_S, 2 * FIRST_RETRY_S)
-        self._send_task(device, now)
+        self._asking.ask(device, task, now, self._round.deadline)
 
     def _commit(self, number: int, devices: int) -> None:
         """Folds the round into the next version and commits both."""
         figures = self._versions.advance(number, self._opened_at, self._bytes_before, self._bytes())
-        self._round, self._tasks = None, {}
-        self._retry.clear()
+        self._round = None
+        self._asking.resume({}, (), self._clock())
         self._uploads.clear()
         self._store.sweep(self._settings.downlink.keep_versions)
         self._link.tell_everyone("notice", Announcement(self._versions.number, self._versions.published))
@@ -445,48 +433,16 @@ class Coordinator:
         )
 
     def _make_task(self, device: str) -> Task:
-        version, variant, codec = self._versions.number, self._tier_of[device], self._codec_of[device]
-        assert not isinstance(variant, Rejection), "only able devices are asked"
-        assert not isinstance(codec, Rejection), "only able devices are asked"
-        seen = self._versions.for_device(variant or FULL, device, newcomer=device not in self._invitations)
+        version, part = self._versions.number, self._parts[device]
+        seen = self._versions.for_device(part.variant or FULL, device, newcomer=device not in self._invitations)
         run, manifest = self._store.run, self._library.manifest
-        return make_task(self._settings, run, version + 1, device, manifest, version, seen, variant, codec)
+        return make_task(self._settings, run, version + 1, device, manifest, version, seen, part.variant, part.codec)
 
     def _spare(self) -> Iterator[str]:
         """The devices that can be asked, the next one first; worked out only when the table looks."""
-        number = self._versions.number + 1
-        asked = {device: self._invitations.get(device, 0) for device in self._able()}
-        yield from order_devices(asked, self._settings.seed, number)
-
-    def _able(self) -> list[str]:
-        """The devices present that some tier and codec fits; of the others it is counted once why."""
-        paces, links = self._store.paces(), self._uploads.bytes_per_s
-        assigned = self._tiers.assigned(self._fleet.present(), self._fleet, paces, links)
-        tiers: dict[str, str | None] = {}
-        for device, tier in assigned.items():
-            if not isinstance(tier, Rejection):
-                tiers[device] = tier
-            elif self._tier_of.get(device) != tier:
-                self._count(device, tier)
-        now = Now(self._wall(), self._store.round_s(), self._settings.rounds.count - self._versions.number)
-        codecs = self._codecs.assigned(tiers, self._versions.view, paces, links, self._link.today_bytes, now)
-        for device, codec in codecs.items():
-            self._rest(device, codec if isinstance(codec, Rejection) else None)
-        self._tier_of, self._codec_of = assigned, codecs
-        return [device for device, codec in codecs.items() if not isinstance(codec, Rejection)]
-
-    def _rest(self, device: str, why: Rejection | None) -> None:
-        """Notes, once a day, that a device's bytes of today are used up; None: they are not, or no more."""
-        today = day_of(self._wall()) if why is not None else None
-        if self._resting.get(device) == today:
-            return
-        self._note()
-        self._store.rest(device, today)
-        if why is None or today is None:
-            del self._resting[device]
-        else:
-            self._resting[device] = today
-            self._count(device, why)
+        self._parts = self._candidates.able(self._versions)
+        asked = {device: self._invitations.get(device, 0) for device in self._parts}
+        yield from order_devices(asked, self._settings.seed, self._versions.number + 1)
 
     def _show(self, device: str) -> None:
         seen = self._fleet[device]

@@ -18,13 +18,14 @@ class Fleet:
         self._boots: dict[str, int] = {}
         self._memory_mib: dict[str, int] = {}
         self._changed: set[str] = set()
+        self._present: set[str] = set()
 
     def knows(self, device: str) -> bool:
         return device in self._devices
 
     def has(self, device: str) -> bool:
         """Whether the device is there now."""
-        return device in self._devices and self._devices[device].present
+        return device in self._present
 
     @property
     def full(self) -> bool:
@@ -38,7 +39,11 @@ class Fleet:
         return self._memory_mib.get(device)
 
     def present(self) -> tuple[str, ...]:
-        return tuple(sorted(d.device for d in self._devices.values() if d.present))
+        return tuple(sorted(self._present))
+
+    @property
+    def present_count(self) -> int:
+        return len(self._present)
 
     def hello(self, device: str, said: Hello, wall_s: float) -> None:
         """Takes a device in, or notes what it says of itself now."""
@@ -47,8 +52,9 @@ class Fleet:
             self._memory_mib[device] = said.memory_mib
         # A hello names the backend wished for; a report on a task, the one found.
         backend = before.backend if before is not None and said.backend == "auto" else said.backend
-        examples = None if before is None else before.examples
-        self._put(DeviceActivity(device, said.agent, backend, True, examples, wall_s))
+        if before is None:
+            before = DeviceActivity(device, said.agent, backend, True, None, wall_s)
+        self._put(replace(before, agent=said.agent, backend=backend, present=True, last_seen_s=wall_s))
 
     def reported(self, device: str, report: TaskReport) -> bool:
         """Notes what a report says of the device's data and backend; True when that is news."""
@@ -69,6 +75,11 @@ class Fleet:
         if boot >= self._boots.get(device, 0):
             self._put(replace(self._devices[device], present=False))
 
+    def rests(self, device: str, day: int | None) -> None:
+        """Notes the UTC day whose bytes the device has used up, or None when it has not, or no more."""
+        if self._devices[device].resting_day != day:
+            self._put(replace(self._devices[device], resting_day=day))
+
     def take_changed(self) -> tuple[DeviceActivity, ...]:
         """The devices that changed since the last call."""
         changed = tuple(self._devices[d] for d in sorted(self._changed))
@@ -78,3 +89,7 @@ class Fleet:
     def _put(self, device: DeviceActivity) -> None:
         self._devices[device.device] = device
         self._changed.add(device.device)
+        if device.present:
+            self._present.add(device.device)
+        else:
+            self._present.discard(device.device)

@@ -84,6 +84,7 @@ class DeviceActivity:
     present: bool
     examples: int | None
     last_seen_s: float
+    resting_day: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

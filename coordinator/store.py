@@ -305,11 +305,6 @@ class Store:
         seconds = [row[0] for row in found]
         return median_low(seconds) if seconds else None
 
-    def rest(self, device: str, day: int | None) -> None:
-        """Notes the day on which a device is asked no more, or None when it is asked again."""
-        with self._transaction() as sql:
-            sql.execute("UPDATE devices SET resting_day = ? WHERE device = ?", (day, device))
-
     def traffic(self) -> dict[Sender, Traffic]:
         """The byte counts as last noted."""
         found = self._sql.execute(
@@ -327,11 +322,12 @@ class Store:
         with self._transaction() as sql:
             for d in devices:
                 sql.execute(
-                    "INSERT INTO devices (device, agent, backend, present, examples, last_seen_s) "
-                    "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (device) DO UPDATE SET agent = excluded.agent, "
+                    "INSERT INTO devices (device, agent, backend, present, examples, last_seen_s, resting_day) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device) DO UPDATE SET agent = excluded.agent, "
                     "backend = excluded.backend, present = excluded.present, "
-                    "examples = coalesce(excluded.examples, examples), last_seen_s = excluded.last_seen_s",
-                    (d.device, d.agent, d.backend, d.present, d.examples, d.last_seen_s),
+                    "examples = coalesce(excluded.examples, examples), last_seen_s = excluded.last_seen_s, "
+                    "resting_day = excluded.resting_day",
+                    (d.device, d.agent, d.backend, d.present, d.examples, d.last_seen_s, d.resting_day),
                 )
             for (device, direction), t in traffic.items():
                 sql.execute(

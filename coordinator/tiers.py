@@ -30,6 +30,11 @@ class Tiers:
                     "export the bundle with --tiers"
                 )
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to assign: every device may choose what it trains."""
+        return not self._tiers
+
     def assigned(
         self, devices: Iterable[str], fleet: Fleet, paces: Mapping[str, Pace], links: Mapping[str, float]
     ) -> dict[str, str | Rejection | None]:
@@ -37,9 +42,9 @@ class Tiers:
 
         paces: of the devices' last updates. links: bytes a second that their updates came at.
         """
+        if self.idle:
+            return dict.fromkeys(devices)
         measured = {device: _measured(device, fleet, paces, links) for device in devices}
-        if not self._tiers:
-            return dict.fromkeys(measured)
         found: dict[str, str | Rejection | None] = dict(assign(measured, self._tiers, self._target(paces)))
         pinned = self._settings.tiers.assign
         return found | {device: pinned[device] for device in measured if device in pinned}

@@ -98,12 +98,12 @@ def test_a_restart_neither_forgets_the_days_bytes_nor_the_codec_of_a_task(tmp_pa
         agent.silent = True
     fleet.until(lambda: all(agent.task is not None and agent.fetching is None for agent in fleet.agents.values()))
     spent = {device: fleet.coordinator._link.today_bytes(device) for device in fleet.agents}
-    told = {device: task.codec for device, task in fleet.coordinator._tasks.items()}
+    told = {device: task.codec for device, task in fleet.coordinator._asking._tasks.items()}
     fleet.coordinator.stop()
     fleet.kill()
     fleet.settings = replace(fleet.settings, training=replace(fleet.settings.training, codecs=CODECS[1:]))
     fleet.start()
-    assert {device: task.codec for device, task in fleet.coordinator._tasks.items()} == told
+    assert {device: task.codec for device, task in fleet.coordinator._asking._tasks.items()} == told
     assert all(fleet.coordinator._link.today_bytes(device) >= spent[device] > 0 for device in fleet.agents)
 
 

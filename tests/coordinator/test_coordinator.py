@@ -376,7 +376,7 @@ def test_an_offer_of_an_earlier_round_does_not_silence_the_task_of_this_one(flee
     fleet.until(lambda: len(fleet.committed) == 1)
     agent.silent = True
     fleet.until(lambda: fleet.coordinator._round is not None and fleet.coordinator._round.number == 2)
-    retry = dict(fleet.coordinator._retry)
+    retry = dict(fleet.coordinator._asking._retry)
     assert "dev-0" in retry
     fleet.coordinator.handle(Incoming(TOPICS.device("dev-0", "up"), encode(Envelope(1, 99, 0, kept[0]))), fleet.now)
-    assert fleet.coordinator._retry.get("dev-0") == retry["dev-0"]
+    assert fleet.coordinator._asking._retry.get("dev-0") == retry["dev-0"]

@@ -227,7 +227,7 @@ def test_who_joins_late_or_was_away_too_long_gets_the_whole_model_and_who_was_aw
     fleet.until(lambda: bool(late.store.outbox()))
     whole = {row[2] for row in versions(fleet)}
     assert set(asked) & whole
-    assert fleet.coordinator._tasks["dev-2"].differences == (), "who has nothing is told of no steps from it"
+    assert fleet.coordinator._asking._tasks["dev-2"].differences == (), "who has nothing is told of no steps from it"
     fleet.until(lambda: not late.store.outbox())
     asked = absent("dev-2", 2)
     assert asked

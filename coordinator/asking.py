@@ -1,0 +1,59 @@
+"""The tasks of the open round, each said again until its device answers, ever more rarely.
+
+A device answers when it has fetched all that its task needs, so the first silence is no news.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from coordinator.fleet import Fleet
+from coordinator.link import Link
+from protocol.messages import Task
+
+FIRST_RETRY_S = 5.0
+LONGEST_RETRY_S = 60.0
+
+
+class Asking:
+    """Who was asked to do what, and when it is said again. deadline: of the round, from which a task's time follows."""
+
+    def __init__(self, link: Link, fleet: Fleet) -> None:
+        self._link, self._fleet = link, fleet
+        self._tasks: dict[str, Task] = {}
+        self._retry: dict[str, tuple[float, float]] = {}
+
+    def resume(self, tasks: Mapping[str, Task], unanswered: tuple[str, ...], now: float) -> None:
+        """The tasks of a round, as the store has them; those unanswered are due at once."""
+        self._tasks = dict(tasks)
+        self._retry = dict.fromkeys(unanswered, (now, FIRST_RETRY_S))
+
+    def task(self, device: str) -> Task | None:
+        """What the device was asked in this round, None where it was not."""
+        return self._tasks.get(device)
+
+    def ask(self, device: str, task: Task, now: float, deadline: float) -> None:
+        """Says a task, for the first time or in place of the one before, and waits for an answer."""
+        self._tasks[device] = task
+        self.say(device, now, deadline)
+
+    def say(self, device: str, now: float, deadline: float) -> None:
+        """Says the device's task once more and waits for an answer anew."""
+        self._send(device, now, deadline)
+        self._retry[device] = (now + FIRST_RETRY_S, 2 * FIRST_RETRY_S)
+
+    def answered(self, device: str) -> None:
+        self._retry.pop(device, None)
+
+    def say_again(self, now: float, deadline: float) -> None:
+        """Says every task that is due, to devices that are there."""
+        for device, (at, retry_s) in tuple(self._retry.items()):
+            if now >= at and self._fleet.has(device):
+                self._send(device, now, deadline)
+                self._retry[device] = (now + retry_s, min(retry_s * 2, LONGEST_RETRY_S))
+
+    def due(self) -> Iterator[float]:
+        """When a task is to be said again, of each that is."""
+        return (at for device, (at, _) in self._retry.items() if self._fleet.has(device))
+
+    def _send(self, device: str, now: float, deadline: float) -> None:
+        self._link.send(device, replace(self._tasks[device], time_left_s=max(0.0, deadline - now)))
