@@ -25,7 +25,7 @@ from benchmarks.memory import PeakSampler, pss_mib
 from devices.datasets import PROJECT_ROOT, Dataset, load_dataset
 from devices.facts import DeviceFacts, Finished, Listening, RoundCommitted, parse_devices, parse_event
 from devices.partition import split, write_shards
-from devices.presets import PRESETS
+from devices.presets import PRESETS, WHOLE
 from devices.processes import Child, output_lines, start, stop, wait
 from devices.workspace import BUNDLE, Plan, write_settings
 from protocol.errors import ConfigurationError
@@ -34,7 +34,6 @@ from protocol.mqtt import free_port
 # An agent lets go of runtime and data this long after its last task; the benchmark then waits a little more.
 UNLOAD_S, SETTLE_S = 1.0, 4.0
 STALL_S = 300.0
-DENSE = "all/float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--agents", type=int, nargs="+", help="fleet sizes (default: 2 5 10; quick: 2)")
     parser.add_argument("--rounds", type=int, help="rounds of each fleet (default: 20; quick: 3)")
     parser.add_argument("--codec", default="all/float16")
-    parser.add_argument("--downlink", default=DENSE, help="codec of the model's way to the devices")
+    parser.add_argument("--downlink", default=WHOLE, help="codec of the model's way to the devices")
     chosen = parser.parse_args(arguments)
     sizes = chosen.agents or ([2] if chosen.quick else [2, 5, 10])
     rounds = chosen.rounds or (3 if chosen.quick else 20)
@@ -69,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             job = progress.add_task("rounds", total=rounds * len(sizes))
             for agents in sizes:
                 progress.update(job, description=f"{name}, {agents} agents")
-                plan = _plan(name, agents, rounds, chosen.codec)
+                plan = _plan(name, agents, rounds, chosen.codec, chosen.downlink)
                 home = Path(folder) / f"fleet-{agents}"
-                _prepare(home, bundle, plan, dataset, chosen.seed, chosen.downlink)
+                _prepare(home, bundle, plan, dataset, chosen.seed)
                 measured = _measure(home, plan, lambda: progress.advance(job))
-                rows.append(_row(plan, measured, chosen.downlink))
+                rows.append(_row(plan, measured))
     publish(rows, seed=chosen.seed, as_json=chosen.json, title="What a fleet costs", notes=notes)
     return 0
 
@@ -87,7 +86,7 @@ def _dataset(wanted: str | None) -> tuple[str, Dataset, list[str]]:
         return "digits", load_dataset("digits"), [f"on digits, because hapt is not at hand: {error}"]
 
 
-def _plan(name: str, agents: int, rounds: int, codec: str) -> Plan:
+def _plan(name: str, agents: int, rounds: int, codec: str, downlink: str = WHOLE) -> Plan:
     return Plan(
         fleet="benchmark",
         data=name,
@@ -96,6 +95,7 @@ def _plan(name: str, agents: int, rounds: int, codec: str) -> Plan:
         # Never reached, so that every fleet runs all its rounds and none stops at a lucky one.
         target_accuracy=1.0,
         codec=codec,
+        downlink=downlink,
         port=free_port(),
         preset=PRESETS[name],
     )
@@ -108,7 +108,7 @@ def _export(name: str, bundle: Path, console: Console) -> None:
         wait(child, lambda: None)
 
 
-def _prepare(home: Path, bundle: Path, plan: Plan, dataset: Dataset, seed: int, downlink: str = DENSE) -> None:
+def _prepare(home: Path, bundle: Path, plan: Plan, dataset: Dataset, seed: int) -> None:
     home.mkdir()
     (home / BUNDLE).symlink_to(bundle)
     shares = split(dataset, plan.devices, plan.preset.alpha, np.random.default_rng(seed))
@@ -116,7 +116,7 @@ def _prepare(home: Path, bundle: Path, plan: Plan, dataset: Dataset, seed: int, 
     write_settings(home, plan)
     config = home / "coordinator.toml"
     seeded = config.read_text().replace("fleet = ", f"seed = {seed}\nfleet = ", 1)
-    config.write_text(f'{seeded}\n[downlink]\ncodec = "{downlink}"\n')
+    config.write_text(seeded)
     for device in plan.devices:
         agent = home / "agents" / device / "agent.toml"
         agent.write_text(agent.read_text() + f"idle_unload_s = {UNLOAD_S}\n")
@@ -160,7 +160,7 @@ def _measure(home: Path, plan: Plan, tick: Callable[[], None]) -> Measured:
     return Measured(tuple(rounds), devices, max(idle), max(peaks[d] for d in pids), peaks["coordinator"], broker)
 
 
-def _row(plan: Plan, measured: Measured, downlink: str = DENSE) -> Row:
+def _row(plan: Plan, measured: Measured) -> Row:
     rounds, agents = measured.rounds, len(plan.devices)
     shared = agents * len(rounds)
     return {
@@ -178,7 +178,7 @@ def _row(plan: Plan, measured: Measured, downlink: str = DENSE) -> Row:
         "coordinator_pss_mib": round(measured.coordinator_mib, 1),
         "accuracy": rounds[-1].accuracy,
         "codec": plan.codec,
-        "downlink": downlink,
+        "downlink": plan.downlink,
         "broker": measured.broker,
     }
 

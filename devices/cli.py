@@ -8,7 +8,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 
-from devices.presets import CODEC
+from devices.presets import CODEC, WHOLE
 from protocol.command import Parser, run_command
 
 EPILOG = """\
@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         "--target-accuracy", type=float, metavar="A", help="stop at this held-out accuracy (default: by data set)"
     )
     demo.add_argument("--codec", default=CODEC, help=f"how updates are packed (default: {CODEC})")
+    demo.add_argument(
+        "--downlink", default=WHOLE, metavar="CODEC", help=f"how the model travels to devices (default: {WHOLE}, whole)"
+    )
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to fill (default: demo)")
     demo.add_argument("--json", action="store_true", help="one JSON object with the result; progress goes to stderr")
     demo.set_defaults(command=_demo)
@@ -92,6 +95,7 @@ def _demo(options: argparse.Namespace) -> int:
         rounds=options.rounds,
         target_accuracy=options.target_accuracy,
         codec=options.codec,
+        downlink=options.downlink,
         out=options.out,
     )
     report = run_demo(chosen, Console(stderr=options.json))

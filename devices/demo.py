@@ -23,7 +23,7 @@ from devices.facts import (
 )
 from devices.live import Screen
 from devices.partition import split, write_shards
-from devices.presets import CODEC, PRESETS
+from devices.presets import CODEC, PRESETS, WHOLE
 from devices.processes import Child, PartFailedError, output_lines, start, stop, wait
 from devices.report import Report, render_report
 from devices.workspace import (
@@ -69,6 +69,7 @@ class Options:
     rounds: int | None = None
     target_accuracy: float | None = None
     codec: str = CODEC
+    downlink: str = WHOLE
     out: Path = Path("demo")
 
     def __post_init__(self) -> None:
@@ -134,6 +135,7 @@ def run_demo(options: Options, console: Console, parts: Parts | None = None) -> 
             model=f"{manifest.line} {manifest.version}",
             parameters=manifest.parameters,
             codec=plan.codec,
+            downlink=plan.downlink,
             broker=broker,
             started=started.strftime("%Y-%m-%d %H:%M"),
             seconds=time.monotonic() - began,
@@ -158,6 +160,7 @@ def _plan(options: Options) -> Plan:
         rounds=options.rounds or preset.rounds,
         target_accuracy=options.target_accuracy or preset.target_accuracy,
         codec=options.codec,
+        downlink=options.downlink,
         port=free_port(),
         preset=preset,
     )

@@ -78,7 +78,7 @@ class Screen:
         self.console.print(_devices_table(report))
         up, down = bytes_text(report.bytes_up), bytes_text(report.bytes_down)
         seconds = duration_text(sum(r.seconds for r in report.rounds))
-        self.say(f"\n{len(report.rounds)} rounds in {seconds}, {up} up, {down} down, codec {escape(report.codec)}")
+        self.say(f"\n{len(report.rounds)} rounds in {seconds}: {up} up by {escape(report.codec)}, {down} down")
         if report.evaluation is not None:
             accuracy = f"[bold]{percent_text(report.evaluation.accuracy)}[/] of {report.evaluation.examples}"
             self.say(

@@ -25,6 +25,7 @@ class Report:
     model: str
     parameters: int
     codec: str
+    downlink: str
     broker: str
     started: str
     seconds: float
@@ -87,7 +88,8 @@ def _header(report: Report, verdict: str) -> str:
     return (
         f"<header><h1>Fleet {escape(report.fleet)} on {escape(report.data)}</h1>"
         f'<p class="verdict {verdict.replace(" ", "-")}">Target of {percent_text(report.target_accuracy)} {verdict}</p>'
-        f"<p>{escape(report.model)}, {number_text(report.parameters)} parameters, codec {escape(report.codec)},"
+        f"<p>{escape(report.model)}, {number_text(report.parameters)} parameters, updates by {escape(report.codec)},"
+        f" models by {escape(report.downlink)},"
         f" broker {escape(report.broker)}, started {escape(report.started)}</p></header>"
     )
 

@@ -87,6 +87,7 @@ class Plan:
     rounds: int
     target_accuracy: float
     codec: str
+    downlink: str
     port: int
     preset: Preset
 
@@ -113,6 +114,7 @@ def write_settings(folder: Path, plan: Plan) -> None:
             "schedule": p.schedule,
             "codec": plan.codec,
         },
+        "downlink": {"codec": plan.downlink},
         "training.optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": p.weight_decay},
         "server": {"step": "add"},
         "evaluation": {"data": "test.npz"},

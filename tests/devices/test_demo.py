@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,12 +79,14 @@ def test_a_run_shows_every_round_saves_report_and_model_and_starts_warm_the_next
     assert (demo.out / "inference.onnx").is_file()
     assert demo.alive() == []
 
-    again = demo.run("", "--json")
+    again = demo.run("", "--json", "--codec", "topk:0.03/ternary", "--downlink", "topk:0.1/int8")
     assert "kept from the last run" in again.stderr
     facts = json.loads(again.stdout)
     assert facts["reached"] is True
     assert facts["rounds"] == ROUNDS
     assert facts["bytes_up"] == 100 * ROUNDS
+    settings = tomllib.loads((demo.out / "coordinator.toml").read_text())
+    assert (settings["training"]["codec"], settings["downlink"]["codec"]) == ("topk:0.03/ternary", "topk:0.1/int8")
 
 
 def test_a_missed_target_is_exit_code_1_and_said_clearly(demo: Demo) -> None:

@@ -21,6 +21,7 @@ REPORT = Report(
     model="digits-cnn 1",
     parameters=10_026,
     codec="all/float16",
+    downlink="topk:0.1/int8",
     broker="mosquitto 2.0.11 (private)",
     started="2026-01-02 03:04",
     seconds=21.0,
