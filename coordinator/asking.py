@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from coordinator.fleet import Fleet
 from coordinator.link import Link
+from protocol.failpoints import reached
 from protocol.messages import Task
 
 FIRST_RETRY_S = 5.0
@@ -57,3 +58,4 @@ class Asking:
 
     def _send(self, device: str, now: float, deadline: float) -> None:
         self._link.send(device, replace(self._tasks[device], time_left_s=max(0.0, deadline - now)))
+        reached("coordinator.task-sent")

@@ -22,6 +22,7 @@ from edge_agent.runtimes.engine import Evaluation, Vector
 from edge_agent.runtimes.parameters import initial_model
 from protocol.bundle import Bundle
 from protocol.errors import SparsefleetError
+from protocol.failpoints import reached
 from protocol.layout import layout_of, put
 from protocol.manifest import FULL, Manifest
 from sparse.codecs import decode_report
@@ -99,6 +100,7 @@ def next_model(
         view = views.of(update.variant)
         weighted.append(Weighted(update.device, update.weight, view.layout, view.places))
     folded = fold(weighted, decode, manifest.parameters, manifest.buffers)
+    reached("coordinator.round-folded")
     mask = views.structure.mask
     if mask is not None:
         folded = with_feedback(folded, mask, motion(updates.values(), report, manifest.parameters))

@@ -1,6 +1,7 @@
 """The coordinator as a process: the one place that reads the clock, signals, files of settings and the network."""
 
 import logging
+import os
 import signal
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from edge_agent.runtimes.backends import load_evaluator
 from protocol.bundle import Bundle, open_bundle
 from protocol.disk import REMEDY, disk_named, is_disk_trouble
 from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.failpoints import install_from
 from protocol.mqtt import MqttSettings, MqttTransport, free_port, parse_url
 from protocol.restraint import Restraint
 from protocol.topics import Topics
@@ -48,6 +50,7 @@ class Signals:
 
 def run(settings: Settings, emit: Emit, *, exit_when_finished: bool) -> int:
     """Runs the coordinator until it is told to stop. Raises ConfigurationError when it cannot start."""
+    install_from(os.environ)
     signals = Signals()
     bundle = open_bundle(Path(settings.bundle))
     examine = open_examination(settings, bundle)

@@ -13,6 +13,7 @@ from coordinator.store import Store
 from coordinator.uploads import Uploads
 from coordinator.views import View
 from protocol.errors import Rejection
+from protocol.failpoints import reached
 from protocol.manifest import Manifest
 from protocol.messages import Chunk, Offer, Receipt, Task
 
@@ -93,6 +94,7 @@ class Reception:
         blobs = self._store.updates
         if not blobs.has(offer.blob.digest) and not blobs.finish(offer.blob):
             return self._reject(device, offer, Rejection("digest", "the bytes are not those of the offer"))
+        reached("coordinator.blob-finished")
         wrong = self._check(blobs.read(offer.blob.digest), offer, self._tasks[device], view)
         if wrong is not None:
             if not self._store.uses(offer.blob.digest):
@@ -101,6 +103,7 @@ class Reception:
         receipt = Receipt(offer.blob.digest, offer.task, "accepted")
         self._store.accept(device, offer, weigh(offer.examples, self._most_examples), receipt)
         self._link.send(device, receipt)
+        reached("coordinator.receipt-sent")
         return Taken(offer)
 
     def _check(self, payload: bytes, offer: Offer, task: Task, view: ViewOf) -> Rejection | None:

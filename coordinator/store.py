@@ -24,6 +24,7 @@ from coordinator.settings import LimitSettings
 from coordinator.traffic import Sender, Traffic
 from protocol.blobs import BlobStore
 from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.failpoints import reached
 from protocol.messages import BlobRef, Difference, Envelope, Offer, Receipt, Task, decode
 
 # Receipts of rejections, for a device that offers again what was refused; a flood of them is not worth the disk.
@@ -78,7 +79,9 @@ class Store:
         """Stores a model, or what goes with one, durably; older versions give way when the disk limit asks for it."""
         while not self.models.room_for(BlobRef(bytes(32), len(data))) and self._drop_oldest_model():
             pass
-        return self.models.put(data)
+        blob = self.models.put(data)
+        reached("coordinator.model-put")
+        return blob
 
     def add_initial(self, model: ModelVersion) -> None:
         """Commits version 0."""
@@ -129,6 +132,8 @@ class Store:
             )
             for device, task in tasks.items():
                 rows.insert_task(sql, number, device, task)
+            reached("coordinator.round-opening")
+        reached("coordinator.round-opened")
 
     def opened_round(self) -> OpenedRound | None:
         row = self._sql.execute(
@@ -196,6 +201,8 @@ class Store:
             )
             sql.execute("UPDATE updates SET kept = 0 WHERE round <= ?", (number - self._keep_rounds,))
             sql.execute("DELETE FROM receipts WHERE round < ?", (number - RECEIPT_ROUNDS,))
+            reached("coordinator.round-committing")
+        reached("coordinator.round-committed")
 
     # -- updates
 
@@ -242,6 +249,8 @@ class Store:
                 "UPDATE devices SET examples = ?, last_loss = ?, step_ms = ? WHERE device = ?",
                 (offer.examples, offer.loss, step_ms, device),
             )
+            reached("coordinator.update-accepting")
+        reached("coordinator.update-accepted")
 
     def reject(self, device: str, offer: Offer, number: int, receipt: Receipt, *, ends_task: bool) -> None:
         """Counts a rejected update and keeps its receipt; `ends_task` also takes the device out of the round."""
@@ -370,6 +379,7 @@ class Store:
             wanted |= {current.server_state, current.published.digest}
             wanted |= {step.blob.digest for step in self.differences(current.version, keep_versions)}
         self.models.keep_only(wanted)
+        reached("coordinator.swept")
 
     def _drop_oldest_model(self) -> bool:
         found = self._sql.execute("SELECT version, digest FROM models WHERE kept = 1 ORDER BY version").fetchall()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from coordinator.link import Link
 from protocol.blobs import BlobStore
 from protocol.errors import Rejection
+from protocol.failpoints import reached
 from protocol.messages import WINDOW, Chunk, Offer
 from protocol.transfer import Receiving, ask, forget, receive
 
@@ -51,10 +52,12 @@ class Uploads:
         upload.state, new = outcome
         if new and not self._blobs.has(upload.offer.blob.digest):
             self._blobs.write_chunk(upload.offer.blob, chunk.index, chunk.data)
+            reached("coordinator.chunk-written")
             upload.unsynced += 1
         if upload.unsynced >= WINDOW and not upload.state.complete:
             # So that a kill or a power cut costs at most one window.
             self._blobs.checkpoint(upload.state)
+            reached("coordinator.transfer-checkpointed")
             upload.unsynced = 0
         if upload.state.complete and now > upload.begun_at:
             self.bytes_per_s[device] = upload.offer.blob.size / (now - upload.begun_at)

@@ -18,6 +18,7 @@ from edge_agent.training import DivergedError, LocalTraining
 from edge_agent.update import pack
 from edge_agent.workshop import Bench, Workshop
 from protocol.errors import ConfigurationError, Rejection
+from protocol.failpoints import reached
 from protocol.messages import (
     Body,
     Chunk,
@@ -195,6 +196,7 @@ class Agent:
             data = self._store.blobs.read_chunk(digest, index)
             if data is not None:
                 self._link.send("up/blob", Chunk(digest, index, data))
+                reached("agent.chunk-sent")
 
     def _lack(self, digest: bytes, reason: str) -> None:
         """A blob that the coordinator has no more: the task ends, unless there is another way to do it."""
@@ -214,6 +216,7 @@ class Agent:
         self._receiving, new = outcome
         if new:
             self._store.blobs.write_chunk(self._receiving.blob, chunk.index, chunk.data)
+            reached("agent.chunk-written")
 
     def _settle(self, receipt: Receipt, now: float) -> None:
         accepted = receipt.verdict == "accepted"
@@ -278,6 +281,7 @@ class Agent:
         for offer in outbox:
             if self._store.blobs.whole(offer.blob):
                 self._link.send("up", offer)
+                reached("agent.offer-sent")
             else:
                 # Somebody removed or cut the file. Waiting for ever would hold back every later update.
                 log.error(
@@ -301,6 +305,7 @@ class Agent:
             if not self._store.blobs.finish(blob) and not self._assets.do_without(task, blob.digest, "one is damaged"):
                 self._on(jobs.Stopped("failed", "damaged", f"blob {blob.digest.hex()[:12]} has another digest"))
                 return
+            reached("agent.blob-finished")
         if self._receiving is None:
             missing = self._assets.missing(task)
             if isinstance(missing, Rejection):
@@ -316,6 +321,7 @@ class Agent:
             self._receiving, need = ask(self._receiving, now)
             if need is not None:
                 self._store.blobs.checkpoint(self._receiving)
+                reached("agent.transfer-checkpointed")
                 self._link.send("up", need)
 
     def _prepare(self, task: Task) -> None:
@@ -380,9 +386,11 @@ class Agent:
             case jobs.Remember(task):
                 log.info("task=%s round=%d codec=%s", task.name, task.round, task.codec)
                 self._store.remember_task(task)
+                reached("agent.task-remembered")
                 self._assets.keep_only_for(task, self._promised())
             case jobs.Forget():
                 self._store.forget_task()
+                reached("agent.task-forgotten")
                 self._receiving = self._training = self._bench = None
             case jobs.Report(task_name, state, reason, detail):
                 bench = self._bench if state == "accepted" else None

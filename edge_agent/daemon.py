@@ -1,6 +1,7 @@
 """The agent as a process: the one place that reads the clock, signals and the network."""
 
 import logging
+import os
 import signal
 import sqlite3
 import sys
@@ -16,6 +17,7 @@ from edge_agent.link import last_will
 from edge_agent.memory import available_mib
 from edge_agent.store import AgentStore
 from protocol.disk import REMEDY, disk_named, is_disk_trouble
+from protocol.failpoints import install_from
 from protocol.mqtt import MqttSettings, MqttTransport, parse_url
 from protocol.restraint import Restraint
 from protocol.topics import Topics
@@ -55,6 +57,7 @@ class _Signals:
 def run(config: Path, backend: str | None = None) -> int:
     """Runs the agent until it is told to stop. backend: in place of the configuration's. Raises ConfigurationError when
     it cannot start."""
+    install_from(os.environ)
     settings = agent_settings.load(config, backend)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     signals = _Signals()

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from protocol.blobs import BlobStore
 from protocol.disk import is_disk_trouble
 from protocol.errors import ConfigurationError
+from protocol.failpoints import reached
 from protocol.messages import Offer, Task
 from protocol.records import RecordError, read_record, write_record
 
@@ -127,6 +128,8 @@ class AgentStore:
                 ),
             )
             self.database.execute("DELETE FROM task")
+            reached("agent.update-keeping")
+        reached("agent.update-kept")
 
     def outbox(self) -> tuple[Offer, ...]:
         """The offers still waiting for their receipt, oldest first."""
@@ -152,11 +155,14 @@ class AgentStore:
                 self.database.execute(
                     "INSERT OR REPLACE INTO residual VALUES (?, ?, ?, ?)", (row[1], row[2], offer.run, offer.round)
                 )
+                reached("agent.residual-settling")
             self.database.execute("DELETE FROM outbox WHERE task = ?", (task,))
             self.database.execute(
                 "INSERT INTO settled VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1",
                 ("accepted" if accepted else "rejected", reason),
             )
+            reached("agent.receipt-settling")
+        reached("agent.receipt-settled")
         self.blobs.remove(digest)
         return Settled(offer, accepted)
 

@@ -9,6 +9,7 @@ from edge_agent.runtimes.engine import Vector
 from edge_agent.store import AgentStore
 from edge_agent.training import Trained
 from edge_agent.workshop import Bench
+from protocol.failpoints import reached
 from protocol.layout import layout_of, take
 from protocol.messages import Offer, Task
 from sparse.codecs import Shared, encode_update, parse_codec
@@ -53,8 +54,10 @@ def pack(
         layout.shapes,
         task.seed % (1 << 32),  # the coordinator's, of this round and device
     )
+    blob = store.blobs.put(payload)
+    reached("agent.payload-put")
     offer = Offer(
-        blob=store.blobs.put(payload),
+        blob=blob,
         run=task.run,
         round=task.round,
         update_boot=store.boot,
