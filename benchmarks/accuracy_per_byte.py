@@ -46,13 +46,12 @@ CODECS = (
     "powersgd:2/float16",
     "randk:0.05/float16",
     "topk:0.1/float16/rice",
-    "topk:0.1/int8/rice",
-    "topk:0.1/ternary/rice",
+    "topk:0.06/int4/rice",
+    "topk:0.03/int4/rice",
     "topk:0.03/ternary/rice",
     "topk:0.01/float16/rice",
-    "topk:0.01/ternary/rice",
-    "topk:0.1/ternary/rice down topk:0.1/int8/rice",
-    "topk:0.03/ternary/rice down topk:0.1/int8/rice",
+    "topk:0.06/int4/rice down topk:0.1/int8/rice",
+    "topk:0.03/int4/rice down topk:0.1/int8/rice",
 )
 SEEDS = 3
 _DEVICES, _ALPHA = 20, 0.3
@@ -84,8 +83,8 @@ def fashion_network() -> nn.Module:
 
 
 TASKS: Mapping[str, Task] = {
-    "hapt": Task("hapt", hapt_network, Schedule(rounds=40, steps=5, batch_size=16, learning_rate=0.05)),
-    "fashion": Task("fashion", fashion_network, Schedule(rounds=40, steps=5, batch_size=32, learning_rate=0.1)),
+    "hapt": Task("hapt", hapt_network, Schedule(rounds=100, steps=5, batch_size=16, learning_rate=0.05)),
+    "fashion": Task("fashion", fashion_network, Schedule(rounds=100, steps=5, batch_size=32, learning_rate=0.2)),
 }
 
 
