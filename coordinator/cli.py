@@ -199,8 +199,8 @@ def _check_positive(name: str, value: float) -> None:
 
 def _export_model(options: argparse.Namespace) -> int:
     from coordinator.deployment import compressed, inference_file, read_deployable
-    from protocol.blobs import write_durably
     from protocol.bundle import open_bundle
+    from protocol.disk import write_durably
 
     settings = coordinator_settings.load(options.config)
     with Reports(Path(settings.state)) as reports:

@@ -148,11 +148,11 @@ class Coordinator:
                 self._count(device, Rejection("fleet-full", "no more devices are taken in"))
                 return
             # Written with the next notes, or before it is invited; a storm of hellos must not be one of disk writes.
-            self._fleet.hello(device, said.body, time.time())
+            self._fleet.hello(device, said.body, self._wall())
         if self._fleet.knows(device):
             self._link.count_up(device, message, said)
             if not isinstance(said.body, DeviceState) or said.body.state == "ready":
-                self._fleet.heard(device, said.boot, time.time(), greeting=isinstance(said.body, Hello))
+                self._fleet.heard(device, said.boot, self._wall(), greeting=isinstance(said.body, Hello))
             else:
                 self._fleet.left(device, said.boot)
         self._obey(device, said.body, now)
@@ -194,8 +194,8 @@ class Coordinator:
                 self._count(device, Rejection("misplaced", f"{type(body).__name__} is not a device's to say"))
 
     def _greet(self, device: str, hello: Hello, now: float) -> None:
-        self._fleet.hello(device, hello, time.time())
-        self._link.send(device, Welcome(self._store.run, time.time()))
+        self._fleet.hello(device, hello, self._wall())
+        self._link.send(device, Welcome(self._store.run, self._wall()))
         if device not in self._greeted:
             self._greeted.add(device)
             self._show(device)

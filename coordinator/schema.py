@@ -4,9 +4,10 @@ import fcntl
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from protocol.disk import disk_named, is_disk_trouble
+from protocol.disk import LOCAL, Disk, disk_named, is_disk_trouble
 from protocol.errors import ConfigurationError, NothingToDoError, SparsefleetError
 
 VERSION = 6
@@ -78,19 +79,18 @@ _STEPS = {
 }
 
 
-def lock_folder(state: Path) -> int:
-    """Takes the folder for this process, until the returned descriptor is closed. Raises ConfigurationError."""
+def lock_folder(state: Path, disk: Disk = LOCAL) -> Callable[[], None]:
+    """Takes the folder for this process, until the returned function is called. Raises ConfigurationError."""
     try:
-        state.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        disk.make_folder(state)
+        # A predecessor may be on its last breath, and `locked` holds it for an instant.
+        for _ in range(10):
+            unlock = disk.lock(state / LOCK)
+            if unlock is not None:
+                return unlock
+            time.sleep(0.05)
     except OSError as error:
         raise ConfigurationError(f"state: {state} cannot be used ({error.strerror}); name another folder") from None
-    # A predecessor may be on its last breath, and `locked` holds it for an instant.
-    for _ in range(10):
-        if _take(descriptor):
-            return descriptor
-        time.sleep(0.05)
-    os.close(descriptor)
     raise ConfigurationError(
         f"state: {state} is in use by another coordinator; stop it, or give this one a folder of its own"
     )
@@ -116,9 +116,9 @@ def _take(descriptor: int) -> bool:
     return True
 
 
-def open_writer(state: Path) -> sqlite3.Connection:
+def open_writer(state: Path, disk: Disk = LOCAL) -> sqlite3.Connection:
     """The store's file for its one writer, made if there is none."""
-    connection = sqlite3.connect(state / DATABASE, isolation_level=None)
+    connection = disk.database(state / DATABASE, None)
     version = _version(connection, state)
     connection.execute("PRAGMA journal_mode=WAL")
     # NORMAL may lose committed transactions at a power cut, and receipts were sent for them.

@@ -6,11 +6,10 @@ disk limit each, so that no device can name a model's blob as its update.
 """
 
 import json
-import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -23,6 +22,7 @@ from coordinator.schema import lock_folder, open_writer
 from coordinator.settings import LimitSettings
 from coordinator.traffic import Sender, Traffic
 from protocol.blobs import BlobStore
+from protocol.disk import LOCAL, Disk
 from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.failpoints import reached
 from protocol.messages import BlobRef, Difference, Envelope, Offer, Receipt, Task, decode
@@ -33,29 +33,45 @@ MAX_REJECTED_RECEIPTS = 256
 RECEIPT_ROUNDS = 1000
 
 
-class Store:
-    """Opens the folder for this process alone and counts one more start (`epoch`). Raises ConfigurationError."""
+def run_name() -> str:
+    """A name that no other run has."""
+    return uuid.uuid4().hex[:12]
 
-    def __init__(self, state: Path, limits: LimitSettings) -> None:
-        self._lock = lock_folder(state)
+
+class Store:
+    """Opens the folder for this process alone and counts one more start (`epoch`). Raises ConfigurationError.
+
+    wall: the time of day. run: the name of a run that begins here.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        limits: LimitSettings,
+        disk: Disk = LOCAL,
+        wall: Callable[[], float] = time.time,
+        run: Callable[[], str] = run_name,
+    ) -> None:
+        self._wall = wall
+        self._unlock = lock_folder(state, disk)
         try:
-            self._sql = open_writer(state)
+            self._sql = open_writer(state, disk)
             half = limits.disk_mib * (1 << 20) // 2
-            self.updates = BlobStore(state / "updates", half)
-            self.models = BlobStore(state / "models", half)
+            self.updates = BlobStore(state / "updates", half, disk)
+            self.models = BlobStore(state / "models", half, disk)
             self._keep_rounds = limits.keep_rounds
-            self.run, self.epoch = self._start()
+            self.run, self.epoch = self._start(run)
         except (SparsefleetError, OSError, sqlite3.Error):
-            os.close(self._lock)
+            self._unlock()
             raise
 
     def close(self) -> None:
         self._sql.close()
-        os.close(self._lock)
+        self._unlock()
 
-    def _start(self) -> tuple[str, int]:
+    def _start(self, run: Callable[[], str]) -> tuple[str, int]:
         with self._transaction() as sql:
-            sql.execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (uuid.uuid4().hex[:12],))
+            sql.execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (run(),))
             sql.execute("INSERT OR IGNORE INTO meta VALUES ('epoch', 0)")
             sql.execute("UPDATE meta SET value = value + 1 WHERE key = 'epoch'")
             sql.execute("UPDATE devices SET present = 0, resting_day = NULL")
@@ -128,7 +144,7 @@ class Store:
             sql.execute(
                 "INSERT INTO rounds (round, state, base_version, opened_s, up_before, down_before) "
                 "VALUES (?, 'open', ?, ?, ?, ?)",
-                (number, base_version, time.time(), *bytes_before),
+                (number, base_version, self._wall(), *bytes_before),
             )
             for device, task in tasks.items():
                 rows.insert_task(sql, number, device, task)
@@ -169,7 +185,7 @@ class Store:
         """Records a deadline that was moved, and why."""
         with self._transaction() as sql:
             sql.execute("UPDATE rounds SET extensions = extensions + 1 WHERE round = ?", (number,))
-            sql.execute("INSERT INTO decisions VALUES (?, ?, ?)", (number, time.time(), what))
+            sql.execute("INSERT INTO decisions VALUES (?, ?, ?)", (number, self._wall(), what))
             for device in late:
                 rows.set_phase(sql, number, device, "late")
 

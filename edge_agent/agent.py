@@ -1,6 +1,8 @@
 """The agent: carries out what the job and transfer tables decide. Events and time come in, messages go out."""
 
 import logging
+import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from edge_agent.assets import Assets
 from edge_agent.differences import CatchUp
 from edge_agent.link import Link
 from edge_agent.masks import MaskShelf
+from edge_agent.memory import peak_mib
 from edge_agent.runtimes.backends import UnusableError
 from edge_agent.settings import AgentSettings
 from edge_agent.store import AgentStore
@@ -64,7 +67,8 @@ def agent_version() -> str:
 class Agent:
     """One device of one fleet. `handle` takes what arrived, `advance` does what is due; both from one thread.
 
-    memory_mib: what training may use here, which the coordinator is told; None where nobody knows.
+    memory_mib: what training may use here, which the coordinator is told; None where nobody knows. clock: in seconds,
+    for what training takes. peak: MiB that it took at the most.
     """
 
     def __init__(
@@ -75,13 +79,16 @@ class Agent:
         transport: Transport,
         rng: np.random.Generator,
         memory_mib: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        peak: Callable[[], float | None] = peak_mib,
     ) -> None:
         self._settings, self._store, self._rng, self._memory_mib = settings, store, rng, memory_mib
+        self._peak = peak
         self._topics = Topics(settings.fleet)
         self._link = Link(transport, self._topics, settings.device, store.boot)
-        state = store.blobs.root.parent
-        self._workshop = Workshop(settings.data, base, state, settings.training)
-        masks, variant = MaskShelf(state / "masks"), settings.training.variant
+        state, disk = store.blobs.root.parent, store.blobs.disk
+        self._workshop = Workshop(settings.data, base, state, settings.training, disk, clock)
+        masks, variant = MaskShelf(state / "masks", disk), settings.training.variant
         catch_up = CatchUp(store.blobs, self._promised)
         self._assets = Assets(state / "bundles", store.blobs, masks, catch_up, variant, self._workshop.selected)
         self._connected, self._outage_logged = False, False
@@ -365,7 +372,7 @@ class Agent:
         assert training is not None
         base, shared = self._assets.model(task, bench.manifest), self._assets.shared(task, bench.manifest)
         most_missed = self._settings.training.residual_rounds
-        offer = pack(self._store, task, bench, base, training.result(), most_missed, shared)
+        offer = pack(self._store, task, bench, base, training.result(), most_missed, shared, self._peak)
         log.info("update kept task=%s loss=%.4f train_s=%.3f", offer.task, offer.loss, offer.train_s)
         self._on(jobs.Packed())
         self._offer_at, self._offer_retry_s = now, FIRST_RETRY_S

@@ -2,7 +2,6 @@
 place."""
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,8 +13,9 @@ from edge_agent.differences import CatchUp
 from edge_agent.masks import MaskShelf
 from edge_agent.runtimes.backends import AUTO, Selection
 from edge_agent.runtimes.engine import Vector
-from protocol.blobs import BlobStore, write_durably
+from protocol.blobs import BlobStore
 from protocol.bundle import Bundle, open_bundle
+from protocol.disk import Disk, exists, write_durably
 from protocol.errors import BundleError, ConfigurationError, Rejection, SparsefleetError
 from protocol.layout import layout_of, take
 from protocol.manifest import FULL, MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest
@@ -42,6 +42,10 @@ class Assets:
     catch_up: CatchUp
     variant: str
     select: Callable[[Manifest, bytes, str], Selection]
+
+    @property
+    def _disk(self) -> Disk:
+        return self.blobs.disk
 
     def variant_of(self, task: Task) -> str:
         """The variant that a task is done with here, if it is done at all."""
@@ -106,11 +110,11 @@ class Assets:
         root = self._root(task)
         self._assemble(root, task)
         try:
-            opened = open_bundle(root, only=frozenset(entry.path for entry in self._entries(task)))
+            opened = open_bundle(root, only=frozenset(entry.path for entry in self._entries(task)), disk=self._disk)
             return replace(opened, manifest=narrowed(opened.manifest, self.variant_of(task)))
         except BundleError:
             # Altered on this disk: this task is refused, the next one fetches the bundle anew.
-            shutil.rmtree(root, ignore_errors=True)
+            self._disk.remove_folder(root)
             raise
 
     def model(self, task: Task, manifest: Manifest) -> Vector:
@@ -179,16 +183,16 @@ class Assets:
         return None
 
     def _assemble(self, root: Path, task: Task) -> None:
-        for old in self.bundles.glob("*"):
-            if old != root:
-                shutil.rmtree(old, ignore_errors=True)
+        for old in self._disk.names(self.bundles):
+            if old != root.name:
+                self._disk.remove_folder(self.bundles / old)
         for entry in self._entries(task):
             path = root / entry.path
-            if not _is_there(path, entry):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_durably(path, self._read(bytes.fromhex(entry.sha256)))
-        if not (root / MANIFEST_FILE).exists():
-            write_durably(root / MANIFEST_FILE, self._read(task.manifest.digest))
+            if not _is_there(self._disk, path, entry):
+                self._disk.make_folder(path.parent)
+                write_durably(path, self._read(bytes.fromhex(entry.sha256)), self._disk)
+        if not exists(self._disk, root / MANIFEST_FILE):
+            write_durably(root / MANIFEST_FILE, self._read(task.manifest.digest), self._disk)
 
     def _read(self, digest: bytes) -> bytes:
         try:
@@ -202,11 +206,11 @@ class Assets:
         return self.bundles / task.manifest.digest.hex()[:32]
 
     def _has_manifest(self, task: Task) -> bool:
-        return (self._root(task) / MANIFEST_FILE).exists() or self.blobs.has(task.manifest.digest)
+        return exists(self._disk, self._root(task) / MANIFEST_FILE) or self.blobs.has(task.manifest.digest)
 
     def _manifest(self, task: Task) -> Manifest:
         path = self._root(task) / MANIFEST_FILE
-        data = path.read_bytes() if path.exists() else self._read(task.manifest.digest)
+        data = self._disk.read(path) if exists(self._disk, path) else self._read(task.manifest.digest)
         if hashlib.sha256(data).digest() != task.manifest.digest:
             raise BundleError(f"{path}: altered since it was received; remove the folder and it is fetched again")
         return parse_manifest(data)
@@ -214,7 +218,7 @@ class Assets:
     def _absent(self, task: Task) -> list[BlobRef]:
         """What is not in the bundle's folder yet."""
         root = self._root(task)
-        entries = [e for e in self._entries(task) if not _is_there(root / e.path, e)]
+        entries = [e for e in self._entries(task) if not _is_there(self._disk, root / e.path, e)]
         return [BlobRef(bytes.fromhex(e.sha256), e.size) for e in entries]
 
     def _entries(self, task: Task) -> list[FileEntry]:
@@ -232,6 +236,6 @@ def _is_whole(task: Task) -> bool:
     return task.mask is None and task.channels is None
 
 
-def _is_there(path: Path, entry: FileEntry) -> bool:
+def _is_there(disk: Disk, path: Path, entry: FileEntry) -> bool:
     """Whether a file of this size is there; its bytes are held against the manifest when the bundle is opened."""
-    return path.is_file() and path.stat().st_size == entry.size
+    return exists(disk, path) and disk.size(path) == entry.size

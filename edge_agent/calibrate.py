@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edge_agent.calibration.machine import calibrate
 from edge_agent.runtimes.work import UNITS
-from protocol.blobs import write_durably
+from protocol.disk import write_durably
 from protocol.errors import ConfigurationError
 from protocol.profile import Profile, format_profile
 

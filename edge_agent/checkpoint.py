@@ -20,9 +20,8 @@ from edge_agent.runtimes.engine import Array
 from edge_agent.runtimes.optimizers import OptimizerState
 from edge_agent.runtimes.safetensors import TensorFile
 from edge_agent.training import Recipe, TrainingState
-from protocol.blobs import write_durably
 from protocol.bundle import Bundle
-from protocol.disk import disk_named
+from protocol.disk import disk_named, write_durably
 from protocol.errors import BundleError, ConfigurationError
 from protocol.records import read_record, write_record
 from sparse.dynamic import SparseState

@@ -89,7 +89,7 @@ class CatchUp:
         return {digest for step in task.differences for digest in (step.base, step.blob.digest)}
 
     def _let_go(self, digests: set[bytes]) -> None:
-        for digest in digests - self._promised():
+        for digest in sorted(digests - self._promised()):
             self._blobs.remove(digest)
 
     def _result(self, task: Task, steps: tuple[Difference, ...], layout: Layout) -> bytes:

@@ -3,7 +3,7 @@ task, so that most rounds need none of it."""
 
 from pathlib import Path
 
-from protocol.blobs import write_durably
+from protocol.disk import LOCAL, Disk, write_durably
 from protocol.errors import Rejection
 from protocol.messages import BlobRef, SharedMask
 from sparse.codecs import PayloadError, decode_mask, max_mask_bytes
@@ -13,9 +13,9 @@ from sparse.masks import Mask, mask_digest, pack_mask, unpack_mask
 class MaskShelf:
     """A folder that holds the last mask, in a file that is called as its digest."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        root.mkdir(parents=True, exist_ok=True)
+    def __init__(self, root: Path, disk: Disk = LOCAL) -> None:
+        self.root, self._disk = root, disk
+        disk.make_folder(root)
 
     def missing(self, shared: SharedMask, n: int) -> BlobRef | Rejection | None:
         """The blob that is still needed for a mask of n parameters; None where the mask is here."""
@@ -42,14 +42,14 @@ class MaskShelf:
     def read(self, digest: bytes, n: int) -> Mask | None:
         """The mask of this digest: bool[n]; None where another one is here, or none that is intact."""
         try:
-            mask = unpack_mask((self.root / digest.hex()).read_bytes(), n)
+            mask = unpack_mask(self._disk.read(self.root / digest.hex()), n)
         except (OSError, ValueError):
             return None
         return mask if mask_digest(mask) == digest else None
 
     def _keep(self, mask: Mask) -> None:
         kept = self.root / mask_digest(mask).hex()
-        write_durably(kept, pack_mask(mask))
-        for old in self.root.iterdir():
-            if old != kept:
-                old.unlink()
+        write_durably(kept, pack_mask(mask), self._disk)
+        for name in self._disk.names(self.root):
+            if name != kept.name:
+                self._disk.remove(self.root / name)

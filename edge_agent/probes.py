@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from protocol.blobs import write_durably
+from protocol.disk import LOCAL, Disk, write_durably
 
 FILE = "probes.json"
 # A few backends, each with a sentence.
 MAX_BYTES = 1 << 16
 
 
-def recall(state: Path, bundle: bytes, runtime: str) -> dict[str, str]:
+def recall(state: Path, bundle: bytes, runtime: str, disk: Disk = LOCAL) -> dict[str, str]:
     """The verdicts on this bundle's backends with this runtime; none where the file says nothing of them."""
     path = state / FILE
     try:
-        said: Any = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_BYTES else None
+        said: Any = json.loads(disk.read(path)) if disk.size(path) <= MAX_BYTES else None
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(said, dict) or (said.get("bundle"), said.get("runtime")) != (bundle.hex(), runtime):
@@ -28,7 +28,7 @@ def recall(state: Path, bundle: bytes, runtime: str) -> dict[str, str]:
     return {name: verdict for name, verdict in found.items() if isinstance(verdict, str)}
 
 
-def remember(state: Path, bundle: bytes, runtime: str, verdicts: Mapping[str, str]) -> None:
+def remember(state: Path, bundle: bytes, runtime: str, verdicts: Mapping[str, str], disk: Disk = LOCAL) -> None:
     """Keeps the verdicts, in place of any on another bundle or runtime."""
     said = {"bundle": bundle.hex(), "runtime": runtime, "verdicts": dict(verdicts)}
-    write_durably(state / FILE, (json.dumps(said, indent=1) + "\n").encode())
+    write_durably(state / FILE, (json.dumps(said, indent=1) + "\n").encode(), disk)

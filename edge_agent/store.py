@@ -1,7 +1,8 @@
 """What an agent keeps: boot counter, task in hand, outbox and residual, in one SQLite file that survives power cuts."""
 
-import fcntl
+import secrets
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.blobs import BlobStore
-from protocol.disk import is_disk_trouble
+from protocol.disk import LOCAL, Disk, is_disk_trouble
 from protocol.errors import ConfigurationError
 from protocol.failpoints import reached
 from protocol.messages import Offer, Task
@@ -31,10 +32,11 @@ CREATE TABLE residual (
     layout BLOB PRIMARY KEY, vector BLOB NOT NULL, run TEXT NOT NULL DEFAULT '', round INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE settled (
     verdict TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (verdict, reason));
--- Updates are named by boot and sequence for ever. A device whose disk was replaced counts its boots from one again, so
--- its sequence starts where no earlier one of the same device has been.
-INSERT INTO meta VALUES ('schema', 2), ('boot', 0), ('sequence', abs(random() >> 16));
+INSERT INTO meta VALUES ('schema', 2), ('boot', 0), ('sequence', {first});
 """
+# Updates are named by boot and sequence for ever. A device whose disk was replaced counts its boots from one again, so
+# its sequence starts where no earlier one of the same device has been: at a random number of so many bits.
+_FIRST_BITS = 47
 
 # What brings a store of the schema before up to each schema.
 _STEPS = {
@@ -56,26 +58,27 @@ class Settled:
 class AgentStore:
     """The state folder of one agent. Only one process may have it open.
 
-    Raises ConfigurationError when another agent has it, or when it is damaged or of a newer version.
+    Raises ConfigurationError when another agent has it, or when it is damaged or of a newer version. draw: a random
+    number of so many bits, for the first update's name.
     """
 
-    def __init__(self, root: Path, limit_bytes: int) -> None:
-        _make_folder(root)
-        self._lock = (root / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
+    def __init__(
+        self, root: Path, limit_bytes: int, disk: Disk = LOCAL, draw: Callable[[int], int] = secrets.randbits
+    ) -> None:
+        _make_folder(root, disk)
+        unlock = disk.lock(root / "lock")
+        if unlock is None:
             raise ConfigurationError(
                 f"{root}: another edge-agent is using this state folder; stop it or set another `state`"
-            ) from None
+            )
+        self._unlock = unlock
         try:
-            self.database = _open_database(root / "agent.sqlite")
-        except (ConfigurationError, sqlite3.Error):
-            self._lock.close()
+            self.database = _open_database(root / "agent.sqlite", disk, draw(_FIRST_BITS))
+        except (ConfigurationError, OSError, sqlite3.Error):
+            self._unlock()
             raise
         try:
-            self.blobs = BlobStore(root / "blobs", limit_bytes)
+            self.blobs = BlobStore(root / "blobs", limit_bytes, disk)
             with self.database:
                 self.database.execute("UPDATE meta SET value = value + 1 WHERE key = 'boot'")
             self.boot = self._meta("boot")
@@ -85,7 +88,7 @@ class AgentStore:
 
     def close(self) -> None:
         self.database.close()
-        self._lock.close()
+        self._unlock()
 
     # The task in hand
 
@@ -185,23 +188,24 @@ class AgentStore:
         return int(self.database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0])
 
 
-def _make_folder(root: Path) -> None:
+def _make_folder(root: Path, disk: Disk) -> None:
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(root)
     except OSError as error:
         raise ConfigurationError(
             f"{root}: the state folder cannot be made ({error.strerror}); set `state` to a folder this user may write"
         ) from None
 
 
-def _open_database(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path)
+def _open_database(path: Path, disk: Disk, first: int) -> sqlite3.Connection:
+    """first: where a new store's sequence begins."""
+    database = disk.database(path, "DEFERRED")
     try:
         # FULL, because in WAL mode NORMAL may take back committed transactions at a power cut.
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         if not database.execute("SELECT name FROM sqlite_master WHERE name = 'meta'").fetchone():
-            database.executescript(f"BEGIN; {_TABLES} COMMIT;")
+            database.executescript(f"BEGIN; {_TABLES.format(first=first)} COMMIT;")
         schema = int(database.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()[0])
         if schema < SCHEMA:
             steps = "".join(_STEPS[number] for number in range(schema + 1, SCHEMA + 1))

@@ -1,6 +1,7 @@
 """From local result to update: difference, error feedback, codec, and into the outbox in one transaction."""
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 
@@ -25,12 +26,13 @@ def pack(
     trained: Trained,
     most_missed: int,
     shared: Shared | None = None,
+    peak: Callable[[], float | None] = peak_mib,
 ) -> Offer:
     """Puts the update of a finished task in the outbox, whose residual must be settled before.
 
     base: float32[total], the model the task started from. The payload is on disk before the outbox names it; a kill
     in between leaves a blob that nothing names and the next task clears away. most_missed: as in `carried_on`.
-    shared: of a task under a mask.
+    shared: of a task under a mask. peak: MiB that training took at the most.
     """
     layout = layout_of(bench.manifest, bench.variant)
     # What was left unsent of a tier's update belongs to the channels that its model was cut from.
@@ -69,7 +71,7 @@ def pack(
         train_s=trained.seconds,
         codec=task.codec,
         variant=bench.variant,
-        peak_mib=peak_mib(),
+        peak_mib=peak(),
     )
     store.keep_update(offer, key, residual)
     return offer

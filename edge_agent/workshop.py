@@ -3,6 +3,8 @@
 import ctypes
 import gc
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from edge_agent.runtimes.optimizers import OptimizerSettings
 from edge_agent.settings import TrainingSettings
 from edge_agent.training import LocalTraining, Recipe
 from protocol.bundle import Bundle
+from protocol.disk import LOCAL, Disk
 from protocol.errors import ConfigurationError
 from protocol.manifest import Manifest
 from protocol.messages import Task
@@ -39,10 +42,20 @@ class Bench:
 
 
 class Workshop:
-    """Makes local training out of tasks. Nothing heavy is imported or loaded before the first one."""
+    """Makes local training out of tasks. Nothing heavy is imported or loaded before the first one. clock: in seconds,
+    for what steps take."""
 
-    def __init__(self, data: DataSettings, base: Path, state: Path, training: TrainingSettings) -> None:
+    def __init__(
+        self,
+        data: DataSettings,
+        base: Path,
+        state: Path,
+        training: TrainingSettings,
+        disk: Disk = LOCAL,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._data, self._base, self._state, self._training = data, base, state, training
+        self._disk, self._clock = disk, clock
         self._bench: Bench | None = None
         self._failed: dict[tuple[bytes, str], dict[str, str]] = {}
 
@@ -54,7 +67,7 @@ class Workshop:
         """The backend for a variant of a bundle, by manifest and digest. Raises ConfigurationError when none serves."""
         failed = dict(self._failed.get((bundle, variant), {}))
         if manifest.reference is not None:
-            known = recall(self._state, bundle, _compared_by(variant))
+            known = recall(self._state, bundle, _compared_by(variant), self._disk)
             failed |= {name: said for name, said in known.items() if said}
         return select(manifest, self._training.backend, variant, failed)
 
@@ -94,7 +107,7 @@ class Workshop:
         reference, threads = bundle.manifest.reference, self._training.threads
         if reference is None:
             return open_selected(bundle, selected, threads, variant)
-        known = recall(self._state, bundle.digest, _compared_by(variant))
+        known = recall(self._state, bundle.digest, _compared_by(variant), self._disk)
         verdicts = dict(known)
         start = model if digest.hex() == reference.model else None
         try:
@@ -102,7 +115,7 @@ class Workshop:
         finally:
             # Also when it was not usable: in a later round there is nothing to compare with.
             if verdicts != known:
-                remember(self._state, bundle.digest, _compared_by(variant), verdicts)
+                remember(self._state, bundle.digest, _compared_by(variant), verdicts, self._disk)
 
     def begin(self, bench: Bench, task: Task, model: Vector, shared: Shared | None = None) -> LocalTraining:
         """The local steps that a task asks for, from float32[total] `model`. Raises ValueError on a bad optimiser.
@@ -122,7 +135,7 @@ class Workshop:
             mean_gradient=shared is not None and shared.report > 0,
         )
         return LocalTraining(
-            bench.choice.engine, bench.manifest, bench.dataset, recipe, model, bench.variant, mask=mask
+            bench.choice.engine, bench.manifest, bench.dataset, recipe, model, bench.variant, self._clock, mask
         )
 
     def unload(self) -> None:

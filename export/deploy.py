@@ -14,9 +14,9 @@ from edge_agent.runtimes import safetensors
 from edge_agent.runtimes.engine import Vector
 from edge_agent.runtimes.parameters import initial_model, parse_parameters
 from export.sparse_graph import without_zeros
-from protocol.blobs import write_durably
 from protocol.bundle import Bundle, deploy, open_bundle
 from protocol.command import Parser
+from protocol.disk import write_durably
 from protocol.errors import BundleError, ConfigurationError
 from sparse.masks import masked, unpack_mask
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from protocol.disk import LOCAL, Disk, digest_of, exists
 from protocol.errors import BundleError
 from protocol.manifest import MANIFEST_FILE, FileEntry, Manifest, parse_manifest
 
@@ -27,10 +28,10 @@ class Bundle:
         return self.root / self.manifest.file(name).path
 
 
-def open_bundle(root: Path, *, only: frozenset[str] | None = None) -> Bundle:
+def open_bundle(root: Path, *, only: frozenset[str] | None = None, disk: Disk = LOCAL) -> Bundle:
     """Opens a bundle and checks its files (or only those named). Raises BundleError naming the file at fault."""
     try:
-        data = (root / MANIFEST_FILE).read_bytes()
+        data = disk.read(root / MANIFEST_FILE)
     except OSError as error:
         raise BundleError(
             f"{root}: not a bundle, its {MANIFEST_FILE} cannot be read ({error.strerror}); make one with fleet-export"
@@ -38,7 +39,7 @@ def open_bundle(root: Path, *, only: frozenset[str] | None = None) -> Bundle:
     manifest = parse_manifest(data)
     for entry in manifest.files:
         if only is None or entry.path in only:
-            check_file(root, entry)
+            check_file(root, entry, disk)
     return Bundle(root, manifest, hashlib.sha256(data).digest())
 
 
@@ -57,18 +58,17 @@ def read_mask(root: Path, manifest: Manifest) -> bytes | None:
     return (root / entry.path).read_bytes()
 
 
-def check_file(root: Path, entry: FileEntry) -> None:
+def check_file(root: Path, entry: FileEntry, disk: Disk = LOCAL) -> None:
     """Raises BundleError unless the file is there with the size and digest the manifest says."""
     path = root / entry.path
     try:
         # Only a plain file: opening a pipe would wait for ever.
-        if not path.is_file():
+        if not exists(disk, path):
             raise BundleError(f"{path}: missing from the bundle; export it again or copy the whole folder")
-        size = path.stat().st_size
+        size = disk.size(path)
         if size != entry.size:
             raise BundleError(f"{path}: {size} bytes where the manifest says {entry.size}; truncated or altered")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = digest_of(disk, path).hex()
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
     if digest != entry.sha256:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edge_agent.store import AgentStore
-from protocol.disk import disk_named
+from protocol.disk import Isolation, disk_named
 from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.messages import BlobRef, Offer
 from tests.agent.test_job import task
@@ -182,8 +182,8 @@ def test_a_device_whose_disk_was_replaced_never_gives_an_update_an_earlier_ones_
 def test_a_full_disk_is_said_to_be_full_and_no_damaged_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_room(path: Path) -> sqlite3.Connection:
-        database = connect(path)
+    def without_room(path: Path, isolation_level: Isolation) -> sqlite3.Connection:
+        database = connect(path, isolation_level=isolation_level)
         database.execute("PRAGMA max_page_count = 1")
         return database
 

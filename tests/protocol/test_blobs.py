@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.blobs import BlobStore, write_durably
+from protocol.blobs import BlobStore
+from protocol.disk import write_durably
 from protocol.errors import SparsefleetError
 from protocol.messages import CHUNK_BYTES, BlobRef
 from protocol.transfer import Receiving
