@@ -14,8 +14,8 @@ from protocol.errors import Rejection
 
 DAY_S = 86_400
 # What `codec = "auto"` stands for: of each size the codec that docs/codecs.md recommends, from half of dense float32's
-# bytes to some three-hundredths, each about a third of the one before. MASKED: for a fleet under a mask.
-LADDER = ("all/float16", "all/int4@64", "topk:0.25/ternary", "topk:0.05/ternary", "topk:0.01/ternary")
+# bytes to less than a hundredth, each about a third of the one before. MASKED: for a fleet under a mask.
+LADDER = ("all/float16", "all/int4@64", "topk:0.2/int4", "topk:0.06/int4", "topk:0.02/int4")
 MASKED_LADDER = ("mask/float16", "mask/int4@64", "mask/sign")
 
 

@@ -106,7 +106,7 @@ def test_what_codecs_will_cost_is_known_before_any_run(tmp_path: Path, capsys: p
     assert all(row["fits"] is (row["bytes_a_day"] <= 3_000_000) for row in rows)
     assert main(["plan", "--config", str(config), "--round-s", "3600"]) == 0
     shown = capsys.readouterr().out
-    assert "topk:0.05/ternary" in shown
+    assert "topk:0.06/int4" in shown
     assert "rounds of 3600 s (given)" in shown
 
 
