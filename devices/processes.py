@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -65,12 +65,14 @@ def start(
     folder: Path | None = None,
     pipe: bool = False,
     orphaned: signal.Signals = signal.SIGKILL,
+    more: Mapping[str, str] | None = None,
 ) -> Child:
     """Starts a command in its own session, so that Ctrl-C reaches only us and we decide the order of the end.
 
     `orphaned` is what the kernel sends it should we die without a word. With SIGTERM it can end children of its own.
+    `more` is put into its environment.
     """
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(more or {})}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as sink:
         process = subprocess.Popen(

@@ -1,6 +1,10 @@
-"""An auditor of a finished fleet that shares no code with the fold: what was accepted, refolded, is the model."""
+"""An auditor of a finished fleet that shares no code with the fold: what was receipted, refolded, is the model."""
 
+import re
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,49 +14,125 @@ from protocol.bundle import open_bundle
 from protocol.layout import layout_of
 from sparse.codecs import decode_update, parse_codec
 
+# What an agent logs once it let go of an update. A kill may come before the line, so the counts are the store's.
+_ACCEPTED = re.compile(r"update accepted task=\S+/(\d+) ")
 
-def settled_updates(device: Path) -> int:
-    """How many receipts of acceptance a device's store counts; its outbox must be empty."""
-    store = sqlite3.connect(device / "state" / "agent.sqlite")
-    try:
-        assert store.execute("SELECT count(*) FROM outbox").fetchone()[0] == 0
-        found = store.execute("SELECT coalesce(sum(count), 0) FROM settled WHERE verdict = 'accepted'").fetchone()
-        return int(found[0])
-    finally:
-        store.close()
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What became of the updates of a run. `differing` is the first version that is not the fold of its set."""
+
+    rounds: int
+    receipted: int
+    folded: int
+    discarded: int
+    lost: int
+    doubled: int
+    differing: int | None
+    unsettled: int
+    strays: tuple[str, ...]
+
+    @property
+    def clean(self) -> bool:
+        wrong = (self.lost, self.doubled, self.unsettled, len(self.strays))
+        return not any(wrong) and self.differing is None and self.receipted == self.folded + self.discarded
 
 
 def audit(folder: Path) -> int:
-    """Refolds every round from the stored payloads and compares the models bit for bit; returns how many rounds.
+    """Fails unless every update is in exactly one fold or stated discard, every model is the fold of its set bit for bit,
+    and nothing lies about that no row names; returns how many rounds there were."""
+    found = examine(folder)
+    assert found.clean, found
+    return found.rounds
 
-    Every update must be in exactly one fold, and nothing may lie about that no row names.
-    """
+
+def examine(folder: Path) -> Findings:
+    """Counts a run at its end from the stores of all its parts: those of the devices say what was receipted, that of
+    the coordinator which payloads a fold took, and the models whether it did."""
     coordinator = folder / "coordinator"
-    store = sqlite3.connect(coordinator / "coordinator.sqlite")
+    with _opened(coordinator / "coordinator.sqlite") as store:
+        discarded = _discards(store)
+        rounds, folds, differing = _refold(folder, store)
+        names = store.execute("SELECT device, update_boot, update_sequence FROM updates").fetchall()
+        kept = {row[0].hex() for row in store.execute("SELECT digest FROM updates")}
+    strays = [f"updates/{path.name}" for path in (coordinator / "updates").iterdir() if path.name not in kept]
+    receipted = lost = unsettled = 0
+    doubled = len(names) - len(set(names)) + len(folds) - len(set(folds))
+    for device in sorted(folder.glob("device-*")):
+        settled, waiting = _settled(device)
+        counted = [n for name, n in folds + discarded if name == device.name]
+        told = _told(folder / "logs" / f"{device.name}.log")
+        receipted, unsettled = receipted + settled, unsettled + waiting
+        # One that the log names and no fold took is lost even if another, of which there are two, makes up the number.
+        lost += max(0, settled - len(counted), len(told - set(counted)))
+        doubled += max(0, len(counted) - settled - waiting)
+        state = device / "state"
+        strays += [str(p.relative_to(folder)) for p in state.rglob("*") if p.suffix in (".part", ".have", ".tmp")]
+    return Findings(
+        *(len(rounds), receipted, len(folds), len(discarded), lost, doubled, differing, unsettled), tuple(strays)
+    )
+
+
+def _refold(folder: Path, store: sqlite3.Connection) -> tuple[list[int], list[tuple[str, int]], int | None]:
+    """The committed rounds, the device and round of every update that a fold took, and the first version that differs
+    from the fold of its set in any bit."""
+    bundle = open_bundle(folder / "bundle")
+    manifest, model = bundle.manifest, initial_model(bundle)
+    layout = layout_of(manifest, "full").digest
+    rounds = [row[0] for row in store.execute("SELECT round FROM rounds WHERE state = 'committed' ORDER BY round")]
+    taken: list[tuple[str, int]] = []
+    differing = None
+    fold, discount = ("fold", "coalesce(discount, 1.0)") if _has_fold(store) else ("round", "1.0")
+    for number in rounds:
+        total, weights = np.zeros(manifest.parameters), 0.0
+        rows = store.execute(
+            f"SELECT device, round, digest, weight * {discount}, codec FROM updates WHERE {fold} = ? "
+            "ORDER BY round, device",
+            (number,),
+        )
+        for device, of_round, digest, weight, codec in rows.fetchall():
+            payload = (folder / "coordinator" / "updates" / digest.hex()).read_bytes()
+            delta, _ = decode_update(payload, manifest.parameters, 0, layout, parse_codec(codec))
+            total += weight * delta.astype(np.float64)
+            weights += weight
+            taken.append((device, of_round))
+        model = (model.astype(np.float64) + total / weights).astype(np.float32)
+        kept = store.execute("SELECT digest FROM models WHERE version = ?", (number,)).fetchone()[0]
+        stored = (folder / "coordinator" / "models" / kept.hex()).read_bytes()
+        if stored != model.tobytes() and differing is None:
+            differing = number
+    return rounds, taken, differing
+
+
+def _discards(store: sqlite3.Connection) -> list[tuple[str, int]]:
+    if not _has_fold(store):
+        return []
+    found = store.execute("SELECT device, round FROM updates WHERE discarded IS NOT NULL AND fold IS NULL")
+    return [(device, number) for device, number in found]
+
+
+def _has_fold(store: sqlite3.Connection) -> bool:
+    """Whether updates say which fold took them; before that it was the fold of their round."""
+    return any(row[1] == "fold" for row in store.execute("PRAGMA table_info(updates)"))
+
+
+def _settled(device: Path) -> tuple[int, int]:
+    """How many receipts of acceptance a device's store counts, and how many updates wait for one."""
+    with _opened(device / "state" / "agent.sqlite") as store:
+        found = store.execute("SELECT coalesce(sum(count), 0) FROM settled WHERE verdict = 'accepted'").fetchone()
+        return int(found[0]), int(store.execute("SELECT count(*) FROM outbox").fetchone()[0])
+
+
+def _told(log: Path) -> set[int]:
+    """The rounds whose update a device's log calls accepted."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return {int(number) for number in _ACCEPTED.findall(text)}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    store = sqlite3.connect(path)
     try:
-        bundle = open_bundle(folder / "bundle")
-        manifest, model = bundle.manifest, initial_model(bundle)
-        layout = layout_of(manifest, "full").digest
-        rounds = [row[0] for row in store.execute("SELECT round FROM rounds WHERE state = 'committed' ORDER BY round")]
-        for number in rounds:
-            total, weights = np.zeros(manifest.parameters), 0
-            rows = store.execute(
-                "SELECT digest, weight, codec FROM updates WHERE round = ? ORDER BY device", (number,)
-            ).fetchall()
-            for digest, weight, codec in rows:
-                payload = (coordinator / "updates" / digest.hex()).read_bytes()
-                delta, _ = decode_update(payload, manifest.parameters, 0, layout, parse_codec(codec))
-                total += weight * delta.astype(np.float64)
-                weights += weight
-            model = (model.astype(np.float64) + total / weights).astype(np.float32)
-            kept = store.execute("SELECT digest FROM models WHERE version = ?", (number,)).fetchone()[0]
-            assert (coordinator / "models" / kept.hex()).read_bytes() == model.tobytes(), f"round {number}"
-        named = {row[0].hex() for row in store.execute("SELECT digest FROM updates")}
-        assert {path.name for path in (coordinator / "updates").iterdir()} == named
-        for device in folder.glob("device-*"):
-            accepted = store.execute("SELECT count(*) FROM updates WHERE device = ?", (device.name,)).fetchone()[0]
-            assert settled_updates(device) == accepted
-            assert not [p for p in (device / "state").rglob("*") if p.suffix in (".part", ".have", ".tmp")]
-        return len(rounds)
+        yield store
     finally:
         store.close()

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from devices.processes import Child, start, stop
+from protocol.failpoints import VARIABLE
 from protocol.mqtt import free_port
-from tests.tiny import write_bundle, write_shard
+from tests.tiny import FEATURES, write_bundle, write_shard
 from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
@@ -30,16 +33,21 @@ class RealFleet:
     rounds: int
     devices: int = 3
     training: str = 'local_steps = 5\ncodec = "topk:0.5/float32/bitmap"'
-    make_bundle: Callable[[Path], object] = write_bundle
+    # The model's inputs: with 80000 it is 10 chunks of 64 KiB, and so is an update that holds all of it.
+    features: int = FEATURES
+    make_bundle: Callable[..., object] = write_bundle
     make_shard: Callable[..., object] = write_shard
     port: int = field(default_factory=free_port)
     agents: dict[str, Child] = field(default_factory=dict)
     children: list[Child] = field(default_factory=list)
     coordinator: Child | None = None
+    # A command that every process is started by, such as faketime's.
+    wrapped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self.make_bundle(self.folder / "bundle")
-        self.make_shard(self.folder / "test.npz", seed=99)
+        sized = {} if self.features == FEATURES else {"features": self.features}
+        self.make_bundle(self.folder / "bundle", **sized)
+        self.make_shard(self.folder / "test.npz", seed=99, **sized)
         (self.folder / "coordinator.toml").write_text(
             f"""
 fleet = "test"
@@ -65,7 +73,7 @@ keep_rounds = 1000
         for index in range(self.devices):
             folder = self.folder / f"device-{index:02d}"
             folder.mkdir()
-            self.make_shard(folder / "shard.npz", seed=index, examples=30 + index)
+            self.make_shard(folder / "shard.npz", seed=index, examples=30 + index, **sized)
             (folder / "agent.toml").write_text(
                 f"""
 device = "device-{index:02d}"
@@ -84,15 +92,53 @@ path = "shard.npz"
         for index in range(self.devices):
             self.start_agent(f"device-{index:02d}")
 
-    def start_coordinator(self, *, exit_when_finished: bool = True) -> None:
+    def start_coordinator(self, *, exit_when_finished: bool = True, failpoint: str | None = None) -> None:
+        """failpoint: as `SPARSEFLEET_FAILPOINT` says it, the durable step at which the process kills itself."""
         config = str(self.folder / "coordinator.toml")
         command = ("run", "--config", config, "--json", *(["--exit-when-finished"] if exit_when_finished else []))
         # Its private broker is its child: told to end, it ends that too.
-        self.coordinator = self._start("coordinator", "coordinator", *command, orphaned=signal.SIGTERM)
+        self.coordinator = self._start(
+            "coordinator", "coordinator", *command, orphaned=signal.SIGTERM, failpoint=failpoint
+        )
 
-    def start_agent(self, device: str) -> None:
+    def start_agent(self, device: str, *, failpoint: str | None = None) -> None:
+        """failpoint: as of `start_coordinator`."""
         config = str(self.folder / device / "agent.toml")
-        self.agents[device] = self._start(device, "edge_agent", "run", "--config", config)
+        self.agents[device] = self._start(device, "edge_agent", "run", "--config", config, failpoint=failpoint)
+
+    def end_after(self, more: int) -> None:
+        """Kills the coordinator, and starts it again with so many rounds to go."""
+        assert self.coordinator is not None
+        self.kill(self.coordinator)
+        count = self.version() + more
+        config = self.folder / "coordinator.toml"
+        config.write_text(re.sub(r"(?m)^count = .*$", f"count = {count}", config.read_text()))
+        self.start_coordinator()
+
+    def version(self) -> int:
+        """The newest committed version, from the store."""
+        found = self._rows("coordinator", "SELECT max(version) FROM models")
+        return int(found or 0)
+
+    def settle(self) -> None:
+        """Has every device end what it still has, by one more start of the coordinator if need be."""
+        # The last goodbye may have been too quick for the last receipt.
+        if any(self.pending(device) for device in self.agents):
+            self.start_coordinator(exit_when_finished=False)
+        self.until(lambda: not any(self.pending(device) for device in self.agents))
+        self.stop()
+
+    def pending(self, device: str) -> bool:
+        """Whether a device still has an update to settle or a task to end."""
+        return bool(self._rows(device, "SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM task)"))
+
+    def _rows(self, part: str, question: str) -> Any:
+        path = "coordinator/coordinator.sqlite" if part == "coordinator" else f"{part}/state/agent.sqlite"
+        store = sqlite3.connect(f"file:{self.folder / path}?mode=ro", uri=True)
+        try:
+            return store.execute(question).fetchone()[0]
+        finally:
+            store.close()
 
     def start_agent_elsewhere(self, device: str, command: Sequence[str]) -> None:
         """An agent by a command of the caller's, which runs it with the settings in its device's folder."""
@@ -140,11 +186,26 @@ path = "shard.npz"
         assert child.exit_code == 0, text
         return json.loads(text)
 
-    def _start(self, name: str, module: str, *arguments: str, orphaned: signal.Signals = signal.SIGKILL) -> Child:
-        return self._launch(name, (sys.executable, "-m", module, *arguments), orphaned)
+    def _start(
+        self,
+        name: str,
+        module: str,
+        *arguments: str,
+        orphaned: signal.Signals = signal.SIGKILL,
+        failpoint: str | None = None,
+    ) -> Child:
+        return self._launch(name, (sys.executable, "-m", module, *arguments), orphaned, failpoint)
 
-    def _launch(self, name: str, command: Sequence[str], orphaned: signal.Signals = signal.SIGKILL) -> Child:
-        child = start(name, command, self.folder / "logs" / f"{name}.log", folder=ROOT, orphaned=orphaned)
+    def _launch(
+        self,
+        name: str,
+        command: Sequence[str],
+        orphaned: signal.Signals = signal.SIGKILL,
+        failpoint: str | None = None,
+    ) -> Child:
+        log = self.folder / "logs" / f"{name}.log"
+        more = {VARIABLE: failpoint or ""}
+        child = start(name, (*self.wrapped, *command), log, folder=ROOT, orphaned=orphaned, more=more)
         self.children.append(child)
         return child
 
