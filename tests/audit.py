@@ -39,8 +39,8 @@ class Findings:
 
 
 def audit(folder: Path) -> int:
-    """Fails unless every update is in exactly one fold or stated discard, every model is the fold of its set bit for bit,
-    and nothing lies about that no row names; returns how many rounds there were."""
+    """Fails unless every update is in one fold or stated discard and no other, every model is the fold of its set bit
+    for bit, and nothing lies about that no row names; returns how many rounds there were."""
     found = examine(folder)
     assert found.clean, found
     return found.rounds
