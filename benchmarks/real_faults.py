@@ -33,7 +33,7 @@ DEVICES = 3
 FEATURES = 80_000
 TRAINING = 'local_steps = 2\ncodec = "all/float32"'
 # How long a process lives that is killed at no particular moment, from its start; it begins to serve after a third.
-SHORTEST_S, LONGEST_S = 0.2, 3.0
+SHORTEST_S, LONGEST_S = 0.2, 6.0
 # A failpoint that was not reached in this time never is (what precedes it is done already): the kill comes anyway.
 UNREACHED_S = 6.0
 # The broker that its coordinator starts again waits twice as long each time: three times are not yet an outage.
@@ -44,7 +44,7 @@ PATIENCE_S = 60.0
 
 @dataclass(slots=True)
 class _Life:
-    """A process from its start to its kill. `serves` is what its log says once it is back; `at` is when it is killed."""
+    """A process from its start to its kill, at `at`. serves: what its log says once it is back."""
 
     victim: Victim
     child: Child
