@@ -24,8 +24,11 @@ class BlobStore:
         self.limit_bytes = limit_bytes
         self.disk = disk
         disk.make_folder(root)
-        for name in disk.names(root):
-            if name.endswith(".tmp"):
+        names = set(disk.names(root))
+        for name in names:
+            # A kill may leave the bitmap of a transfer that had just ended; nothing else would ever remove it.
+            lonely = name.endswith(".have") and f"{name.removesuffix('.have')}.part" not in names
+            if name.endswith(".tmp") or lonely:
                 disk.remove(root / name)
 
     def path(self, digest: bytes) -> Path:

@@ -242,6 +242,14 @@ def test_a_restart_clears_what_was_half_written(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_a_restart_clears_the_bitmap_of_a_transfer_that_a_kill_found_at_its_end(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path, LIMIT)
+    for name in ("ended.have", "under-way.have", "under-way.part"):
+        (tmp_path / name).write_bytes(b"1")
+    BlobStore(tmp_path, LIMIT)
+    assert {path.name for path in store.root.iterdir()} == {"under-way.have", "under-way.part"}
+
+
 @pytest.mark.parametrize("data", [b"", DATA[:-1], b"x" + DATA[1:]], ids=["empty", "cut short", "altered"])
 def test_a_blob_damaged_behind_our_back_is_never_taken_for_whole(tmp_path: Path, data: bytes) -> None:
     store = BlobStore(tmp_path, LIMIT)
