@@ -29,8 +29,9 @@ Row = Mapping[str, object]
 
 KILLS_A_SCHEDULE = 25
 DEVICES = 3
-# Ten chunks a model and an update, so that kills meet transfers; a checkpoint of one is taken every eight.
-FEATURES = 80_000
+# In turns: ten chunks a model and an update, so that kills meet transfers (a checkpoint is taken every eight), and one
+# chunk, so that they meet more rounds.
+FEATURES = (80_000, 100)
 TRAINING = 'local_steps = 2\ncodec = "all/float32"'
 # How long a process lives that is killed at no particular moment, from its start; it begins to serve after a third.
 SHORTEST_S, LONGEST_S = 0.2, 6.0
@@ -38,6 +39,11 @@ SHORTEST_S, LONGEST_S = 0.2, 6.0
 UNREACHED_S = 6.0
 # The broker that its coordinator starts again waits twice as long each time: three times are not yet an outage.
 BROKER_KILLS_A_LIFE = 2
+NOTES = (
+    f"real: {DEVICES} agents, a coordinator and its mosquitto as processes; {KILLS_A_SCHEDULE} kills a fleet, of agents "
+    "and coordinator half at a durable step by name and half at a random moment; recovery is from the kill to being "
+    "connected again, which includes the start of Python",
+)
 TICK_S = 0.005
 PATIENCE_S = 60.0
 
@@ -143,12 +149,12 @@ class _Schedule:
         self.lives[name] = _Life(victim, child, serves, read_from, at, killed_at)
 
     def _fate(self, victim: Victim) -> tuple[str | None, float]:
-        """Half die at a durable step, at its first to twelfth time, and half at no particular moment."""
+        """Half die at a durable step, reached for the nth time, and half at no particular moment."""
         if self.rng.random() < 0.5:
             return None, float(self.rng.uniform(SHORTEST_S, LONGEST_S))
         names = [name for name in FAILPOINTS if name.startswith(f"{victim}.")]
-        name, nth = names[self.rng.integers(len(names))], int(self.rng.integers(1, 4))
-        return f"{name}:{nth * 4 if 'chunk' in name else nth}", UNREACHED_S
+        name, nth = names[self.rng.integers(len(names))], int(self.rng.integers(1, 7))
+        return f"{name}:{nth * 3 if 'chunk' in name else nth}", UNREACHED_S
 
     def _kill_broker(self) -> bool:
         coordinator = self.lives["coordinator"]
@@ -217,7 +223,7 @@ def _row(found: list[Findings], kills: int, recoveries: Recoveries) -> Row:
 
 def _audited(number: int, kills: int, seed: int, recoveries: Recoveries, killed: dict[str, int]) -> Findings:
     folder = Path(tempfile.mkdtemp(prefix=f"faults-{seed}-{number}-"))
-    fleet = RealFleet(folder, "mosquitto", 100_000, DEVICES, TRAINING, FEATURES)
+    fleet = RealFleet(folder, "mosquitto", 100_000, DEVICES, TRAINING, FEATURES[number % 2])
     try:
         findings = _Schedule(fleet, np.random.default_rng((seed, number)), kills, recoveries, killed).run()
     finally:
