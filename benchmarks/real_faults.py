@@ -40,9 +40,9 @@ UNREACHED_S = 6.0
 # The broker that its coordinator starts again waits twice as long each time: three times are not yet an outage.
 BROKER_KILLS_A_LIFE = 2
 NOTES = (
-    f"real: {DEVICES} agents, coordinator and mosquitto as processes; {KILLS_A_SCHEDULE} kills a fleet, of agents "
-    "and coordinator half at a durable step by name and half at a random moment; recovery is from the kill to being "
-    "connected again, which includes the start of Python",
+    f"real: {DEVICES} agents, a coordinator and its mosquitto as processes, {KILLS_A_SCHEDULE} kills a fleet",
+    "agents and coordinator die half at a durable step by name, half at a random moment; recovery is from the kill to "
+    "being connected again, which includes the start of Python",
 )
 TICK_S = 0.005
 PATIENCE_S = 60.0

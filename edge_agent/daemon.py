@@ -73,6 +73,7 @@ def run(config: Path, backend: str | None = None) -> int:
         MqttSettings(
             parse_url(settings.broker.url),
             client_id=f"{settings.fleet}-{settings.device}",
+            keepalive_s=settings.broker.keepalive_s,
             longest_retry_s=settings.broker.longest_retry_s,
         ),
         topics.of_agent(settings.device),

@@ -20,6 +20,7 @@ state = "state"                    # folder for what must survive; relative to t
 [broker]
 url = "mqtt://127.0.0.1:1883"
 longest_retry_s = 60.0             # waits between attempts to connect grow up to this, with chance in them
+keepalive_s = 60                   # a connection gone silent is noticed, and left, after twice this
 
 [data]
 path = "shard.npz"                 # a file, folder or glob of .npz shards or .npy pairs; or
@@ -46,9 +47,12 @@ class BrokerSettings:
 
     url: str
     longest_retry_s: float = 60.0
+    keepalive_s: int = 60
 
     def __post_init__(self) -> None:
         parse_url(self.url)
+        if not 5 <= self.keepalive_s <= 3600:
+            raise ValueError(f"keepalive_s: {self.keepalive_s} is outside 5..3600 seconds")
         if not 1 <= self.longest_retry_s <= 3600:
             raise ValueError(f"longest_retry_s: {self.longest_retry_s} is outside 1..3600 seconds")
 

@@ -81,7 +81,8 @@ fleet = "test"
 state = "state"
 [broker]
 url = "mqtt://127.0.0.1:{self.port}"
-longest_retry_s = 2.0
+longest_retry_s = 1.0
+keepalive_s = 5
 [data]
 path = "shard.npz"
 """
@@ -105,6 +106,11 @@ path = "shard.npz"
         """failpoint: as of `start_coordinator`."""
         config = str(self.folder / device / "agent.toml")
         self.agents[device] = self._start(device, "edge_agent", "run", "--config", config, failpoint=failpoint)
+
+    def connect_through(self, device: str, port: int) -> None:
+        """Has an agent that is not started yet go to another port than the broker's, such as a proxy's."""
+        config = self.folder / device / "agent.toml"
+        config.write_text(config.read_text().replace(f"127.0.0.1:{self.port}", f"127.0.0.1:{port}"))
 
     def end_after(self, more: int) -> None:
         """Kills the coordinator, and starts it again with so many rounds to go."""
