@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from protocol.errors import BundleError, ConfigurationError
@@ -328,6 +329,8 @@ def _check_channels(manifest: Manifest) -> None:
                 raise ValueError(f"variants: {variant.name} keeps {count} of {groups[name].size} channels of {name!r}")
 
 
+# A device looks at its manifest many times a task, and has one or, when a new one comes, two of them.
+@lru_cache(maxsize=2)
 def parse_manifest(data: bytes) -> Manifest:
     """A manifest from its JSON bytes. Raises BundleError that names the offending key."""
     if len(data) > MAX_MANIFEST_BYTES:

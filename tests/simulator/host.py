@@ -1,0 +1,176 @@
+"""A machine: its disk and clocks, and the process on it, which is started again whenever it ends."""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Protocol
+
+from coordinator.store import Store
+from edge_agent.store import AgentStore
+from protocol.disk import disk_named, is_disk_trouble
+from protocol.errors import SparsefleetError
+from protocol.transport import Event, Incoming
+from tests.simulator.clock import Timeline, Watch
+from tests.simulator.disk import Platter, SimulatedDisk
+from tests.simulator.life import Killed, Life, Steps
+from tests.simulator.network import SimulatedTransport
+
+# What the loops of coordinator/process.py and edge_agent/daemon.py wait at the most, and after a fault.
+LONGEST_WAIT_S = 60.0
+PAUSE_AFTER_FAULT_S = 1.0
+# What one turn of a loop takes, and each look at the clock while training.
+TURN_S, COMPUTE_S = 0.001, 0.01
+# A supervisor starts what ended by itself again after so long.
+RESTART_S = 5.0
+STATE = Path("/state")
+# Boards without a battery begin here; this one is right, until a clock jumps.
+WALL_S = 1_700_000_000.0
+
+
+class Daemon(Protocol):
+    """An agent or a coordinator."""
+
+    def handle(self, event: Event, now: float) -> None: ...
+
+    def advance(self, now: float) -> float: ...
+
+
+@dataclass(slots=True)
+class Process:
+    """What a start made. recover: what the daemon's loop does after a fault."""
+
+    daemon: Daemon
+    transport: SimulatedTransport
+    recover: Callable[[Exception], None]
+    store: Store | AgentStore
+
+
+@dataclass(slots=True)
+class Host:
+    """build: makes the process; may raise as its command does. hang_up: breaks its connection, which the broker notices
+    after so many seconds. bugs: what no fault explains."""
+
+    name: str
+    timeline: Timeline
+    rng: Random
+    trace: Callable[[str], None]
+    build: Callable[["Host"], Process]
+    hang_up: Callable[[float], None]
+    checkpoint_pages: int
+    bugs: list[str]
+    platter: Platter = field(init=False)
+    steps: Steps = field(init=False)
+    watch: Watch = field(init=False)
+    life: Life = field(init=False)
+    disk: SimulatedDisk = field(init=False)
+    process: Process | None = None
+    wall_offset_s: float = 0.0
+    deaths: int = 0
+    recovering_since: float | None = None
+    longest_recovery_s: float = 0.0
+    _down: Callable[[], tuple[bool, float]] = field(init=False)
+    _turn: int = 0
+
+    def __post_init__(self) -> None:
+        self.platter = Platter(self.rng)
+        self.steps = Steps(lambda what: self.trace(f"{self.name}: {what}"))
+        self.watch = Watch(self.timeline, COMPUTE_S)
+        self._down = lambda: (False, 0.1)
+
+    def wall(self) -> float:
+        return WALL_S + self.wall_offset_s + self.timeline.now
+
+    def on_kill(self, down: Callable[[], tuple[bool, float]]) -> None:
+        """down: whether the power goes with the process, and for how long it is away."""
+        self._down = down
+
+    def start(self) -> None:
+        self.trace(f"{self.name}: starts")
+        self.life = Life(self.steps)
+        self.disk = SimulatedDisk(self.platter, self.life, self.checkpoint_pages)
+        try:
+            with disk_named(STATE):
+                self.process = self.build(self)
+        except Killed:
+            self._die()
+        except SparsefleetError as error:
+            self._end(error)
+        else:
+            self._again(TURN_S)
+
+    def wake(self) -> None:
+        """Something arrived."""
+        self._again(TURN_S)
+
+    def _again(self, seconds: float) -> None:
+        self._turn += 1
+        turn, life = self._turn, self.life
+        self.timeline.after(seconds, lambda: self._take_turn(turn, life))
+
+    def _take_turn(self, turn: int, life: Life) -> None:
+        if turn != self._turn or not life.alive or self.process is None:
+            return
+        process = self.process
+        self.watch.spent_s = 0.0
+        try:
+            wait = process.daemon.advance(self.watch.read())
+            event = process.transport.poll(0.0)
+            if event is not None:
+                process.daemon.handle(event, self.watch.read())
+                self._heard(event)
+        except Killed:
+            self._die()
+        except Exception as error:  # noqa: BLE001
+            self._fault(process, error)
+        else:
+            busy = event is not None or process.transport.waiting or wait <= 0
+            self._again(self.watch.spent_s + (TURN_S if busy else max(TURN_S, min(wait, LONGEST_WAIT_S))))
+
+    def _heard(self, event: Event) -> None:
+        if self.recovering_since is not None and isinstance(event, Incoming):
+            self.longest_recovery_s = max(self.longest_recovery_s, self.timeline.now - self.recovering_since)
+            self.recovering_since = None
+
+    def _fault(self, process: Process, error: Exception) -> None:
+        """As the daemons' loops: recover, and end where that fails too."""
+        self.trace(f"{self.name}: fault {type(error).__name__}: {error}")
+        if not is_disk_trouble(error):
+            self.bugs.append(f"{self.name}: {''.join(traceback.format_exception(error))}")
+        try:
+            process.recover(error)
+        except Killed:
+            self._die()
+        except Exception as second:  # noqa: BLE001
+            self._end(second)
+        else:
+            self._again(PAUSE_AFTER_FAULT_S)
+
+    def _end(self, error: Exception) -> None:
+        """The process gives up, saying why."""
+        self.trace(f"{self.name}: ends: {error}")
+        if self.platter.trouble is None and not is_disk_trouble(error):
+            self.bugs.append(f"{self.name}: ended: {''.join(traceback.format_exception(error))}")
+        self._gone(power=False)
+        self.timeline.after(RESTART_S, self.start)
+
+    def _die(self) -> None:
+        power, seconds = self._down()
+        self.trace(f"{self.name}: dead power={power}")
+        self.deaths += 1
+        if self.recovering_since is None:
+            self.recovering_since = self.timeline.now
+        self._gone(power)
+        self.timeline.after(seconds, self.start)
+
+    def _gone(self, power: bool) -> None:
+        self.life.end()
+        self._turn += 1
+        self.process = None
+        self.disk.close_databases()
+        self.platter.locked.clear()
+        if power:
+            self.platter.cut_power()
+        # The system resets the connection of a process that ended; of a machine without power nobody hears.
+        self.hang_up(90.0 if power else 0.0)
