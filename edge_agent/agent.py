@@ -14,12 +14,13 @@ from edge_agent.differences import CatchUp
 from edge_agent.link import Link
 from edge_agent.masks import MaskShelf
 from edge_agent.memory import peak_mib
+from edge_agent.progress import Because, Progress, clear
 from edge_agent.runtimes.backends import UnusableError
 from edge_agent.settings import AgentSettings
 from edge_agent.store import AgentStore
 from edge_agent.training import DivergedError, LocalTraining
 from edge_agent.update import pack
-from edge_agent.workshop import Bench, Workshop
+from edge_agent.workshop import Bench, Workshop, recipe_of
 from protocol.errors import ConfigurationError, Rejection
 from protocol.failpoints import reached
 from protocol.messages import (
@@ -101,11 +102,14 @@ class Agent:
         self._receiving: Receiving | None = None
         self._bench: Bench | None = None
         self._training: LocalTraining | None = None
+        self._progress: Progress | None = None
         self._accepted_task = ""
         self.job = jobs.Job()
         self.rejected = 0
         remembered = store.task()
-        if remembered is not None:
+        if remembered is None:
+            clear(store.blobs)
+        else:
             self._on(jobs.Assigned(remembered))
 
     @property
@@ -259,7 +263,8 @@ class Agent:
         return self._wait(now)
 
     def stop(self) -> None:
-        """Says goodbye; nothing on disk changes."""
+        """Says goodbye, and keeps what was trained; nothing else on disk changes."""
+        self._keep_progress("stopping")
         self._link.send("state", DeviceState("gone"), retain=True)
 
     def fail(self, reason: str, detail: str) -> None:
@@ -339,7 +344,11 @@ class Agent:
             model = self._assets.model(task, bundle.manifest)
             self._bench = self._workshop.bench(bundle, self._assets.variant_of(task), model, task.model.digest)
             shared = self._assets.shared(task, bundle.manifest)
-            self._training = self._workshop.begin(self._bench, task, model, shared)
+            recipe, wanted = recipe_of(task, shared), self._settings.training
+            self._progress = Progress(
+                *(self._store.blobs, task, bundle, self._bench, recipe, shared), wanted.checkpoint_s, wanted.threads
+            )
+            self._training = self._workshop.begin(self._bench, recipe, model, shared, self._progress.found())
         except UnusableError as error:
             # Still fetching: the next backend's files are what is missing now.
             log.warning("backend=%s is not usable, another is tried: %s", error.backend, error)
@@ -364,6 +373,11 @@ class Agent:
             return
         if finished:
             self._on(jobs.Trained())
+        self._keep_progress("waiting" if finished and self._store.outbox() else "due")
+
+    def _keep_progress(self, because: Because) -> None:
+        if self._progress is not None and self._training is not None:
+            self._progress.keep(self._training, because)
 
     def _pack(self, now: float) -> None:
         task, bench, training = self.job.task, self._bench, self._training
@@ -398,7 +412,9 @@ class Agent:
             case jobs.Forget():
                 self._store.forget_task()
                 reached("agent.task-forgotten")
-                self._receiving = self._training = self._bench = None
+                if self._progress is not None:
+                    self._progress.drop()
+                self._receiving = self._training = self._bench = self._progress = None
             case jobs.Report(task_name, state, reason, detail):
                 bench = self._bench if state == "accepted" else None
                 examples = len(bench.dataset) if bench else 0
