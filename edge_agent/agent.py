@@ -24,6 +24,7 @@ from edge_agent.workshop import Bench, Workshop, recipe_of
 from protocol.errors import ConfigurationError, Rejection
 from protocol.failpoints import reached
 from protocol.messages import (
+    TWO_AGENTS,
     Body,
     Chunk,
     CoordinatorState,
@@ -165,7 +166,9 @@ class Agent:
 
     def _obey(self, body: Body, now: float) -> None:
         match body:
-            case Welcome():
+            case Welcome(warning=warning):
+                if warning is not None:
+                    self._warn(warning, now)
                 self._hello_at, self._hello_retry_s = now + HEARTBEAT_S * self._rng.uniform(0.5, 1.0), FIRST_RETRY_S
             case CoordinatorState(accepting=accepting):
                 if self._coordinator_here and not accepting:
@@ -188,6 +191,21 @@ class Agent:
                 self._settle(body, now)
             case _:
                 pass
+
+    def _warn(self, warning: str, now: float) -> None:
+        """Says what the coordinator finds wrong with this device, with the remedy if it is known here."""
+        if self._restraint.unsaid("warning", now) is None:
+            return
+        if warning != TWO_AGENTS:
+            log.warning("the coordinator warns of this device: %s", warning)
+            return
+        log.error(
+            "another agent also calls itself %r in fleet %r: the coordinator hears both by turns, and neither works in "
+            "peace; give each a `device` name and a `state` folder of its own, never a copy of another's, and start "
+            "both again",
+            self._settings.device,
+            self._settings.fleet,
+        )
 
     def _assign(self, task: Task, now: float) -> None:
         if task.name == self._accepted_task:
@@ -284,8 +302,8 @@ class Agent:
     def _greet(self, now: float) -> None:
         task = self.job.task.name if self.job.task else None
         waiting = len(self._store.outbox())
-        hello = Hello(agent_version(), self._settings.training.backend, task, waiting, self._memory_mib)
-        self._link.send("up", hello)
+        backend, instance = self._settings.training.backend, self._store.instance
+        self._link.send("up", Hello(agent_version(), backend, task, waiting, self._memory_mib, instance))
         self._hello_retry_s, self._hello_at = self._back_off(self._hello_retry_s, now)
 
     def _offer(self, now: float) -> None:

@@ -21,6 +21,9 @@ from protocol.records import RecordError, read_record, write_record
 T = TypeVar("T")
 
 SCHEMA = 2
+# Two of a million starts of one device are the same with a chance of one in three hundred; only two that also share
+# their boot would matter. A count of updates fits above.
+INSTANCE_BITS = 47
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
@@ -32,11 +35,8 @@ CREATE TABLE residual (
     layout BLOB PRIMARY KEY, vector BLOB NOT NULL, run TEXT NOT NULL DEFAULT '', round INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE settled (
     verdict TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (verdict, reason));
-INSERT INTO meta VALUES ('schema', 2), ('boot', 0), ('sequence', {first});
+INSERT INTO meta VALUES ('schema', 2), ('boot', 0), ('sequence', 0);
 """
-# Updates are named by boot and sequence for ever. A device whose disk was replaced counts its boots from one again, so
-# its sequence starts where no earlier one of the same device has been: at a random number of so many bits.
-_FIRST_BITS = 47
 
 # What brings a store of the schema before up to each schema.
 _STEPS = {
@@ -59,12 +59,13 @@ class AgentStore:
     """The state folder of one agent. Only one process may have it open.
 
     Raises ConfigurationError when another agent has it, or when it is damaged or of a newer version. draw: a random
-    number of so many bits, for the first update's name.
+    number of so many bits, for `instance`, which no other start of any agent has.
     """
 
     def __init__(
         self, root: Path, limit_bytes: int, disk: Disk = LOCAL, draw: Callable[[int], int] = secrets.randbits
     ) -> None:
+        self.instance = draw(INSTANCE_BITS)
         _make_folder(root, disk)
         unlock = disk.lock(root / "lock")
         if unlock is None:
@@ -73,7 +74,7 @@ class AgentStore:
             )
         self._unlock = unlock
         try:
-            self.database = _open_database(root / "agent.sqlite", disk, draw(_FIRST_BITS))
+            self.database = _open_database(root / "agent.sqlite", disk)
         except (ConfigurationError, OSError, sqlite3.Error):
             self._unlock()
             raise
@@ -81,6 +82,9 @@ class AgentStore:
             self.blobs = BlobStore(root / "blobs", limit_bytes, disk)
             with self.database:
                 self.database.execute("UPDATE meta SET value = value + 1 WHERE key = 'boot'")
+                # Updates are named by boot and sequence for ever. A disk that was replaced, copied or put back from a
+                # backup counts boots that there were already, so each start begins where no other has been.
+                self.database.execute("UPDATE meta SET value = ? WHERE key = 'sequence'", (self.instance,))
             self.boot = self._meta("boot")
         except (OSError, sqlite3.Error):
             self.close()
@@ -197,15 +201,14 @@ def _make_folder(root: Path, disk: Disk) -> None:
         ) from None
 
 
-def _open_database(path: Path, disk: Disk, first: int) -> sqlite3.Connection:
-    """first: where a new store's sequence begins."""
+def _open_database(path: Path, disk: Disk) -> sqlite3.Connection:
     database = disk.database(path, "DEFERRED")
     try:
         # FULL, because in WAL mode NORMAL may take back committed transactions at a power cut.
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         if not database.execute("SELECT name FROM sqlite_master WHERE name = 'meta'").fetchone():
-            database.executescript(f"BEGIN; {_TABLES.format(first=first)} COMMIT;")
+            database.executescript(f"BEGIN; {_TABLES} COMMIT;")
         schema = int(database.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()[0])
         if schema < SCHEMA:
             steps = "".join(_STEPS[number] for number in range(schema + 1, SCHEMA + 1))

@@ -43,8 +43,8 @@ class Bench:
 
 
 class Workshop:
-    """Makes ready what tasks are done with. Nothing heavy is imported or loaded before the first one. clock: in seconds,
-    for what steps take."""
+    """Makes ready what tasks are done with. Nothing heavy is imported or loaded before the first one. clock: in
+    seconds, for what steps take."""
 
     def __init__(
         self,
