@@ -12,6 +12,7 @@ from coordinator import round as rounds
 from coordinator.asking import Asking
 from coordinator.budget import day_of
 from coordinator.candidates import Candidates, Part
+from coordinator.doubles import Doubles
 from coordinator.evaluate import Examine
 from coordinator.events import DeviceSeen, Emit, Finished, FinishReason, RoundCommitted, RoundOpened, UpdateRejected
 from coordinator.fleet import Fleet
@@ -30,10 +31,10 @@ from protocol.errors import Rejection
 from protocol.manifest import FULL
 from protocol.messages import (
     Announcement,
-    Body,
     Chunk,
     CoordinatorState,
     DeviceState,
+    Envelope,
     Hello,
     Need,
     Offer,
@@ -80,6 +81,7 @@ class Coordinator:
         self._candidates = Candidates(
             settings, bundle.manifest, store, self._fleet, self._link, self._uploads, wall, self._count
         )
+        self._doubles = Doubles()
         self._rivals = Rivals(CoordinatorState(store.epoch, accepting=True, run=store.run))
         self._restraint = Restraint()
         self._greeted: set[str] = set()
@@ -155,7 +157,7 @@ class Coordinator:
                 self._fleet.heard(device, said.boot, self._wall(), greeting=isinstance(said.body, Hello))
             else:
                 self._fleet.left(device, said.boot)
-        self._obey(device, said.body, now)
+        self._obey(device, said, now)
 
     def _hear(self, said: CoordinatorState | None, now: float) -> None:
         if said is not None and self._rivals.hear(said, self._settings.fleet, now):
@@ -167,7 +169,8 @@ class Coordinator:
                     said.run or "unknown",
                 )
 
-    def _obey(self, device: str, body: Body, now: float) -> None:
+    def _obey(self, device: str, said: Envelope, now: float) -> None:
+        body = said.body
         match body:
             case Offer():
                 self._offered(device, body, now)
@@ -175,7 +178,7 @@ class Coordinator:
                 if not isinstance(body, DeviceState):
                     self._count(device, Rejection("unknown-device", f"{type(body).__name__} before any hello"))
             case Hello():
-                self._greet(device, body, now)
+                self._greet(device, body, said.sequence, now)
             case TaskReport():
                 self._reported(device, body, now)
             case Need():
@@ -193,9 +196,12 @@ class Coordinator:
             case _:
                 self._count(device, Rejection("misplaced", f"{type(body).__name__} is not a device's to say"))
 
-    def _greet(self, device: str, hello: Hello, now: float) -> None:
+    def _greet(self, device: str, hello: Hello, sequence: int, now: float) -> None:
+        doubled = self._doubles.hear(device, hello.instance, sequence, now)
+        if doubled is not None:
+            self._count(device, doubled)
         self._fleet.hello(device, hello, self._wall())
-        self._link.send(device, Welcome(self._store.run, self._wall()))
+        self._link.send(device, Welcome(self._store.run, self._wall(), doubled.reason if doubled else None))
         if device not in self._greeted:
             self._greeted.add(device)
             self._show(device)

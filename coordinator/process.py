@@ -14,10 +14,12 @@ from coordinator.daemon import Coordinator
 from coordinator.evaluate import Examine, examiner, load_data
 from coordinator.events import Emit, Listening
 from coordinator.link import last_will
+from coordinator.schema import DATABASE, LOST
 from coordinator.settings import Settings
 from coordinator.store import Store
 from edge_agent.runtimes.backends import load_evaluator
 from protocol.bundle import Bundle, open_bundle
+from protocol.database import damage_named, is_damage
 from protocol.disk import REMEDY, disk_named, is_disk_trouble
 from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.failpoints import install_from
@@ -55,7 +57,7 @@ def run(settings: Settings, emit: Emit, *, exit_when_finished: bool) -> int:
     bundle = open_bundle(Path(settings.bundle))
     examine = open_examination(settings, bundle)
     state = Path(settings.state)
-    with disk_named(state):
+    with disk_named(state), damage_named(state / DATABASE, LOST):
         return _run(settings, bundle, state, examine, emit, signals, exit_when_finished)
 
 
@@ -126,10 +128,13 @@ def _serve(
 def _loop(
     coordinator: Coordinator, transport: Transport, broker: Broker, signals: Signals, exit_when_finished: bool
 ) -> None:
-    faults = 0
+    faults, recovering = 0, False
     restraint = Restraint()
     while signals.received is None and not (coordinator.finished and exit_when_finished):
         try:
+            if recovering:
+                coordinator.recover(time.monotonic())
+                recovering = False
             broker.check(time.monotonic())
             wait_s = coordinator.advance(time.monotonic())
             event = transport.poll(min(wait_s, LONGEST_WAIT_S))
@@ -139,6 +144,8 @@ def _loop(
         except ConfigurationError:
             raise
         except Exception as error:
+            if is_damage(error):
+                raise
             disk = is_disk_trouble(error)
             # A disk that is full is waited for: everything accepted is on it, and it is not ours to give up.
             faults = 0 if disk else faults + 1
@@ -146,7 +153,7 @@ def _loop(
             if faults >= MAX_FAULTS:
                 raise SparsefleetError(f"{faults} faults in a row, the last: {error}") from error
             time.sleep(PAUSE_AFTER_FAULT_S)
-            coordinator.recover(time.monotonic())
+            recovering = True
 
 
 def _log_fault(fault: Exception, number: int, restraint: Restraint, *, disk: bool) -> None:

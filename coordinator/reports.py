@@ -10,8 +10,9 @@ from typing import Self
 
 from coordinator.budget import day_of
 from coordinator.evaluate import accuracy_of
-from coordinator.schema import locked, open_reader
+from coordinator.schema import DATABASE, LOST, locked, open_reader
 from coordinator.settings import RoundSettings
+from protocol.database import damaged, is_damage
 from protocol.errors import NothingToDoError
 
 # A line of status names so many devices; `round N` has them all.
@@ -168,6 +169,8 @@ class Reports:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._sql.close()
+        if error is not None and is_damage(error):
+            raise damaged(self._state / DATABASE, error, LOST) from None
 
     def status(self, wanted: RoundSettings) -> Status:
         """`wanted` are the settings of rounds, which say when the run is over or can go on."""

@@ -4,9 +4,15 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 from coordinator.round import Phase
+from coordinator.schema import DATABASE, LOST
+from protocol.database import damaged
 from protocol.messages import BlobRef, Envelope, Offer, Receipt, Task, decode, encode
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +141,15 @@ def replace_task(sql: sqlite3.Connection, number: int, device: str, task: Task) 
 
 
 def unpack_task(data: bytes) -> Task:
+    """Raises DamagedError: it was a task when it was written."""
+    return unpack(Task, data)
+
+
+def unpack(kind: type[T], data: bytes) -> T:
+    """What a row holds as a message. Raises DamagedError where it is none of this kind any more."""
     stored = decode(data)
-    assert isinstance(stored, Envelope)
-    assert isinstance(stored.body, Task)
+    if not isinstance(stored, Envelope) or not isinstance(stored.body, kind):
+        raise damaged(Path(DATABASE), f"a stored {kind.__name__.lower()} cannot be read", LOST)
     return stored.body
 
 

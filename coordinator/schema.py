@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from protocol.disk import LOCAL, Disk, disk_named, is_disk_trouble
-from protocol.errors import ConfigurationError, NothingToDoError, SparsefleetError
+from protocol.database import check_before_writing, damaged
+from protocol.disk import LOCAL, Disk, disk_named, exists, is_disk_trouble
+from protocol.errors import ConfigurationError, NothingToDoError
 
 VERSION = 6
 DATABASE = "coordinator.sqlite"
 LOCK = "lock"
+# What it costs to do without a state folder.
+LOST = "a new run begins, without the models and updates of this one"
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -117,7 +120,11 @@ def _take(descriptor: int) -> bool:
 
 
 def open_writer(state: Path, disk: Disk = LOCAL) -> sqlite3.Connection:
-    """The store's file for its one writer, made if there is none."""
+    """The store's file for its one writer, made if there is none. Raises DamagedError."""
+    path = state / DATABASE
+    if not (exists(disk, path) and disk.size(path)) and disk.names(state / "models"):
+        raise damaged(path, "it is empty or gone, and models/ holds what it named", LOST)
+    check_before_writing(path, LOST, lambda sql: _check_newer(_read_version(sql), path))
     connection = disk.database(state / DATABASE, None)
     version = _version(connection, state)
     connection.execute("PRAGMA journal_mode=WAL")
@@ -125,6 +132,7 @@ def open_writer(state: Path, disk: Disk = LOCAL) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous=FULL")
     if version == 0:
         connection.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={VERSION};COMMIT;")
+        disk.sync(state)
     elif version < VERSION:
         steps = "".join(_STEPS[number] for number in range(version + 1, VERSION + 1))
         connection.executescript(f"BEGIN;{steps}PRAGMA user_version={VERSION};COMMIT;")
@@ -153,18 +161,27 @@ def open_reader(state: Path) -> sqlite3.Connection:
 
 def _version(connection: sqlite3.Connection, state: Path) -> int:
     try:
-        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        version = _read_version(connection)
+        _check_newer(version, state / DATABASE)
     except sqlite3.DatabaseError as error:
         connection.close()
         if is_disk_trouble(error):
             raise
-        raise SparsefleetError(
-            f"{state / DATABASE}: {error}; restore it from a backup, or use a new state folder"
-        ) from None
-    if version > VERSION:
+        raise damaged(state / DATABASE, error, LOST) from None
+    except ConfigurationError:
         connection.close()
+        raise
+    return version
+
+
+def _read_version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
+def _check_newer(version: int, path: Path) -> None:
+    if version > VERSION:
         raise ConfigurationError(
-            f"{state / DATABASE}: schema version {version} was written by a newer version of sparsefleet; "
+            f"{path}: schema version {version} was written by a newer version of sparsefleet; "
             f"this one reads up to {VERSION}; upgrade it, or use a new state folder"
         )
-    return version

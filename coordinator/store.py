@@ -25,7 +25,7 @@ from protocol.blobs import BlobStore
 from protocol.disk import LOCAL, Disk
 from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.failpoints import reached
-from protocol.messages import BlobRef, Difference, Envelope, Offer, Receipt, Task, decode
+from protocol.messages import BlobRef, Difference, Offer, Receipt, Task
 
 # Receipts of rejections, for a device that offers again what was refused; a flood of them is not worth the disk.
 MAX_REJECTED_RECEIPTS = 256
@@ -230,10 +230,7 @@ class Store:
         ).fetchone()
         if row is None:
             return None
-        stored = decode(row[1])
-        assert isinstance(stored, Envelope)
-        assert isinstance(stored.body, Receipt)
-        return bytes(row[0]), stored.body
+        return bytes(row[0]), rows.unpack(Receipt, row[1])
 
     def accept(self, device: str, offer: Offer, weight: int, receipt: Receipt) -> None:
         """Takes an update whose blob is whole and durable, with its receipt, in one transaction."""

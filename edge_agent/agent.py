@@ -14,15 +14,17 @@ from edge_agent.differences import CatchUp
 from edge_agent.link import Link
 from edge_agent.masks import MaskShelf
 from edge_agent.memory import peak_mib
+from edge_agent.progress import Because, Progress, clear
 from edge_agent.runtimes.backends import UnusableError
 from edge_agent.settings import AgentSettings
 from edge_agent.store import AgentStore
 from edge_agent.training import DivergedError, LocalTraining
 from edge_agent.update import pack
-from edge_agent.workshop import Bench, Workshop
+from edge_agent.workshop import Bench, Workshop, recipe_of
 from protocol.errors import ConfigurationError, Rejection
 from protocol.failpoints import reached
 from protocol.messages import (
+    TWO_AGENTS,
     Body,
     Chunk,
     CoordinatorState,
@@ -101,11 +103,14 @@ class Agent:
         self._receiving: Receiving | None = None
         self._bench: Bench | None = None
         self._training: LocalTraining | None = None
+        self._progress: Progress | None = None
         self._accepted_task = ""
         self.job = jobs.Job()
         self.rejected = 0
         remembered = store.task()
-        if remembered is not None:
+        if remembered is None:
+            clear(store.blobs)
+        else:
             self._on(jobs.Assigned(remembered))
 
     @property
@@ -161,7 +166,9 @@ class Agent:
 
     def _obey(self, body: Body, now: float) -> None:
         match body:
-            case Welcome():
+            case Welcome(warning=warning):
+                if warning is not None:
+                    self._warn(warning, now)
                 self._hello_at, self._hello_retry_s = now + HEARTBEAT_S * self._rng.uniform(0.5, 1.0), FIRST_RETRY_S
             case CoordinatorState(accepting=accepting):
                 if self._coordinator_here and not accepting:
@@ -184,6 +191,21 @@ class Agent:
                 self._settle(body, now)
             case _:
                 pass
+
+    def _warn(self, warning: str, now: float) -> None:
+        """Says what the coordinator finds wrong with this device, with the remedy if it is known here."""
+        if self._restraint.unsaid("warning", now) is None:
+            return
+        if warning != TWO_AGENTS:
+            log.warning("the coordinator warns of this device: %s", warning)
+            return
+        log.error(
+            "another agent also calls itself %r in fleet %r: the coordinator hears both by turns, and neither works in "
+            "peace; give each a `device` name and a `state` folder of its own, never a copy of another's, and start "
+            "both again",
+            self._settings.device,
+            self._settings.fleet,
+        )
 
     def _assign(self, task: Task, now: float) -> None:
         if task.name == self._accepted_task:
@@ -259,7 +281,8 @@ class Agent:
         return self._wait(now)
 
     def stop(self) -> None:
-        """Says goodbye; nothing on disk changes."""
+        """Says goodbye, and keeps what was trained; nothing else on disk changes."""
+        self._keep_progress("stopping")
         self._link.send("state", DeviceState("gone"), retain=True)
 
     def fail(self, reason: str, detail: str) -> None:
@@ -279,8 +302,8 @@ class Agent:
     def _greet(self, now: float) -> None:
         task = self.job.task.name if self.job.task else None
         waiting = len(self._store.outbox())
-        hello = Hello(agent_version(), self._settings.training.backend, task, waiting, self._memory_mib)
-        self._link.send("up", hello)
+        backend, instance = self._settings.training.backend, self._store.instance
+        self._link.send("up", Hello(agent_version(), backend, task, waiting, self._memory_mib, instance))
         self._hello_retry_s, self._hello_at = self._back_off(self._hello_retry_s, now)
 
     def _offer(self, now: float) -> None:
@@ -339,7 +362,11 @@ class Agent:
             model = self._assets.model(task, bundle.manifest)
             self._bench = self._workshop.bench(bundle, self._assets.variant_of(task), model, task.model.digest)
             shared = self._assets.shared(task, bundle.manifest)
-            self._training = self._workshop.begin(self._bench, task, model, shared)
+            recipe, wanted = recipe_of(task, shared), self._settings.training
+            self._progress = Progress(
+                *(self._store.blobs, task, bundle, self._bench, recipe, shared), wanted.checkpoint_s, wanted.threads
+            )
+            self._training = self._workshop.begin(self._bench, recipe, model, shared, self._progress.found())
         except UnusableError as error:
             # Still fetching: the next backend's files are what is missing now.
             log.warning("backend=%s is not usable, another is tried: %s", error.backend, error)
@@ -364,6 +391,11 @@ class Agent:
             return
         if finished:
             self._on(jobs.Trained())
+        self._keep_progress("waiting" if finished and self._store.outbox() else "due")
+
+    def _keep_progress(self, because: Because) -> None:
+        if self._progress is not None and self._training is not None:
+            self._progress.keep(self._training, because)
 
     def _pack(self, now: float) -> None:
         task, bench, training = self.job.task, self._bench, self._training
@@ -398,7 +430,9 @@ class Agent:
             case jobs.Forget():
                 self._store.forget_task()
                 reached("agent.task-forgotten")
-                self._receiving = self._training = self._bench = None
+                if self._progress is not None:
+                    self._progress.drop()
+                self._receiving = self._training = self._bench = self._progress = None
             case jobs.Report(task_name, state, reason, detail):
                 bench = self._bench if state == "accepted" else None
                 examples = len(bench.dataset) if bench else 0

@@ -21,7 +21,7 @@ from edge_agent.runtimes.optimizers import OptimizerState
 from edge_agent.runtimes.safetensors import TensorFile
 from edge_agent.training import Recipe, TrainingState
 from protocol.bundle import Bundle
-from protocol.disk import disk_named, write_durably
+from protocol.disk import LOCAL, Disk, disk_named, write_durably
 from protocol.errors import BundleError, ConfigurationError
 from protocol.records import read_record, write_record
 from sparse.dynamic import SparseState
@@ -50,7 +50,7 @@ def run_of(bundle: Bundle, variant: str, backend: str, dataset: Dataset, recipe:
     return Run({**facts, **recipe_facts, "numpy": np.__version__})
 
 
-def save(path: Path, run: Run, state: TrainingState) -> None:
+def save(path: Path, run: Run, state: TrainingState, disk: Disk = LOCAL) -> None:
     """Writes the state so that the path holds, at every moment, either the last whole checkpoint or this one."""
     arrays: dict[str, Array] = {
         "model": state.model,
@@ -73,16 +73,16 @@ def save(path: Path, run: Run, state: TrainingState) -> None:
     }
     data = safetensors.format_tensors(arrays, {**text, "sha256": _checksum(arrays, text)})
     with disk_named(path.parent):
-        write_durably(path, data)
+        write_durably(path, data, disk)
 
 
-def load(path: Path, run: Run, total: int, parameters: int) -> TrainingState:
+def load(path: Path, run: Run, total: int, parameters: int, disk: Disk = LOCAL) -> TrainingState:
     """The state in the file, of a model of `total` values of which `parameters` are trained.
 
     Raises CheckpointError if the file is altered, or of another run, by the name and value of what differs.
     """
     try:
-        file = safetensors.parse(str(path), path.read_bytes())
+        file = safetensors.parse(str(path), disk.read(path))
         return _read(file, run, total, parameters)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
@@ -147,7 +147,7 @@ def _checksum(arrays: Mapping[str, Array], text: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(dict(sorted(text.items()))).encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype.str} {len(array)} ".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -15,8 +15,11 @@ from edge_agent import settings as agent_settings
 from edge_agent.agent import Agent
 from edge_agent.link import last_will
 from edge_agent.memory import available_mib
-from edge_agent.store import AgentStore
+from edge_agent.settings import AgentSettings
+from edge_agent.store import FILE, LOST, AgentStore
+from protocol.database import damage_named, is_damage
 from protocol.disk import REMEDY, disk_named, is_disk_trouble
+from protocol.errors import DamagedError
 from protocol.failpoints import install_from
 from protocol.mqtt import MqttSettings, MqttTransport, parse_url
 from protocol.restraint import Restraint
@@ -61,8 +64,13 @@ def run(config: Path, backend: str | None = None) -> int:
     settings = agent_settings.load(config, backend)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     signals = _Signals()
-    rng = np.random.default_rng()
     folder = agent_settings.state_folder(settings, config)
+    with damage_named(folder / FILE, LOST):
+        return _run(settings, config, folder, signals)
+
+
+def _run(settings: AgentSettings, config: Path, folder: Path, signals: _Signals) -> int:
+    rng = np.random.default_rng()
     with disk_named(folder):
         store = AgentStore(folder, settings.limits.disk_mib << 20)
     topics = Topics(settings.fleet)
@@ -105,8 +113,12 @@ def _loop(agent: Agent, transport: Transport, signals: _Signals) -> None:
                 agent.handle(event, time.monotonic())
         except _Stop:
             break
+        except DamagedError:
+            raise
         except Exception as error:
             signals.waiting = False
+            if is_damage(error):
+                raise
             disk = is_disk_trouble(error)
             if restraint.unsaid(disk, time.monotonic()) is None:
                 log.debug("another fault of the same kind: %s", error)

@@ -34,6 +34,7 @@ variant = "auto"                   # auto: what the coordinator asks for; a name
 threads = 1                        # threads for one training step
 idle_unload_s = 60.0               # let go of runtime and data after so long without work
 residual_rounds = 50               # after more missed rounds, what codecs left unsent is dropped
+checkpoint_s = 60.0                # seconds of training between checkpoints of a task; 0: none (docs/sparsity.md)
 
 [limits]
 disk_mib = 512                     # for bundle, model and outbox together
@@ -60,13 +61,15 @@ class BrokerSettings:
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
     """How this device trains. variant: with "auto" the task says which, and `full` where it does not. residual_rounds:
-    after more missed ones an update begins without what earlier ones left unsent."""
+    after more missed ones an update begins without what earlier ones left unsent. checkpoint_s: seconds of training
+    after which a task's state is kept, so that a restart goes on from it; 0 keeps none."""
 
     backend: str = "auto"
     variant: str = AUTO
     threads: int = 1
     idle_unload_s: float = 60.0
     residual_rounds: int = 50
+    checkpoint_s: float = 60.0
 
     def __post_init__(self) -> None:
         if self.backend not in (AUTO, *BACKENDS):
@@ -84,6 +87,8 @@ class TrainingSettings:
             raise ValueError(
                 f"residual_rounds: {self.residual_rounds} is outside 0..1000000; 0 forgives no missed round"
             )
+        if not 0 <= self.checkpoint_s <= 86400:
+            raise ValueError(f"checkpoint_s: {self.checkpoint_s} is outside 0..86400 seconds; 0 keeps no checkpoint")
 
 
 @dataclass(frozen=True, slots=True)

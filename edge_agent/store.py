@@ -1,5 +1,6 @@
 """What an agent keeps: boot counter, task in hand, outbox and residual, in one SQLite file that survives power cuts."""
 
+import logging
 import secrets
 import sqlite3
 from collections.abc import Callable
@@ -12,15 +13,27 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.blobs import BlobStore
-from protocol.disk import LOCAL, Disk, is_disk_trouble
-from protocol.errors import ConfigurationError
+from protocol.database import SEAL_BYTES, check_before_writing, damaged, sealed, unsealed
+from protocol.disk import LOCAL, Disk, exists, is_disk_trouble
+from protocol.errors import ConfigurationError, DamagedError
 from protocol.failpoints import reached
 from protocol.messages import Offer, Task
 from protocol.records import RecordError, read_record, write_record
 
+log = logging.getLogger("edge-agent")
+
 T = TypeVar("T")
 
+FILE = "agent.sqlite"
+# Between a vector and its seal, so that its length tells it from a vector without.
+_SEALED = b"\0"
+# What it costs to do without a state folder.
+LOST = "an update that was not yet received is lost with it"
+
 SCHEMA = 2
+# Two of a million starts of one device are the same with a chance of one in three hundred; only two that also share
+# their boot would matter. A count of updates fits above.
+INSTANCE_BITS = 47
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
@@ -32,11 +45,17 @@ CREATE TABLE residual (
     layout BLOB PRIMARY KEY, vector BLOB NOT NULL, run TEXT NOT NULL DEFAULT '', round INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE settled (
     verdict TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (verdict, reason));
-INSERT INTO meta VALUES ('schema', 2), ('boot', 0), ('sequence', {first});
+INSERT INTO meta VALUES ('schema', 2), ('boot', 0), ('sequence', 0);
 """
-# Updates are named by boot and sequence for ever. A device whose disk was replaced counts its boots from one again, so
-# its sequence starts where no earlier one of the same device has been: at a random number of so many bits.
-_FIRST_BITS = 47
+
+# What is read, by name: where a name was altered on the disk it must be found out before there is work.
+_READ = (
+    "key, value FROM meta",
+    "one, message FROM task",
+    "boot, sequence, task, digest, offer, layout, residual FROM outbox",
+    "layout, vector, run, round FROM residual",
+    "verdict, reason, count FROM settled",
+)
 
 # What brings a store of the schema before up to each schema.
 _STEPS = {
@@ -59,12 +78,13 @@ class AgentStore:
     """The state folder of one agent. Only one process may have it open.
 
     Raises ConfigurationError when another agent has it, or when it is damaged or of a newer version. draw: a random
-    number of so many bits, for the first update's name.
+    number of so many bits, for `instance`, which no other start of any agent has.
     """
 
     def __init__(
         self, root: Path, limit_bytes: int, disk: Disk = LOCAL, draw: Callable[[int], int] = secrets.randbits
     ) -> None:
+        self.instance = draw(INSTANCE_BITS)
         _make_folder(root, disk)
         unlock = disk.lock(root / "lock")
         if unlock is None:
@@ -73,7 +93,7 @@ class AgentStore:
             )
         self._unlock = unlock
         try:
-            self.database = _open_database(root / "agent.sqlite", disk, draw(_FIRST_BITS))
+            self.database = _open_database(root / FILE, disk)
         except (ConfigurationError, OSError, sqlite3.Error):
             self._unlock()
             raise
@@ -81,6 +101,9 @@ class AgentStore:
             self.blobs = BlobStore(root / "blobs", limit_bytes, disk)
             with self.database:
                 self.database.execute("UPDATE meta SET value = value + 1 WHERE key = 'boot'")
+                # Updates are named by boot and sequence for ever. A disk that was replaced, copied or put back from a
+                # backup counts boots that there were already, so each start begins where no other has been.
+                self.database.execute("UPDATE meta SET value = ? WHERE key = 'sequence'", (self.instance,))
             self.boot = self._meta("boot")
         except (OSError, sqlite3.Error):
             self.close()
@@ -127,7 +150,7 @@ class AgentStore:
                     offer.blob.digest,
                     _dump(offer),
                     layout,
-                    residual.astype("<f4").tobytes(),
+                    sealed(residual.astype("<f4").tobytes() + _SEALED),
                 ),
             )
             self.database.execute("DELETE FROM task")
@@ -146,20 +169,21 @@ class AgentStore:
 
         None when there is no such update, as for a receipt that came twice.
         """
-        row = self.database.execute(
-            "SELECT offer, layout, residual FROM outbox WHERE task = ? AND digest = ?", (task, digest)
-        ).fetchone()
-        if row is None:
+        # By what each offer says of itself, which is sealed.
+        rows = self.database.execute("SELECT rowid, offer, layout, residual FROM outbox").fetchall()
+        found = [(row[0], _load(Offer, row[1]), *row[2:]) for row in rows]
+        waiting = [entry for entry in found if (entry[1].task, entry[1].blob.digest) == (task, digest)]
+        if not waiting:
             return None
-        offer = _load(Offer, row[0])
+        row_id, offer, layout, residual = waiting[0]
         with self.database:
             if accepted:
-                self.database.execute("DELETE FROM residual WHERE layout != ?", (row[1],))
+                self.database.execute("DELETE FROM residual WHERE layout != ?", (layout,))
                 self.database.execute(
-                    "INSERT OR REPLACE INTO residual VALUES (?, ?, ?, ?)", (row[1], row[2], offer.run, offer.round)
+                    "INSERT OR REPLACE INTO residual VALUES (?, ?, ?, ?)", (layout, residual, offer.run, offer.round)
                 )
                 reached("agent.residual-settling")
-            self.database.execute("DELETE FROM outbox WHERE task = ?", (task,))
+            self.database.execute("DELETE FROM outbox WHERE rowid = ?", (row_id,))
             self.database.execute(
                 "INSERT INTO settled VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1",
                 ("accepted" if accepted else "rejected", reason),
@@ -170,10 +194,16 @@ class AgentStore:
         return Settled(offer, accepted)
 
     def residual(self, layout: bytes, size: int) -> npt.NDArray[np.float32]:
-        """float32[size]: what earlier updates left unsent for this layout; zeros at first."""
+        """float32[size]: what earlier updates left unsent for this layout; zeros at first, and where it was altered."""
         row = self.database.execute("SELECT vector FROM residual WHERE layout = ?", (layout,)).fetchone()
-        vector = np.frombuffer(row[0], dtype="<f4") if row else np.zeros(0, np.float32)
-        return vector.astype(np.float32) if len(vector) == size else np.zeros(size, np.float32)
+        data: bytes = row[0] if row else b""
+        # By an older agent there are the values alone.
+        if len(data) % 4:
+            vector = unsealed(data)
+            if vector is None:
+                log.error("residual let go: it was altered on this disk since it was kept; check the disk")
+            data = b"" if vector is None else vector[: -len(_SEALED)]
+        return np.frombuffer(data, "<f4").astype(np.float32) if len(data) == 4 * size else np.zeros(size, np.float32)
 
     def residual_from(self, layout: bytes) -> tuple[str, int] | None:
         """Run and round of the update that left it; None where there is none, or an older agent did not note it."""
@@ -185,7 +215,7 @@ class AgentStore:
         return self.database.execute("SELECT 1 FROM residual WHERE layout != ?", (layout,)).fetchone() is not None
 
     def _meta(self, key: str) -> int:
-        return int(self.database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0])
+        return _number(self.database, key, self.blobs.root.parent / FILE)
 
 
 def _make_folder(root: Path, disk: Disk) -> None:
@@ -197,41 +227,61 @@ def _make_folder(root: Path, disk: Disk) -> None:
         ) from None
 
 
-def _open_database(path: Path, disk: Disk, first: int) -> sqlite3.Connection:
-    """first: where a new store's sequence begins."""
+def _open_database(path: Path, disk: Disk) -> sqlite3.Connection:
+    if exists(disk, path) and not disk.size(path) and disk.names(path.parent / "blobs"):
+        raise damaged(path, "it is empty, and blobs/ holds what it named", LOST)
+    check_before_writing(path, LOST, lambda sql: _check_schema(sql, path))
     database = disk.database(path, "DEFERRED")
     try:
         # FULL, because in WAL mode NORMAL may take back committed transactions at a power cut.
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
-        if not database.execute("SELECT name FROM sqlite_master WHERE name = 'meta'").fetchone():
-            database.executescript(f"BEGIN; {_TABLES.format(first=first)} COMMIT;")
-        schema = int(database.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()[0])
+        if not database.execute("SELECT name FROM sqlite_master").fetchone():
+            database.executescript(f"BEGIN; {_TABLES} COMMIT;")
+            disk.sync(path.parent)
+        schema = _number(database, "schema", path)
         if schema < SCHEMA:
             steps = "".join(_STEPS[number] for number in range(schema + 1, SCHEMA + 1))
             database.executescript(f"BEGIN; {steps} UPDATE meta SET value = {SCHEMA} WHERE key = 'schema'; COMMIT;")
-    except sqlite3.DatabaseError as error:
+        for columns in _READ:
+            database.execute(f"SELECT {columns} LIMIT 0")
+    except (sqlite3.DatabaseError, DamagedError) as error:
         database.close()
-        if is_disk_trouble(error):
+        if isinstance(error, DamagedError) or is_disk_trouble(error):
             raise
-        raise ConfigurationError(
-            f"{path}: cannot be used ({error}); nothing was changed. Restore it from a backup, or move it away to "
-            "start afresh: updates that were not yet received are lost with it"
-        ) from None
-    if schema > SCHEMA:
-        database.close()
-        raise ConfigurationError(
-            f"{path}: written by a newer edge-agent (schema {schema}, this one knows {SCHEMA}); upgrade this agent"
-        )
+        raise damaged(path, error, LOST) from None
     return database
 
 
+def _check_schema(database: sqlite3.Connection, path: Path) -> None:
+    if not database.execute("SELECT name FROM sqlite_master").fetchone():
+        return
+    schema = _number(database, "schema", path)
+    if schema > SCHEMA:
+        raise ConfigurationError(
+            f"{path}: written by a newer edge-agent (schema {schema}, this one knows {SCHEMA}); upgrade this agent"
+        )
+
+
+def _number(database: sqlite3.Connection, key: str, path: Path) -> int:
+    row = database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    if row is None or not isinstance(row[0], int):
+        raise damaged(path, f"its {key} is gone", LOST)
+    return row[0]
+
+
 def _dump(record: object) -> bytes:
-    return cbor2.dumps(write_record(record))
+    """CBOR whose last four bytes, in a field that a reader need not know, are the CRC-32 of all before them."""
+    return sealed(cbor2.dumps({**write_record(record), "seal": bytes(SEAL_BYTES)})[:-SEAL_BYTES])
 
 
 def _load(cls: type[T], data: bytes) -> T:
+    """Raises DamagedError."""
     try:
-        return read_record(cls, cbor2.loads(data), ignore_unknown=True)
+        fields = cbor2.loads(data)
+        # Without the seal it is an older agent's.
+        if isinstance(fields, dict) and "seal" in fields and unsealed(data) is None:
+            raise ValueError("its CRC-32 differs")
+        return read_record(cls, fields, ignore_unknown=True)
     except (RecordError, cbor2.CBORDecodeError, ValueError) as error:
-        raise ConfigurationError(f"agent.sqlite: damaged record ({error}); move the state folder away") from None
+        raise damaged(Path(FILE), f"a stored {cls.__name__.lower()}: {error}", LOST) from None

@@ -232,18 +232,33 @@ class LocalTraining:
 
     def state(self) -> TrainingState:
         """What the run is now, as a copy that later steps leave alone."""
-        return _copied(
-            TrainingState(
-                done=self.done,
-                model=self._model,
-                optimizer=self._optimizer,
-                anchor=self._anchor,
-                sparse=self._sparse,
-                losses=tuple(self._losses),
-                seconds=self._seconds,
-                gradients=self._gradients,
-            )
+        return _copied(self.live_state())
+
+    def live_state(self) -> TrainingState:
+        """What the run is now, in arrays that the next step changes: to be written down without a copy in memory."""
+        return TrainingState(
+            done=self.done,
+            model=self._model,
+            optimizer=self._optimizer,
+            anchor=self._anchor,
+            sparse=self._sparse,
+            losses=tuple(self._losses),
+            seconds=self._seconds,
+            gradients=self._gradients,
         )
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps so far, those before a restart included."""
+        return self._seconds
+
+    @property
+    def state_bytes(self) -> int:
+        """What the values of `state` take."""
+        moments = self._optimizer.first_moment.nbytes + self._optimizer.second_moment.nbytes
+        anchor = 0 if self._anchor is None else self._anchor.nbytes
+        mask = 0 if self._sparse is None else -(-len(self._sparse.mask) // 8)
+        return self._model.nbytes + moments + anchor + mask + 8 * len(self._losses) + self._gradients.nbytes
 
     def result(self) -> Trained:
         loss = float(np.mean(self._losses)) if self._losses else float("nan")

@@ -14,7 +14,7 @@ from edge_agent.runtimes.backends import Choice, Selection, UnusableError, open_
 from edge_agent.runtimes.engine import Vector
 from edge_agent.runtimes.optimizers import OptimizerSettings
 from edge_agent.settings import TrainingSettings
-from edge_agent.training import LocalTraining, Recipe
+from edge_agent.training import LocalTraining, Recipe, TrainingState
 from protocol.bundle import Bundle
 from protocol.disk import LOCAL, Disk
 from protocol.errors import ConfigurationError
@@ -23,6 +23,7 @@ from protocol.messages import Task
 from protocol.records import write_record
 from sparse.codecs import Shared
 from sparse.dynamic import SparseRule
+from sparse.masks import Mask
 
 log = logging.getLogger("edge-agent")
 
@@ -42,8 +43,8 @@ class Bench:
 
 
 class Workshop:
-    """Makes local training out of tasks. Nothing heavy is imported or loaded before the first one. clock: in seconds,
-    for what steps take."""
+    """Makes ready what tasks are done with. Nothing heavy is imported or loaded before the first one. clock: in
+    seconds, for what steps take."""
 
     def __init__(
         self,
@@ -117,25 +118,28 @@ class Workshop:
             if verdicts != known:
                 remember(self._state, bundle.digest, _compared_by(variant), verdicts, self._disk)
 
-    def begin(self, bench: Bench, task: Task, model: Vector, shared: Shared | None = None) -> LocalTraining:
-        """The local steps that a task asks for, from float32[total] `model`. Raises ValueError on a bad optimiser.
+    def begin(
+        self,
+        bench: Bench,
+        recipe: Recipe,
+        model: Vector,
+        shared: Shared | None = None,
+        resume: TrainingState | None = None,
+    ) -> LocalTraining:
+        """The local steps of a task's recipe, from float32[total] `model`, or on from what `resume` says.
 
         shared: of a task under a mask, which `model` was masked by.
         """
-        # A mask that keeps everything is none, and costs nothing.
-        mask = None if shared is None or shared.mask.all() else shared.mask
-        recipe = Recipe(
-            steps=task.local_steps,
-            epochs=task.local_epochs,
-            batch_size=task.batch_size,
-            learning_rate=task.learning_rate,
-            optimizer=OptimizerSettings(**write_record(task.optimizer)),
-            seed=task.seed,
-            sparse=None if mask is None else FIXED,
-            mean_gradient=shared is not None and shared.report > 0,
-        )
         return LocalTraining(
-            bench.choice.engine, bench.manifest, bench.dataset, recipe, model, bench.variant, self._clock, mask
+            bench.choice.engine,
+            bench.manifest,
+            bench.dataset,
+            recipe,
+            model,
+            bench.variant,
+            self._clock,
+            _mask_of(shared),
+            resume,
         )
 
     def unload(self) -> None:
@@ -143,6 +147,28 @@ class Workshop:
         self._bench = None
         gc.collect()
         _return_memory()
+
+
+def recipe_of(task: Task, shared: Shared | None = None) -> Recipe:
+    """How a task asks to be trained. Raises ValueError on a bad optimiser.
+
+    shared: of a task under a mask, by which its model is masked.
+    """
+    return Recipe(
+        steps=task.local_steps,
+        epochs=task.local_epochs,
+        batch_size=task.batch_size,
+        learning_rate=task.learning_rate,
+        optimizer=OptimizerSettings(**write_record(task.optimizer)),
+        seed=task.seed,
+        sparse=None if _mask_of(shared) is None else FIXED,
+        mean_gradient=shared is not None and shared.report > 0,
+    )
+
+
+def _mask_of(shared: Shared | None) -> Mask | None:
+    # A mask that keeps everything is none, and costs nothing.
+    return None if shared is None or shared.mask.all() else shared.mask
 
 
 def _compared_by(variant: str) -> str:

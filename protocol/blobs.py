@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 
 from protocol.disk import LOCAL, Disk, digest_of, exists, write_durably
-from protocol.errors import SparsefleetError
+from protocol.errors import DamagedError, SparsefleetError
 from protocol.messages import CHUNK_BYTES, MAX_CHUNKS, BlobRef
 from protocol.transfer import Receiving, chunk_length
 
@@ -66,7 +66,7 @@ class BlobStore:
             return False
 
     def read(self, digest: bytes) -> bytes:
-        """The bytes of a blob. Raises SparsefleetError when they are gone or are not what was stored."""
+        """The bytes of a blob. Raises DamagedError when they are gone or are not what was stored."""
         return read_blob(self.path(digest), self.disk)
 
     def read_chunk(self, digest: bytes, index: int) -> bytes | None:
@@ -137,11 +137,11 @@ class BlobStore:
 
 
 def read_blob(path: Path, disk: Disk = LOCAL) -> bytes:
-    """The bytes of a whole blob, whose digest is its name. Raises SparsefleetError, as `BlobStore.read`."""
+    """The bytes of a whole blob, whose digest is its name. Raises DamagedError, as `BlobStore.read`."""
     try:
         data = disk.read(path)
     except FileNotFoundError:
-        raise SparsefleetError(f"{path}: is gone; {_RESTORE}") from None
+        raise DamagedError(f"{path}: is gone; {_RESTORE}") from None
     if hashlib.sha256(data).hexdigest() != path.name:
-        raise SparsefleetError(f"{path}: was altered or cut short since it was stored; {_RESTORE}")
+        raise DamagedError(f"{path}: was altered or cut short since it was stored; {_RESTORE}")
     return data

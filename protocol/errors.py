@@ -28,6 +28,12 @@ class BundleError(ConfigurationError):
     reason = "bundle"
 
 
+class DamagedError(ConfigurationError):
+    """What is kept on this disk is not what was written; it is left as it is, and an operator must choose."""
+
+    reason = "damaged"
+
+
 class DataError(ConfigurationError):
     """Local training data is missing, empty, of the wrong shape or type, or holds values a model cannot take."""
 

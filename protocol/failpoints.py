@@ -19,6 +19,7 @@ Failpoint = Literal[
     "agent.chunk-written",
     "agent.transfer-checkpointed",
     "agent.blob-finished",
+    "agent.checkpoint-written",
     "agent.payload-put",
     "agent.update-keeping",
     "agent.update-kept",

@@ -34,7 +34,9 @@ MAX_DIFFERENCES = 64
 # Names are repeated in answers, logs and tables, so they end sooner: run, task, version of an agent, backend, codec,
 # variant.
 MAX_NAME = 100
-_NAMES = frozenset({"run", "task", "agent", "backend", "codec", "variant"})
+_NAMES = frozenset({"run", "task", "agent", "backend", "codec", "variant", "warning"})
+# A welcome's warning, and the reason under which it is counted: two agents speak in the name of one device.
+TWO_AGENTS = "two-agents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ class BlobRef:
 class Hello:
     """Device to coordinator: here I am, and this is what I have. Sent on every connection and when asked.
 
-    memory_mib: what training may use on this device, None where it does not say.
+    memory_mib: what training may use on this device, None where it does not say. instance: drawn anew by every start of
+    the agent, so that one that speaks again after another did shows two that live; None from older agents.
     """
 
     agent: str
@@ -67,14 +70,19 @@ class Hello:
     task: str | None = None
     outbox: int = 0
     memory_mib: int | None = None
+    instance: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Coordinator to device: the answer to Hello. `run` names the coordinator's store; `time_s` is its clock."""
+    """Coordinator to device: the answer to Hello. `run` names the coordinator's store; `time_s` is its clock.
+
+    warning: a short word for what is wrong with the device in the coordinator's eyes, as TWO_AGENTS; None if nothing.
+    """
 
     run: str
     time_s: float
+    warning: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,11 +279,16 @@ class Unavailable:
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorState:
-    """Coordinator to all, retained, and its own last will: whether it is there. Each start of `run` is an `epoch`."""
+    """Coordinator to all, retained, and its own last will: whether it is there. Each start of `run` is an `epoch`.
+
+    instance: drawn anew by every start, for two that were started from copies of one state folder have the same run and
+    may have the same epoch; None from older coordinators.
+    """
 
     epoch: int
     accepting: bool
     run: str = ""
+    instance: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

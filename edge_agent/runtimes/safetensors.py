@@ -80,17 +80,19 @@ def format_tensors(arrays: Mapping[str, Array], text: Mapping[str, str]) -> byte
     Widest elements first, so that each lies at a multiple of its own size.
     """
     header: dict[str, Any] = {"__metadata__": dict(sorted(text.items()))}
-    parts, place = [], 0
+    # Views, so that what is written is in memory once more and not twice.
+    parts: list[memoryview] = []
+    place = 0
     for name, value in sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
-        part = np.ascontiguousarray(value).tobytes()
+        part = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
         offsets = [place, place + len(part)]
         header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": offsets}
         parts.append(part)
-        place += len(part)
+        place += part.nbytes
     said = json.dumps(header, separators=(",", ":")).encode()
     # The data begin at a multiple of eight.
     said += b" " * (-len(said) % 8)
-    return len(said).to_bytes(8, "little") + said + b"".join(parts)
+    return b"".join((len(said).to_bytes(8, "little"), said, *parts))
 
 
 def _said(shape: tuple[int, ...] | None) -> str:

@@ -14,7 +14,20 @@ from edge_agent.link import last_will
 from edge_agent.settings import AgentSettings, BrokerSettings, TrainingSettings
 from edge_agent.store import AgentStore
 from protocol.layout import layout_of
-from protocol.messages import BlobRef, Chunk, DeviceState, Envelope, Hello, Need, Offer, Receipt, Withdraw, decode
+from protocol.messages import (
+    TWO_AGENTS,
+    BlobRef,
+    Chunk,
+    DeviceState,
+    Envelope,
+    Hello,
+    Need,
+    Offer,
+    Receipt,
+    Welcome,
+    Withdraw,
+    decode,
+)
 from protocol.transport import Incoming, MemoryBroker
 from sparse.codecs import decode_update
 from tests.agent.fake_coordinator import RUN, FakeCoordinator
@@ -133,6 +146,28 @@ def test_a_remembered_task_goes_on_after_a_restart_without_being_sent_again(flee
     fleet.until(lambda: fleet.agent.job.phase != "idle")
     fleet.restart()
     fleet.until(lambda: bool(fleet.coordinator.payloads))
+
+
+def test_an_agent_that_is_told_of_another_by_its_name_says_what_to_do(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet.until(lambda: bool(fleet.coordinator.of(Hello)))
+    for _ in range(20):
+        fleet.coordinator.say(Welcome(RUN, 0.0, TWO_AGENTS))
+    fleet.turn()
+    said = [record.message for record in caplog.records if "another agent also calls itself" in record.message]
+    assert 1 <= len(said) <= 5
+    assert "'device-01' in fleet 'test'" in said[0]
+    assert "give each a `device` name and a `state` folder of its own" in said[0]
+
+
+def test_each_start_of_an_agent_says_another_instance_in_all_its_hellos(fleet: Fleet) -> None:
+    fleet.until(lambda: len(fleet.coordinator.of(Hello)) == 2)
+    fleet.restart()
+    fleet.until(lambda: len(fleet.coordinator.of(Hello)) == 3)
+    first, second, third = (h.instance for h in fleet.coordinator.of(Hello) if isinstance(h, Hello))
+    assert first == second != third
+    assert None not in (first, third)
 
 
 def test_a_cut_link_costs_only_time(fleet: Fleet) -> None:

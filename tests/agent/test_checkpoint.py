@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,12 +14,15 @@ from hypothesis import strategies as st
 from edge_agent import checkpoint
 from edge_agent.checkpoint import CheckpointError, Run, run_of
 from edge_agent.cli import main
+from edge_agent.data import Dataset
 from edge_agent.runtimes import safetensors
 from edge_agent.runtimes.optimizers import OptimizerSettings
+from edge_agent.runtimes.parameters import initial_model
 from edge_agent.training import Recipe, TrainingState
 from sparse.dynamic import Method
 from tests.agent.sparse_runs import ADAMW, METHODS, SGD, STEPS, Bench, assert_same, bench, finished, recipe_of
-from tests.bundles import zoo
+from tests.bundles import Zoo, zoo
+from tests.runtimes.engines import open_engine
 from tests.tiny import write_bundle, write_shard
 from tests.waiting import until
 
@@ -59,6 +63,24 @@ def test_every_optimisers_memory_is_kept(bench: Bench, tmp_path: Path, optimizer
     save(tmp_path / "c", bench, recipe, 7)
     resumed = read(tmp_path / "c", bench, recipe)
     assert_same(finished(bench.train(recipe, resumed)), finished(bench.train(recipe)))
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW])
+def test_dropped_units_are_those_of_a_run_that_was_not_killed(
+    zoo: Zoo, tmp_path: Path, optimizer: OptimizerSettings
+) -> None:
+    bundle = zoo("cnn_with_dropout")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(22, *bundle.manifest.inputs[0].shape)).astype(np.float32)
+    y = rng.integers(0, bundle.manifest.targets[0].classes or 3, 22)
+    bench = Bench(bundle, open_engine("portable", bundle), Dataset((x,), (y,)), initial_model(bundle))
+    recipe = recipe_of("rigl", optimizer=optimizer)
+    whole = finished(bench.train(recipe))
+    other_seed = finished(bench.train(replace(recipe, seed=recipe.seed + 1)))
+    assert whole.model.tobytes() != other_seed.model.tobytes()
+    for steps in (1, 5, 11):
+        save(tmp_path / "c", bench, recipe, steps)
+        assert_same(finished(bench.train(recipe, read(tmp_path / "c", bench, recipe))), whole)
 
 
 def test_the_mean_of_all_gradients_goes_on_too(bench: Bench, tmp_path: Path) -> None:

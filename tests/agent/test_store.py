@@ -1,5 +1,6 @@
 """The agent's store: what survives a restart, and that residuals move only with an accepted receipt."""
 
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -177,6 +178,42 @@ def test_a_device_whose_disk_was_replaced_never_gives_an_update_an_earlier_ones_
         store.close()
     assert len(names) == 300
     assert all(0 < sequence < 1 << 62 for _, sequence in names)
+
+
+def test_a_state_folder_put_back_from_a_backup_never_gives_an_update_an_earlier_ones_name(tmp_path: Path) -> None:
+    store = AgentStore(tmp_path / "state", 1 << 20)
+    store.close()
+    shutil.copytree(tmp_path / "state", tmp_path / "backup")
+    names = []
+    for _ in range(3):
+        store = AgentStore(tmp_path / "state", 1 << 20)
+        names += [(store.boot, store.next_sequence()) for _ in range(100)]
+        store.close()
+        shutil.rmtree(tmp_path / "state")
+        shutil.copytree(tmp_path / "backup", tmp_path / "state")
+    assert {boot for boot, _ in names} == {2}, "the counter of boots went back"
+    assert len(set(names)) == 300
+
+
+def test_a_backup_with_an_update_in_it_still_offers_that_one_under_its_name(tmp_path: Path) -> None:
+    store = AgentStore(tmp_path / "state", 1 << 20)
+    kept = offer(store)
+    store.keep_update(kept, LAYOUT, np.zeros(1, np.float32))
+    store.close()
+    shutil.copytree(tmp_path / "state", tmp_path / "copy")
+    for folder in ("state", "copy"):
+        store = AgentStore(tmp_path / folder, 1 << 20)
+        assert store.outbox() == (kept,)
+        store.close()
+
+
+def test_every_start_draws_an_instance_of_its_own(tmp_path: Path) -> None:
+    instances = set()
+    for _ in range(5):
+        store = AgentStore(tmp_path, 1 << 20)
+        instances.add(store.instance)
+        store.close()
+    assert len(instances) == 5
 
 
 def test_a_full_disk_is_said_to_be_full_and_no_damaged_database(

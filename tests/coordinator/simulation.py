@@ -150,6 +150,7 @@ class FakeAgent:
         self.device, self.broker, self.bundle, self.variant = device, broker, bundle, "full"
         self.boot, self.sequence, self.updates, self.sent_bytes = 1, 0, 0, 0
         self.memory_mib: int | None = None
+        self.instance: int | None = None
         self.examples = 10 + sum(device.encode()) % 7
         self.task: Task | None = None
         self.fetching: Receiving | None = None
@@ -208,7 +209,8 @@ class FakeAgent:
                 self.send(offer)
 
     def hello(self) -> None:
-        self.send(Hello("test", "auto", self.task.name if self.task else None, len(self.outbox), self.memory_mib))
+        task = self.task.name if self.task else None
+        self.send(Hello("test", "auto", task, len(self.outbox), self.memory_mib, self.instance))
 
     def obey(self, body: Body, now: float) -> None:
         match body:

@@ -46,7 +46,7 @@ def test_a_store_of_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database_is_refused_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / DATABASE).write_bytes(b"not a database, and long enough to be read as one" * 50)
-    with pytest.raises(SparsefleetError, match=r"coordinator.sqlite: .* restore it"):
+    with pytest.raises(SparsefleetError, match=r"coordinator.sqlite: is damaged .* Restore it"):
         Store(tmp_path, LIMITS)
 
 

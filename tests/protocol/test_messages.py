@@ -17,10 +17,15 @@ from protocol.messages import (
     MAX_CHUNKS,
     MAX_MESSAGE_BYTES,
     MAX_TEXT,
+    TWO_AGENTS,
     TYPES,
+    Body,
+    CoordinatorState,
     Envelope,
+    Hello,
     Offer,
     TaskReport,
+    Welcome,
     decode,
     encode,
 )
@@ -240,6 +245,38 @@ json_like = st.recursive(
 @given(st.dictionaries(st.integers(0, 6), json_like), st.sampled_from(sorted(TYPES)))
 def test_any_structure_is_a_message_or_refused(fields: dict[int, Any], kind: int) -> None:
     assert isinstance(decode(cbor2.dumps({0: 1, 2: 0, 3: 0, 4: 0, 1: kind, **fields})), Envelope | Rejection)
+
+
+SINCE: dict[str, tuple[Body, str]] = {
+    "Hello": (
+        Hello("0.1.0", "portable", "r/1", 2, 512, 0x7B1E5),
+        (
+            "a600010101020303070419100005a6656167656e7465302e312e30676261636b656e6468706f727461626c6564"
+            "7461736b63722f31666f7574626f78026a6d656d6f72795f6d696219020068696e7374616e63651a0007b1e5"
+        ),
+    ),
+    "Welcome": (
+        Welcome("r", 1.5, TWO_AGENTS),
+        (
+            "a600010102020303070419100005a36372756e61726674696d655f73fb3ff8000000000000677761726e696e67"
+            "6a74776f2d6167656e7473"
+        ),
+    ),
+    "CoordinatorState": (
+        CoordinatorState(5, True, "r", 0x7B1E5),
+        ("a60001010b020303070419100005a46565706f63680569616363657074696e67f56372756e617268696e7374616e63651a0007b1e5"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SINCE)
+def test_fields_that_came_later_have_these_bytes_and_an_older_reader_skips_them(name: str) -> None:
+    body, golden = SINCE[name]
+    assert encode(Envelope(3, 7, 4096, body)).hex() == golden
+    assert decode(bytes.fromhex(golden)) == Envelope(3, 7, 4096, body)
+    older: dict[str, Any] = cbor2.loads(bytes.fromhex(GOLDEN[name]))[5]
+    said: dict[str, Any] = cbor2.loads(bytes.fromhex(golden))[5]
+    assert {key: said[key] for key in older} == older
 
 
 @EACH
