@@ -38,6 +38,7 @@ _CONNECT, _CONNACK, _PUBLISH, _PUBACK, _SUBSCRIBE, _SUBACK = 0x10, 0x20, 0x30, 0
 _QOS_1, _RETAIN = 0x02, 0x01
 # As `protocol.mqtt` waits before it connects again: a random time up to a ceiling that doubles.
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 60.0
+FIRST_OFFER_S = 2.0
 KEEPALIVE_S = 600
 
 
@@ -167,9 +168,14 @@ class WireDevice(asyncio.Protocol):
         blob = BlobRef(hashlib.sha256(self._payload).digest(), len(self._payload))
         self._offer = Offer(blob, task.run, task.round, 1, task.round, task.model.digest, 10, 1, 1.0, 0.1, task.codec)
 
-    def say_offer(self) -> None:
+    def say_offer(self, retry_s: float = FIRST_OFFER_S) -> None:
+        """Says it until there is a receipt, ever more rarely, as an agent does."""
         assert self._offer is not None
-        self.say(self._offer)
+        if self.verdict is None and self.moments.connected is not None:
+            self.say(self._offer)
+        if self.verdict is None:
+            wait_s = retry_s * self._rng.uniform(0.5, 1.0)
+            asyncio.get_running_loop().call_later(wait_s, self.say_offer, min(2 * retry_s, LONGEST_RETRY_S))
 
     def _hear(self, said: Envelope) -> None:
         if said.boot != self._epoch and self._epoch is not None:
