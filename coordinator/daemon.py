@@ -20,7 +20,7 @@ from coordinator.intake import Seat
 from coordinator.library import Library
 from coordinator.link import Link
 from coordinator.planner import make_task, order_devices
-from coordinator.reception import Reception, Rejected, Taken, Uncounted, Verdict
+from coordinator.reception import Reception, Rejected, Taken, Uncounted
 from coordinator.rivals import Rivals
 from coordinator.settings import Settings
 from coordinator.store import Store
@@ -103,12 +103,15 @@ class Coordinator:
         self._asking.resume({}, (), now)
         self._opened_at = now
         self._uploads.clear()
+        self._reception.clear()
+        self._done = 0
         opened = store.opened_round()
         if opened is None:
             return
         self._bytes_before = opened.bytes_before
         seats = {t.device: t.phase for t in opened.tasks}
         self._round = self._empty_round(opened.number, now, seats, opened.extensions)
+        self._done = len(self._round.devices("done"))
         tasks = {t.device: t.task for t in opened.tasks}
         self._asking.resume(tasks, self._round.devices("invited", "late"), now)
         log.info("resumed round=%d delivered=%d", opened.number, len(self._round.devices("done")))
@@ -185,7 +188,8 @@ class Coordinator:
                 for answer in self._library.answer(body):
                     self._link.send(device, answer)
             case Chunk():
-                self._settle(device, self._reception.take(device, body, self._versions.view, now), now)
+                self._counted(device, self._reception.take(device, body, self._versions.view, now))
+                self._settle_full(now)
             case Unavailable(digest, reason):
                 if self._restraint.unsaid((device, "unavailable"), now) is not None:
                     log.warning("unavailable device=%s blob=%s reason=%r", device, digest.hex()[:12], reason)
@@ -258,26 +262,36 @@ class Coordinator:
         return Seat(self._fleet.knows(device), True, True, state.seats.get(device), self._asking.task(device))
 
     def _offered(self, device: str, offer: Offer, now: float) -> None:
+        if self._reception.awaits(device):
+            self._settle(now)
         if self._holds(device, offer.task):
             self._asking.answered(device)
         seat = self._seat(device, offer)
-        self._settle(device, self._reception.offered(device, offer, seat, self._versions.view, now), now)
+        self._counted(device, self._reception.offered(device, offer, seat, self._versions.view, now))
+        self._settle_full(now)
 
-    def _settle(self, device: str, verdict: Verdict | None, now: float) -> None:
-        """What became of an offer, as far as the round and the operator are concerned."""
-        match verdict:
-            case Taken(offer):
-                log.info("accepted device=%s round=%d bytes=%d", device, offer.round, offer.blob.size)
-                self._candidates.delivered(device, offer)
-                self._decide(rounds.Delivered(device), now)
-            case Rejected(why, number, ends_task):
-                self._tell_rejected(device, number, why)
-                if ends_task:
-                    self._decide(rounds.Stopped(device), now)
-            case Uncounted(why):
-                self._count(device, why)
-            case _:
-                pass
+    def _counted(self, device: str, verdict: Uncounted | None) -> None:
+        if verdict is not None:
+            self._count(device, verdict.why)
+
+    def _settle_full(self, now: float) -> None:
+        """The round closes with as many updates as it is to have, though more may have arrived by then."""
+        if self._round is not None and self._done + self._reception.taken >= self._round.goal:
+            self._settle(now)
+
+    def _settle(self, now: float) -> None:
+        """Makes durable what was decided of updates, tells their devices, and then the round and the operator."""
+        for device, verdict in self._reception.settle():
+            match verdict:
+                case Taken(offer):
+                    log.info("accepted device=%s round=%d bytes=%d", device, offer.round, offer.blob.size)
+                    self._candidates.delivered(device, offer)
+                    self._decide_of(offer.round, rounds.Delivered(device), now)
+                case Rejected(why, number, ends_task):
+                    self._tell_rejected(device, number, why)
+                    if ends_task:
+                        self._decide_of(number, rounds.Stopped(device), now)
+        self._done = 0 if self._round is None else len(self._round.devices("done"))
 
     def _count(self, device: str, why: Rejection) -> None:
         """Counts something refused that is of no round. Strangers share one line, there may be any number of them."""
@@ -297,6 +311,7 @@ class Coordinator:
 
     def advance(self, now: float) -> float:
         """Does what is due and says in how many seconds something will be."""
+        self._settle(now)
         self._link.begin_day(day_of(self._wall()))
         due = [self._note_at]
         if now >= self._note_at:
@@ -317,6 +332,7 @@ class Coordinator:
 
     def stop(self) -> None:
         """Says goodbye and writes the last counts."""
+        self._settle(self._clock())
         self._link.tell_everyone("coordinator", replace(self._rivals.own, accepting=False), retain=True)
         self._note()
 
@@ -368,6 +384,11 @@ class Coordinator:
 
     # What the round table decides
 
+    def _decide_of(self, number: int, event: rounds.Event, now: float) -> None:
+        """An event of a round that one before it, settled with it, may have closed."""
+        if self._round is not None and self._round.number == number:
+            self._decide(event, now)
+
     def _decide(self, event: rounds.Event, now: float) -> None:
         if self._round is None:
             if self._connected:
@@ -393,12 +414,17 @@ class Coordinator:
                 )
                 log.warning("extended round=%d %s", self._round.number, said)
                 self._store.extend_round(self._round.number, late, said)
-            case rounds.Close(delivered, withdrawn):
+            case rounds.Close(_, withdrawn):
+                # What else has arrived by now is as good as what closed the round.
+                self._settle(now)
+                taken = self._store.delivered_in(self._round.number)
                 for device in withdrawn:
+                    if device in taken:
+                        continue
                     asked = self._asking.task(device)
                     assert asked is not None, "only who was asked can be withdrawn"
                     self._link.send(device, Withdraw(asked.name, "round-closed"))
-                self._commit(self._round.number, len(delivered))
+                self._commit(self._round.number)
                 self._open_next(now)
 
     def _invite(self, device: str, task: Task, now: float) -> None:
@@ -406,7 +432,7 @@ class Coordinator:
         self._invitations[device] = self._invitations.get(device, 0) + 1
         self._asking.ask(device, task, now, self._round.deadline)
 
-    def _commit(self, number: int, devices: int) -> None:
+    def _commit(self, number: int) -> None:
         """Folds the round into the next version and commits both."""
         figures = self._versions.advance(number, self._opened_at, self._bytes_before, self._bytes())
         self._round = None
@@ -414,12 +440,12 @@ class Coordinator:
         self._uploads.clear()
         self._store.sweep(self._settings.downlink.keep_versions)
         self._link.tell_everyone("notice", Announcement(self._versions.number, self._versions.published))
-        log.info("committed round=%d version=%d devices=%d", number, self._versions.number, devices)
+        log.info("committed round=%d version=%d devices=%d", number, self._versions.number, figures.devices)
         self._emit(
             RoundCommitted(
                 number,
                 self._versions.number,
-                devices,
+                figures.devices,
                 figures.accuracy,
                 self._versions.loss,
                 round(figures.seconds, 3),

@@ -32,6 +32,8 @@ log = logging.getLogger("coordinator")
 
 # No wait is longer, so that a signal is heeded and a broker that died is noticed within half a second.
 LONGEST_WAIT_S = 0.5
+# And so long what arrives may keep coming, before what came so far is committed and answered.
+LONGEST_DRAIN_S = 0.05
 # A fault of our own is logged and everything taken from the store again; this many in a row are no accident.
 MAX_FAULTS = 5
 PAUSE_AFTER_FAULT_S = 0.5
@@ -138,8 +140,13 @@ def _loop(
             broker.check(time.monotonic())
             wait_s = coordinator.advance(time.monotonic())
             event = transport.poll(min(wait_s, LONGEST_WAIT_S))
-            if event is not None:
-                coordinator.handle(event, time.monotonic())
+            enough = time.monotonic() + LONGEST_DRAIN_S
+            while event is not None:
+                # All that has arrived, so that one commit of `advance` makes all of it durable.
+                now = time.monotonic()
+                coordinator.handle(event, now)
+                faults = 0
+                event = transport.poll(0.0) if now < enough else None
             faults = 0
         except ConfigurationError:
             raise

@@ -1,6 +1,8 @@
 """From a device's offer to its receipt: asked for, fetched, checked, and accepted or rejected, both durably.
 
-What that means for the round is said by the verdict, and is the round table's to decide.
+What was decided waits for `settle`, which makes all of it durable at the price of one, and only then sends receipts. A
+commit takes the disk milliseconds however much is in it, so what arrives during one is in the next. What that
+means for the round is said by the verdict, and is the round table's to decide.
 """
 
 import logging
@@ -29,7 +31,8 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The update never will be, and that is counted. `number` is 0 where it is of no round of this run."""
+    """The update never will be the coordinator's, and that is counted. `number` is 0 where it is of no round of this
+    run."""
 
     why: Rejection
     number: int
@@ -43,7 +46,19 @@ class Uncounted:
     why: Rejection
 
 
-Verdict = Taken | Rejected | Uncounted
+Verdict = Taken | Rejected
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """What will be so, and said, once it is durable."""
+
+    device: str
+    offer: Offer
+    receipt: Receipt
+    verdict: Taken | Rejected
+
+
 ViewOf = Callable[[str], View]
 
 
@@ -54,9 +69,40 @@ class Reception:
         self._store, self._link, self._uploads, self._manifest = store, link, uploads, manifest
         self._most_examples = most_examples
         self._tasks: dict[str, Task] = {}
+        self._decided: dict[str, _Decided] = {}
 
-    def offered(self, device: str, offer: Offer, seat: Seat, view: ViewOf, now: float) -> Verdict | None:
-        """Answers an offer; None while its chunks are on their way. view: of the round's base model."""
+    @property
+    def taken(self) -> int:
+        """How many updates are accepted as soon as `settle` has made them durable."""
+        return sum(isinstance(decided.verdict, Taken) for decided in self._decided.values())
+
+    def awaits(self, device: str) -> bool:
+        """Whether something of this device waits for `settle`; nothing else of it may be decided before."""
+        return device in self._decided
+
+    def settle(self) -> tuple[tuple[str, Verdict], ...]:
+        """Makes what was decided durable, in one transaction, and sends the receipts; says what became of whom."""
+        self._uploads.keep()
+        decided = tuple(self._decided.values())
+        if not decided:
+            return ()
+        with self._store.together():
+            for one in decided:
+                self._write(one)
+        reached("coordinator.update-accepted")
+        self._decided.clear()
+        for one in decided:
+            self._link.send(one.device, one.receipt)
+            reached("coordinator.receipt-sent")
+        return tuple((one.device, one.verdict) for one in decided)
+
+    def clear(self) -> None:
+        """Forgets what is not durable: nobody was told of it, and it will be offered again."""
+        self._decided.clear()
+
+    def offered(self, device: str, offer: Offer, seat: Seat, view: ViewOf, now: float) -> Uncounted | None:
+        """Answers an offer, unless its chunks must come first or it waits for `settle`. view: of the round's base
+        model."""
         earlier = self._store.receipt(device, offer)
         if earlier is not None and earlier[0] == offer.blob.digest:
             self._link.send(device, earlier[1])
@@ -70,41 +116,47 @@ class Reception:
             # No receipt: a device that a restart forgot says hello again and keeps its update until then.
             return Uncounted(rejection)
         if rejection is not None:
-            return self._reject(device, offer, rejection)
+            self._reject(device, offer, rejection)
+            return None
         if not self._store.room_for_update(offer.blob):
             # No fault of the device, which keeps its update and offers it again.
             log.error("no disk left under limits.disk_mib device=%s bytes=%d", device, offer.blob.size)
             return None
         assert seat.task is not None
         self._tasks[device] = seat.task
-        return self._arrived(device, self._uploads.begin(device, offer, now), view)
+        self._arrived(device, self._uploads.begin(device, offer, now), view)
+        return None
 
-    def take(self, device: str, chunk: Chunk, view: ViewOf, now: float) -> Verdict | None:
+    def take(self, device: str, chunk: Chunk, view: ViewOf, now: float) -> Uncounted | None:
         """Takes a chunk of an update that was asked for."""
         taken = self._uploads.take(device, chunk, now)
         if isinstance(taken, Rejection):
             return Uncounted(taken)
-        return self._arrived(device, taken, view)
+        self._arrived(device, taken, view)
+        return None
 
-    def _arrived(self, device: str, offer: Offer | None, view: ViewOf) -> Verdict | None:
+    def _arrived(self, device: str, offer: Offer | None, view: ViewOf) -> None:
         """Checks a blob that is complete, and accepts it: from the receipt on it is ours."""
         if offer is None:
-            return None
+            return
         self._uploads.end(device)
-        blobs = self._store.updates
-        if not blobs.has(offer.blob.digest) and not blobs.finish(offer.blob):
-            return self._reject(device, offer, Rejection("digest", "the bytes are not those of the offer"))
-        reached("coordinator.blob-finished")
-        wrong = self._check(blobs.read(offer.blob.digest), offer, self._tasks[device], view)
+        payload = self._uploads.verified(offer.blob)
+        if payload is None:
+            self._reject(device, offer, Rejection("digest", "the bytes are not those of the offer"))
+            return
+        wrong = self._check(payload, offer, self._tasks[device], view)
         if wrong is not None:
-            if not self._store.uses(offer.blob.digest):
-                blobs.remove(offer.blob.digest)
-            return self._reject(device, offer, wrong)
-        receipt = Receipt(offer.blob.digest, offer.task, "accepted")
-        self._store.accept(device, offer, weigh(offer.examples, self._most_examples), receipt)
-        self._link.send(device, receipt)
-        reached("coordinator.receipt-sent")
-        return Taken(offer)
+            if not self._used(offer.blob.digest):
+                self._uploads.discard(offer.blob)
+            self._reject(device, offer, wrong)
+            return
+        self._decided[device] = _Decided(
+            device, offer, Receipt(offer.blob.digest, offer.task, "accepted"), Taken(offer)
+        )
+
+    def _used(self, digest: bytes) -> bool:
+        waiting = any(one.offer.blob.digest == digest for one in self._decided.values())
+        return waiting or self._store.uses(digest)
 
     def _check(self, payload: bytes, offer: Offer, task: Task, view: ViewOf) -> Rejection | None:
         if len(payload) != offer.blob.size:
@@ -113,17 +165,21 @@ class Reception:
         checked = check_payload(payload, task.codec, seen.layout, seen.model, seen.shared(task))
         return checked if isinstance(checked, Rejection) else None
 
-    def _reject(self, device: str, offer: Offer, why: Rejection) -> Verdict:
-        """Says so, durably; the device's task ends with it unless the update was just out of place."""
-        receipt = _rejected(offer, why)
+    def _reject(self, device: str, offer: Offer, why: Rejection) -> None:
+        """The device's task ends with it unless the update was just out of place."""
         ends_task = why.reason not in NOT_THE_TASKS_END
         of_this_run = offer.run == self._store.run and self._store.has_round(offer.round)
-        number = offer.round if of_this_run else 0
-        self._store.reject(device, offer, number, receipt, ends_task=ends_task)
-        self._link.send(device, receipt)
+        verdict = Rejected(why, offer.round if of_this_run else 0, ends_task)
+        self._decided[device] = _Decided(device, offer, _rejected(offer, why), verdict)
         if ends_task:
             self._uploads.end(device)
-        return Rejected(why, number, ends_task)
+
+    def _write(self, one: _Decided) -> None:
+        match one.verdict:
+            case Taken(offer):
+                self._store.accept(one.device, offer, weigh(offer.examples, self._most_examples), one.receipt)
+            case Rejected(_, number, ends_task):
+                self._store.reject(one.device, one.offer, number, one.receipt, ends_task=ends_task)
 
 
 def _rejected(offer: Offer, why: Rejection) -> Receipt:

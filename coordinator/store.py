@@ -53,6 +53,7 @@ class Store:
         run: Callable[[], str] = run_name,
     ) -> None:
         self._wall = wall
+        self._joined = False
         self._unlock = lock_folder(state, disk)
         try:
             self._sql = open_writer(state, disk)
@@ -222,6 +223,16 @@ class Store:
 
     # -- updates
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Makes one transaction of all that is written inside: it is durable at its end, and all of it or nothing."""
+        with self._transaction():
+            self._joined = True
+            try:
+                yield
+            finally:
+                self._joined = False
+
     def receipt(self, device: str, offer: Offer) -> tuple[bytes, Receipt] | None:
         """The receipt an update of this name has had, and the digest it had it for."""
         row = self._sql.execute(
@@ -263,7 +274,6 @@ class Store:
                 (offer.examples, offer.loss, step_ms, device),
             )
             reached("coordinator.update-accepting")
-        reached("coordinator.update-accepted")
 
     def reject(self, device: str, offer: Offer, number: int, receipt: Receipt, *, ends_task: bool) -> None:
         """Counts a rejected update and keeps its receipt; `ends_task` also takes the device out of the round."""
@@ -295,6 +305,11 @@ class Store:
             AcceptedUpdate(device, bytes(digest), weight, train_s, codec, variant, rows.unpack_task(task))
             for device, digest, weight, train_s, codec, variant, task in found
         )
+
+    def delivered_in(self, number: int) -> frozenset[str]:
+        """The devices whose update of a round was accepted."""
+        found = self._sql.execute("SELECT device FROM updates WHERE round = ?", (number,))
+        return frozenset(row[0] for row in found)
 
     # -- devices
 
@@ -412,6 +427,9 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        if self._joined:
+            yield self._sql
+            return
         self._sql.execute("BEGIN IMMEDIATE")
         try:
             yield self._sql

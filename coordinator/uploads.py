@@ -6,7 +6,7 @@ from coordinator.link import Link
 from protocol.blobs import BlobStore
 from protocol.errors import Rejection
 from protocol.failpoints import reached
-from protocol.messages import WINDOW, Chunk, Offer
+from protocol.messages import WINDOW, BlobRef, Chunk, Offer
 from protocol.transfer import Receiving, ask, forget, receive
 
 NEVER = float("inf")
@@ -31,6 +31,10 @@ class Uploads:
     def __init__(self, blobs: BlobStore, link: Link) -> None:
         self._blobs, self._link = blobs, link
         self._of: dict[str, Upload] = {}
+        self._verified: dict[bytes, BlobRef] = {}
+        self._behind: set[str] = set()
+        # Nothing has to be asked for again before this, whatever the single transfers say.
+        self._look_at = NEVER
         self.bytes_per_s: dict[str, float] = {}
 
     def begin(self, device: str, offer: Offer, now: float) -> Offer | None:
@@ -38,6 +42,8 @@ class Uploads:
         upload = self._of.get(device)
         if upload is None or upload.offer != offer:
             upload = self._of[device] = Upload(offer, self._blobs.resume(offer.blob), now)
+        if self._blobs.has(offer.blob.digest):
+            return offer
         return self._go_on(device, upload, now)
 
     def take(self, device: str, chunk: Chunk, now: float) -> Offer | Rejection | None:
@@ -50,26 +56,27 @@ class Uploads:
         if isinstance(outcome, Rejection):
             return outcome
         upload.state, new = outcome
-        if new and not self._blobs.has(upload.offer.blob.digest):
+        if new and not self._whole(chunk.digest):
             self._blobs.write_chunk(upload.offer.blob, chunk.index, chunk.data)
             reached("coordinator.chunk-written")
             upload.unsynced += 1
-        if upload.unsynced >= WINDOW and not upload.state.complete:
-            # So that a kill or a power cut costs at most one window.
-            self._blobs.checkpoint(upload.state)
-            reached("coordinator.transfer-checkpointed")
-            upload.unsynced = 0
+            if upload.unsynced >= WINDOW:
+                self._behind.add(device)
         if upload.state.complete and now > upload.begun_at:
             self.bytes_per_s[device] = upload.offer.blob.size / (now - upload.begun_at)
         return self._go_on(device, upload, now)
 
     def ask_again(self, now: float) -> float:
-        """Asks for what did not come in time; says when to look again."""
+        """Asks for what did not come in time; says when to look again. Looks at each transfer only when one is due: what
+        arrives meanwhile moves them all into the future."""
+        if now < self._look_at:
+            return self._look_at
         due = NEVER
         for device, upload in tuple(self._of.items()):
             if not upload.state.complete:
                 self._go_on(device, upload, now)
                 due = min(due, upload.state.ask_again_at)
+        self._look_at = due
         return due
 
     def reconnected(self, device: str, now: float) -> None:
@@ -79,16 +86,52 @@ class Uploads:
             upload.state = forget(upload.state)
             self._go_on(device, upload, now)
 
+    def verified(self, blob: BlobRef) -> bytes | None:
+        """The bytes of a blob that is complete, None when they are not those of its digest. From here on nothing is
+        written to it; `keep` makes it durable."""
+        data = self._blobs.verified(blob)
+        if data is not None:
+            self._verified[blob.digest] = blob
+        return data
+
+    def discard(self, blob: BlobRef) -> None:
+        """Removes what was verified, and is no use."""
+        self._verified.pop(blob.digest, None)
+        self._blobs.remove(blob.digest)
+
+    def keep(self) -> None:
+        """Makes durable what was verified since the last time, and enough of what is on its way that a kill or a power
+        cut costs at most a window of each transfer."""
+        if self._verified:
+            self._blobs.keep(*self._verified.values())
+            reached("coordinator.blob-finished")
+            self._verified.clear()
+        due = [self._of[device] for device in self._behind if device in self._of]
+        self._behind.clear()
+        due = [upload for upload in due if upload.unsynced >= WINDOW and not upload.state.complete]
+        if due:
+            self._blobs.checkpoint(*(upload.state for upload in due))
+            reached("coordinator.transfer-checkpointed")
+            for upload in due:
+                upload.unsynced = 0
+
     def end(self, device: str) -> None:
         self._of.pop(device, None)
 
     def clear(self) -> None:
         self._of.clear()
+        self._verified.clear()
+        self._behind.clear()
+        self._look_at = NEVER
+
+    def _whole(self, digest: bytes) -> bool:
+        return digest in self._verified or self._blobs.holds(digest)
 
     def _go_on(self, device: str, upload: Upload, now: float) -> Offer | None:
-        if upload.state.complete or self._blobs.has(upload.offer.blob.digest):
+        if upload.state.complete or self._whole(upload.offer.blob.digest):
             return upload.offer
         upload.state, need = ask(upload.state, now)
         if need is not None:
+            self._look_at = min(self._look_at, upload.state.ask_again_at)
             self._link.send(device, need)
         return None

@@ -8,7 +8,7 @@ fsynced, so that the bitmap never promises what a power cut took.
 import hashlib
 from pathlib import Path
 
-from protocol.disk import LOCAL, Disk, digest_of, exists, write_durably
+from protocol.disk import LOCAL, Disk, digest_of, exists, write_durably, write_durably_all
 from protocol.errors import DamagedError, SparsefleetError
 from protocol.messages import CHUNK_BYTES, MAX_CHUNKS, BlobRef
 from protocol.transfer import Receiving, chunk_length
@@ -30,6 +30,10 @@ class BlobStore:
             lonely = name.endswith(".have") and f"{name.removesuffix('.have')}.part" not in names
             if name.endswith(".tmp") or lonely:
                 disk.remove(root / name)
+        # Known without looking, because thousands of files take long to look at and updates come by the hundred.
+        self._sizes: dict[str, int] = {}
+        self._used = 0
+        self._count_anew()
 
     def path(self, digest: bytes) -> Path:
         return self.root / digest.hex()
@@ -37,13 +41,19 @@ class BlobStore:
     def has(self, digest: bytes) -> bool:
         return exists(self.disk, self.path(digest))
 
+    def holds(self, digest: bytes) -> bool:
+        """The same without asking the disk: what this store itself made whole, or found when it began."""
+        return digest.hex() in self._sizes
+
     def used_bytes(self) -> int:
-        return self._bytes_beside()
+        return self._used
 
     def room_for(self, blob: BlobRef) -> bool:
         """Whether the blob fits into the limit. What is here of it already, whole or in part, takes no more room."""
-        here = {self.path(blob.digest), self._part(blob.digest)}
-        return self._bytes_beside(here) + blob.size <= self.limit_bytes
+        if self._would_use(blob) > self.limit_bytes:
+            # Before anybody is turned away: somebody else may have removed files.
+            self._count_anew()
+        return self._would_use(blob) <= self.limit_bytes
 
     def put(self, data: bytes) -> BlobRef:
         """Stores bytes durably and says what they are called. Raises SparsefleetError over the limit."""
@@ -56,6 +66,7 @@ class BlobStore:
                 "raise the disk limit in the settings or free space"
             )
         write_durably(self.path(blob.digest), data, self.disk)
+        self._counted(self.path(blob.digest), blob.size)
         return blob
 
     def whole(self, blob: BlobRef) -> bool:
@@ -80,7 +91,7 @@ class BlobStore:
 
     def remove(self, digest: bytes) -> None:
         for path in (self.path(digest), self._part(digest), self._have(digest)):
-            self.disk.remove(path)
+            self._remove(path)
 
     def resume(self, blob: BlobRef) -> Receiving:
         """The state of a transfer as the disk has it; a fresh one when nothing is there."""
@@ -95,14 +106,31 @@ class BlobStore:
         """Writes a chunk in its place; not yet durable, see `checkpoint`."""
         assert len(data) == chunk_length(blob, index)
         self.disk.write_at(self._part(blob.digest), data, index * CHUNK_BYTES, blob.size)
+        self._counted(self._part(blob.digest), blob.size)
 
-    def checkpoint(self, state: Receiving) -> None:
-        """Makes what was received so far survive a power cut."""
-        part = self._part(state.blob.digest)
-        if exists(self.disk, part):
-            self.disk.sync(part)
-            bitmap = state.have.to_bytes(-(-state.blob.chunks // 8), "little")
-            write_durably(self._have(state.blob.digest), bitmap, self.disk)
+    def checkpoint(self, *states: Receiving) -> None:
+        """Makes what was received so far survive a power cut, of many transfers at the price of a few."""
+        begun = [state for state in states if exists(self.disk, self._part(state.blob.digest))]
+        self.disk.sync(*(self._part(state.blob.digest) for state in begun))
+        bitmaps = {}
+        for state in begun:
+            bitmaps[self._have(state.blob.digest)] = state.have.to_bytes(-(-state.blob.chunks // 8), "little")
+        write_durably_all(bitmaps, self.disk)
+        for path, bitmap in bitmaps.items():
+            self._counted(path, len(bitmap))
+
+    def verified(self, blob: BlobRef) -> bytes | None:
+        """The bytes of a blob that is whole, or has all its chunks. None, and a fresh start, where they are others."""
+        if self.has(blob.digest):
+            return self.read(blob.digest)
+        part = self._part(blob.digest)
+        if blob.size == 0:
+            self.disk.write(part, b"")
+        data = self.disk.read(part)
+        if hashlib.sha256(data).digest() == blob.digest:
+            return data
+        self.remove(blob.digest)
+        return None
 
     def finish(self, blob: BlobRef) -> bool:
         """Turns a complete partial blob into a whole one. False, and a fresh start, when its digest is wrong."""
@@ -112,22 +140,47 @@ class BlobStore:
         if digest_of(self.disk, part) != blob.digest:
             self.remove(blob.digest)
             return False
-        self.disk.sync(part)
-        self.disk.rename(part, self.path(blob.digest))
-        self.disk.sync(self.root)
-        self.disk.remove(self._have(blob.digest))
+        self.keep(blob)
         return True
+
+    def keep(self, *blobs: BlobRef) -> None:
+        """Makes blobs whole whose bytes were `verified`, durably, and many at the price of a few."""
+        fresh = [blob for blob in {blob.digest: blob for blob in blobs}.values() if not self.has(blob.digest)]
+        self.disk.sync(*(self._part(blob.digest) for blob in fresh))
+        for blob in fresh:
+            self.disk.rename(self._part(blob.digest), self.path(blob.digest))
+            self._counted(self._part(blob.digest), None)
+            self._counted(self.path(blob.digest), blob.size)
+        if fresh:
+            self.disk.sync(self.root)
+        for blob in fresh:
+            if self._have(blob.digest).name in self._sizes:
+                self._remove(self._have(blob.digest))
 
     def keep_only(self, digests: set[bytes]) -> None:
         """Removes every blob, whole or partial, that is not among `digests`."""
         names = {digest.hex() for digest in digests}
         for name in self.disk.names(self.root):
             if name.partition(".")[0] not in names:
-                self.disk.remove(self.root / name)
+                self._remove(self.root / name)
 
-    def _bytes_beside(self, without: set[Path] | None = None) -> int:
-        paths = (self.root / name for name in self.disk.names(self.root))
-        return sum(self.disk.size(path) for path in paths if path not in (without or ()))
+    def _would_use(self, blob: BlobRef) -> int:
+        here = sum(self._sizes.get(path.name, 0) for path in (self.path(blob.digest), self._part(blob.digest)))
+        return self._used - here + blob.size
+
+    def _remove(self, path: Path) -> None:
+        self.disk.remove(path)
+        self._counted(path, None)
+
+    def _counted(self, path: Path, size: int | None) -> None:
+        """Notes a file's size, None of one that is gone."""
+        self._used += (size or 0) - self._sizes.pop(path.name, 0)
+        if size is not None:
+            self._sizes[path.name] = size
+
+    def _count_anew(self) -> None:
+        self._sizes = {name: self.disk.size(self.root / name) for name in self.disk.names(self.root)}
+        self._used = sum(self._sizes.values())
 
     def _part(self, digest: bytes) -> Path:
         return self.root / f"{digest.hex()}.part"

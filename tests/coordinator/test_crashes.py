@@ -62,7 +62,9 @@ FAILPOINTS = [
         ("store", "sweep", (1, 3)),
         ("store", "note", (1, 4)),
         ("store", "put_model", (1, 2, 4)),
-        ("updates", "finish", (1, 3)),
+        ("updates", "verified", (1, 3)),
+        ("updates", "keep", (1, 3)),
+        ("reception", "settle", (1, 9)),
         ("updates", "write_chunk", (1, 3)),
         ("updates", "read", (1, 4)),
         ("link", "send", (1, 4, 9)),
@@ -78,7 +80,13 @@ def test_a_kill_anywhere_costs_only_time(
     part: str, method: str, when: str, nth: int, tmp_path: Path, undisturbed: bytes
 ) -> None:
     fleet = Simulation.make(tmp_path)
-    targets = {"store": fleet.store, "updates": fleet.store.updates, "link": fleet.coordinator._link}
+    coordinator = fleet.coordinator
+    targets = {
+        "store": fleet.store,
+        "updates": fleet.store.updates,
+        "link": coordinator._link,
+        "reception": coordinator._reception,
+    }
     run_through(fleet, arm(targets[part], method, when, nth))
     assert fleet.model() == undisturbed
     assert [r[0] for r in fleet.store._sql.execute("SELECT version FROM models ORDER BY version")] == [0, 1, 2, 3]
@@ -114,7 +122,7 @@ def test_a_kill_in_the_first_start_leaves_a_folder_that_starts(
 def test_a_kill_in_the_middle_of_a_transfer_costs_at_most_a_window_of_each_device(tmp_path: Path) -> None:
     fleet = Simulation.make(tmp_path, count=1, parameters=300_000)
     chunks = -(-300_000 * 4 // CHUNK_BYTES)
-    run_through(fleet, arm(fleet.store.updates, "checkpoint", "after", 3))
+    run_through(fleet, arm(fleet.store.updates, "checkpoint", "after", 1))
     for agent in fleet.agents.values():
         assert agent.updates == 1
         assert chunks < agent.chunks_sent <= chunks + 1 + WINDOW + WINDOW // 2
