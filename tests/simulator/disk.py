@@ -206,13 +206,14 @@ class SimulatedDisk:
             file.resize(size)
         self._write(path, file, start, data)
 
-    def sync(self, path: Path) -> None:
-        self._act("sync", path)
-        folder = self.platter.folders.get(_text(path))
-        if folder is None:
-            self._file(path).sync()
-        else:
-            folder.sync()
+    def sync(self, *paths: Path) -> None:
+        for path in paths:
+            self._act("sync", path)
+            folder = self.platter.folders.get(_text(path))
+            if folder is None:
+                self._file(path).sync()
+            else:
+                folder.sync()
 
     def rename(self, old: Path, new: Path) -> None:
         assert old.parent == new.parent, "nothing is moved from folder to folder"

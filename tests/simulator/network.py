@@ -1,5 +1,5 @@
-"""A broker and the links to it, in simulated time. A cut link loses what is under way, as QoS 1 over TCP does; a
-hostile one also loses, repeats, delays and reorders single messages, as some brokers do.
+"""A broker and the links to it, in simulated time. A link that is cut loses what is under way, as QoS 1 over TCP does;
+a hostile one also loses, repeats, delays and reorders single messages, as some brokers do.
 
 Sessions are clean and as short as their connection, as those of protocol/mqtt.py. Either end of a broken connection may
 notice late; the will is said when the broker does.

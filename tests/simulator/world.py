@@ -37,6 +37,8 @@ from tests.simulator.oracle import Oracle
 # by which a device that the coordinator lost sight of is found again, and the rounds' deadlines.
 PROGRESS_S = 1800.0
 LONGEST_S = HEAL_S + PROGRESS_S
+# Ten times what the longest runs log: one that goes round in circles in no time is stopped.
+MOST_LINES = 100_000
 
 
 @dataclass(slots=True)
@@ -99,11 +101,14 @@ class World:
     def run(self) -> Outcome:
         for host in self.hosts.values():
             host.start()
-        while not self._done() and self.timeline.now < LONGEST_S:
+        while not self._done() and self.timeline.now < LONGEST_S and len(self.log) < MOST_LINES:
             self.timeline.step()
         wrong = list(self.bugs)
         if not self._done():
-            wrong.append(f"the run did not end within {LONGEST_S:.0f} s: {self._state()}")
+            wrong.append(
+                f"the run did not end within {LONGEST_S:.0f} s and {MOST_LINES} steps, after {self.timeline.now:.1f} s "
+                f"and {len(self.log)}: {self._state()}"
+            )
         found = self.oracle.judge(finished=not wrong)
         return Outcome(
             schedule=self.schedule,
