@@ -215,7 +215,7 @@ class Oracle:
         layout = layout_of(bundle.manifest, "full")
         n = layout.n_parameters
         residual = np.zeros(n, np.float32)
-        for row in sorted(rows, key=lambda row: row.sequence):
+        for row in sorted(rows, key=lambda row: (row.boot, row.sequence)):
             task = self.tasks[device, f"{_run(self.tasks)}/{row.round}"]
             corrected = self._delta(device, task)[:n] + residual
             residual = corrected - self._decoded(row, layout)
