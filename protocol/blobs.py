@@ -24,7 +24,7 @@ class BlobStore:
         self.limit_bytes = limit_bytes
         self.disk = disk
         disk.make_folder(root)
-        names = set(disk.names(root))
+        names = disk.names(root)
         for name in names:
             # A kill may leave the bitmap of a transfer that had just ended; nothing else would ever remove it.
             lonely = name.endswith(".have") and f"{name.removesuffix('.have')}.part" not in names

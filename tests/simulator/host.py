@@ -20,6 +20,7 @@ from tests.simulator.network import SimulatedTransport
 # What the loops of coordinator/process.py and edge_agent/daemon.py wait at the most, and after a fault.
 LONGEST_WAIT_S = 60.0
 PAUSE_AFTER_FAULT_S = 1.0
+MAX_FAULTS = 5
 # What one turn of a loop takes, and each look at the clock while training.
 TURN_S, COMPUTE_S = 0.001, 0.01
 # A supervisor starts what ended by itself again after so long.
@@ -72,6 +73,8 @@ class Host:
     longest_recovery_s: float = 0.0
     _down: Callable[[], tuple[bool, float]] = field(init=False)
     _turn: int = 0
+    _paused_until: float = 0.0
+    _faults: int = 0
 
     def __post_init__(self) -> None:
         self.platter = Platter(self.rng)
@@ -102,7 +105,7 @@ class Host:
 
     def wake(self) -> None:
         """Something arrived."""
-        self._again(TURN_S)
+        self._again(max(TURN_S, self._paused_until - self.timeline.now))
 
     def _again(self, seconds: float) -> None:
         self._turn += 1
@@ -137,14 +140,18 @@ class Host:
         """As the daemons' loops: recover, and end where that fails too."""
         self.trace(f"{self.name}: fault {type(error).__name__}: {error}")
         if not is_disk_trouble(error):
+            self._faults += 1
             self.bugs.append(f"{self.name}: {''.join(traceback.format_exception(error))}")
         try:
+            if self._faults >= MAX_FAULTS:
+                raise SparsefleetError(f"{self._faults} faults, the last: {error}")
             process.recover(error)
         except Killed:
             self._die()
         except Exception as second:  # noqa: BLE001
             self._end(second)
         else:
+            self._paused_until = self.timeline.now + PAUSE_AFTER_FAULT_S
             self._again(PAUSE_AFTER_FAULT_S)
 
     def _end(self, error: Exception) -> None:
