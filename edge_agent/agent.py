@@ -1,9 +1,9 @@
 """The agent: carries out what the job and transfer tables decide. Events and time come in, messages go out."""
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from edge_agent import job as jobs
 from edge_agent.assets import Assets
 from edge_agent.differences import CatchUp
+from edge_agent.greeting import agent_version, say_warning
 from edge_agent.link import Link
 from edge_agent.masks import MaskShelf
 from edge_agent.memory import peak_mib
@@ -21,10 +22,10 @@ from edge_agent.store import AgentStore
 from edge_agent.training import DivergedError, LocalTraining
 from edge_agent.update import pack
 from edge_agent.workshop import Bench, Workshop, recipe_of
-from protocol.errors import ConfigurationError, Rejection
+from protocol.disk import REMEDY, is_disk_trouble
+from protocol.errors import ConfigurationError, DamagedError, Rejection, SparsefleetError
 from protocol.failpoints import reached
 from protocol.messages import (
-    TWO_AGENTS,
     Body,
     Chunk,
     CoordinatorState,
@@ -53,17 +54,12 @@ FIRST_RETRY_S = 2.0
 LONGEST_RETRY_S = 60.0
 # When a coordinator returns, its fleet greets it spread over this long.
 GREETING_SPREAD_S = 1.0
+# A disk that was full is tried again so often, with a finished update in hand.
+PACK_AGAIN_S = 10.0
 # And a device at rest says so now and then, so that a coordinator that lost sight of it (a late will, a lost message)
 # finds it again.
 HEARTBEAT_S = 300.0
 NEVER = float("inf")
-
-
-def agent_version() -> str:
-    try:
-        return version("sparsefleet")
-    except PackageNotFoundError:
-        return "unpackaged"
 
 
 class Agent:
@@ -99,7 +95,7 @@ class Agent:
         self._restraint = Restraint()
         self._hello_at, self._hello_retry_s = NEVER, FIRST_RETRY_S
         self._offer_at, self._offer_retry_s = 0.0, FIRST_RETRY_S
-        self._unload_at = NEVER
+        self._pack_at, self._unload_at = 0.0, NEVER
         self._receiving: Receiving | None = None
         self._bench: Bench | None = None
         self._training: LocalTraining | None = None
@@ -167,8 +163,8 @@ class Agent:
     def _obey(self, body: Body, now: float) -> None:
         match body:
             case Welcome(warning=warning):
-                if warning is not None:
-                    self._warn(warning, now)
+                if warning is not None and self._restraint.unsaid("warning", now) is not None:
+                    say_warning(warning, self._settings)
                 self._hello_at, self._hello_retry_s = now + HEARTBEAT_S * self._rng.uniform(0.5, 1.0), FIRST_RETRY_S
             case CoordinatorState(accepting=accepting):
                 if self._coordinator_here and not accepting:
@@ -191,21 +187,6 @@ class Agent:
                 self._settle(body, now)
             case _:
                 pass
-
-    def _warn(self, warning: str, now: float) -> None:
-        """Says what the coordinator finds wrong with this device, with the remedy if it is known here."""
-        if self._restraint.unsaid("warning", now) is None:
-            return
-        if warning != TWO_AGENTS:
-            log.warning("the coordinator warns of this device: %s", warning)
-            return
-        log.error(
-            "another agent also calls itself %r in fleet %r: the coordinator hears both by turns, and neither works in "
-            "peace; give each a `device` name and a `state` folder of its own, never a copy of another's, and start "
-            "both again",
-            self._settings.device,
-            self._settings.fleet,
-        )
 
     def _assign(self, task: Task, now: float) -> None:
         if task.name == self._accepted_task:
@@ -270,7 +251,7 @@ class Agent:
             self._fetch(now)
         if self.job.phase == "training":
             self._train()
-        if self.job.phase == "packing" and not self._store.outbox():
+        if self.job.phase == "packing" and now >= self._pack_at and not self._store.outbox():
             self._pack(now)
         if self._connected and now >= self._offer_at:
             self._offer(now)
@@ -293,6 +274,8 @@ class Agent:
         if self.job.phase == "training" or (self.job.phase == "fetching" and self._receiving is None):
             return 0.0
         due = [self._unload_at]
+        if self.job.phase == "packing" and self._pack_at > now:
+            due.append(self._pack_at)
         if self._connected:
             due += [self._hello_at, self._offer_at]
             if self._receiving is not None and self.job.phase == "fetching":
@@ -402,9 +385,24 @@ class Agent:
         assert task is not None
         assert bench is not None
         assert training is not None
-        base, shared = self._assets.model(task, bench.manifest), self._assets.shared(task, bench.manifest)
         most_missed = self._settings.training.residual_rounds
-        offer = pack(self._store, task, bench, base, training.result(), most_missed, shared, self._peak)
+        try:
+            base, shared = self._assets.model(task, bench.manifest), self._assets.shared(task, bench.manifest)
+            offer = pack(self._store, task, bench, base, training.result(), most_missed, shared, self._peak)
+        except (OSError, sqlite3.Error) as error:
+            if not is_disk_trouble(error):
+                raise
+            # The work is done: rather than given back, it waits for room.
+            self._pack_at = now + PACK_AGAIN_S
+            if self._restraint.unsaid("pack", now) is not None:
+                log.error("update of task=%s cannot be kept yet: %s; %s", task.name, error, REMEDY)
+            return
+        except DamagedError:
+            raise
+        except SparsefleetError as error:
+            log.error("update of task=%s cannot be kept: %s", task.name, error)
+            self._on(jobs.Stopped("failed", getattr(error, "reason", "disk"), str(error)))
+            return
         log.info("update kept task=%s loss=%.4f train_s=%.3f", offer.task, offer.loss, offer.train_s)
         self._on(jobs.Packed())
         self._offer_at, self._offer_retry_s = now, FIRST_RETRY_S
