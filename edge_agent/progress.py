@@ -27,7 +27,7 @@ from sparse.codecs import Shared, max_update_bytes, parse_codec
 log = logging.getLogger("edge-agent")
 
 # Flash wears by what is written. Large states are kept less often, so that no more than this is written in a second of
-# training: 22 GB in a day of nothing else, at which the smallest cards last for years.
+# training: 22 GB in a day of nothing else, less than one rewrite of a 32 GB card.
 MOST_BYTES_PER_S = 256 << 10
 # What names and shapes take in the file, beside the values.
 _HEADER_BYTES = 4096
