@@ -6,6 +6,7 @@ import re
 import signal
 import sqlite3
 import sys
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,10 @@ Event = Mapping[str, Any]
 
 @dataclass
 class RealFleet:
-    """Processes of one fleet in one folder. `events` are what the coordinator printed, over all its lives."""
+    """Processes of one fleet in one folder. `events` are what the coordinator printed, over all its lives.
+
+    broker: of the coordinator's settings. With a URL, and its `port`, the broker is somebody else's and stays as it is.
+    """
 
     folder: Path
     broker: str
@@ -43,6 +47,8 @@ class RealFleet:
     coordinator: Child | None = None
     # A command that every process is started by, such as faketime's.
     wrapped: tuple[str, ...] = ()
+    # One for each, because a broker may have several.
+    name: str = field(default_factory=lambda: f"test-{uuid.uuid4().hex[:12]}")
 
     def __post_init__(self) -> None:
         sized = {} if self.features == FEATURES else {"features": self.features}
@@ -50,7 +56,7 @@ class RealFleet:
         self.make_shard(self.folder / "test.npz", seed=99, **sized)
         (self.folder / "coordinator.toml").write_text(
             f"""
-fleet = "test"
+fleet = "{self.name}"
 state = "coordinator"
 bundle = "bundle"
 [broker]
@@ -77,7 +83,7 @@ keep_rounds = 1000
             (folder / "agent.toml").write_text(
                 f"""
 device = "device-{index:02d}"
-fleet = "test"
+fleet = "{self.name}"
 state = "state"
 [broker]
 url = "mqtt://127.0.0.1:{self.port}"
@@ -85,6 +91,8 @@ longest_retry_s = 1.0
 keepalive_s = 5
 [data]
 path = "shard.npz"
+[training]
+checkpoint_s = 0.01
 """
             )
 

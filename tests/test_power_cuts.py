@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coordinator.broker import Broker
 from devices.processes import Child
 from protocol.failpoints import Failpoint
+from protocol.mqtt import parse_url
 from tests.audit import audit, examine
-from tests.conftest import require_broker
 from tests.power_cut import Disk, kill_recorded, recording
 from tests.real_fleet import ROOT, RealFleet
 
@@ -46,9 +47,8 @@ def strace() -> None:
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[RealFleet]:
-    require_broker("mosquitto")
-    fleet = RealFleet(tmp_path, "mosquitto", rounds=10_000, devices=2)
+def fleet(tmp_path: Path, mosquitto: Broker) -> Iterator[RealFleet]:
+    fleet = RealFleet(tmp_path, mosquitto.url, 10_000, devices=2, port=parse_url(mosquitto.url).port)
     yield fleet
     fleet.stop()
 

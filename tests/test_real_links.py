@@ -82,9 +82,10 @@ def test_a_link_that_stalls_or_nearly_does_is_waited_for(fleet: RealFleet, link:
     before = link.counts()["bytes_up"]
     fleet.until(lambda: link.counts()["bytes_up"] > before + 20_000)
     link.say("up_kbit_s=8000")
-    finish(fleet)
+    fleet.until(lambda: "update accepted" in fleet.agents["device-00"].log.read_text())
     counts = link.counts()
     assert (counts["opened"], counts["swallowed"]) == (1, 0)
+    finish(fleet)
     # What was asked for again while the line stood still is sent twice.
     assert counts["bytes_up"] <= FRAMING * UPDATE_BYTES + WINDOW_BYTES
 
