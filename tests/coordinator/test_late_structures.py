@@ -42,7 +42,7 @@ def model_at(fleet: Simulation, version: int) -> Vector:
 
 
 def values_of(fleet: Simulation, update: AcceptedUpdate) -> tuple[Vector, Vector, np.ndarray[Any, Any]]:
-    """What an update says of parameters and buffers, and where in the whole model its own version says that they lie."""
+    """What an update says of parameters and buffers, and where in the whole model its version says that they lie."""
     manifest = fleet.bundle.manifest
     seen = narrowed(manifest, update.variant)
     layout = layout_of(seen, update.variant)
@@ -111,20 +111,19 @@ def test_a_late_device_still_fetches_the_model_that_it_was_told_of(tmp_path: Pat
     def compressed(settings: Settings) -> Settings:
         return replace(settings, downlink=DownlinkSettings("topk:0.1/int8"))
 
-    for change in (lambda settings: settings, compressed):
-        fleet = simulated(tmp_path / change.__name__, change, late_rounds=100)
-        slow = fleet.agents[SLOW]
-        slow.train_s = 0.0
-        fleet.until(lambda slow=slow: slow.task is not None)
-        fleet.broker.cut(SLOW)
-        fleet.until(lambda fleet=fleet: len(fleet.committed) >= 5, turns=5000)
-        fleet.broker.restore(SLOW)
-        task = slow.task
-        assert task is not None
-        assert not slow.chunks, "nothing of its model has come yet"
-        fleet.until(lambda slow=slow, task=task: task.name in slow.settled)
-        assert slow.settled[task.name].verdict == "accepted"
-        fleet.store.close()
+    fleet = simulated(tmp_path, compressed, late_rounds=100)
+    slow = fleet.agents[SLOW]
+    slow.train_s = 0.0
+    fleet.until(lambda: slow.task is not None)
+    fleet.broker.cut(SLOW)
+    fleet.until(lambda: len(fleet.committed) >= 5)
+    fleet.broker.restore(SLOW)
+    task = slow.task
+    assert task is not None
+    assert not slow.chunks, "nothing of its model has come yet"
+    fleet.until(lambda: task.name in slow.settled)
+    assert slow.settled[task.name].verdict == "accepted"
+    fleet.store.close()
 
 
 @pytest.mark.parametrize("codec", ["auto", "topk:0.5/float16"])
