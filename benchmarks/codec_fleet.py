@@ -103,8 +103,8 @@ def _next(
     manifest = bundle.manifest
     layout = layout_of(manifest, FULL)
 
-    def decode(name: str) -> Decoded:
-        return decode_payload(payloads[name], codec, layout)
+    def decode(update: Weighted) -> Decoded:
+        return decode_payload(payloads[update.device], codec, layout)
 
     updates = [Weighted(name, len(data), layout) for name, data in fleet.items()]
     return server_step(ServerSettings(), state, model, fold(updates, decode, manifest.parameters, manifest.buffers))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from coordinator.next_model import load_model, load_structure
+from coordinator.next_model import load_model, structure_of
 from coordinator.settings import LimitSettings
 from coordinator.store import Store
 from protocol.bundle import open_bundle
@@ -52,7 +52,7 @@ def history(state: Path, bundle: Path) -> History:
         for number in range(newest.version + 1):
             version = store.version(number)
             assert version is not None, f"version {number} is not kept"
-            mask = load_structure(store, version).mask
+            mask = structure_of(store, version.version).mask
             assert mask is not None, f"version {number} has no mask"
             dense.append(load_model(store, version, manifest)[: manifest.parameters][prunable])
             masks.append(mask[prunable])

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -92,9 +93,13 @@ def run(
             delta, layout = np.subtract(local.result().model, base), layout_of(view.manifest, member.tier)
             decoded[member.name] = (take(delta, layout.parameters), take(delta, layout.buffers))
             updates.append(Weighted(member.name, len(member.data), layout, at))
-        folded = fold(updates, decoded.__getitem__, manifest.parameters, manifest.buffers)
+        folded = fold(updates, partial(_of, decoded), manifest.parameters, manifest.buffers)
         state, model = server_step(ServerSettings(), state, model, folded)
     return Outcome(accuracy(bundle, model, held_out), step_s, model)
+
+
+def _of(decoded: Mapping[str, Decoded], update: Weighted) -> Decoded:
+    return decoded[update.device]
 
 
 def wall_s(fleet: Sequence[Member], schedule: Schedule, step_s: Mapping[str, float]) -> float:

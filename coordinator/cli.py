@@ -127,6 +127,8 @@ def _round(options: argparse.Namespace) -> int:
     if detail.figures is not None:
         _rows(options, "figures", (detail.figures,))
     _rows(options, "devices", detail.devices)
+    if detail.late:
+        _rows(options, "late", detail.late)
     if detail.rejections:
         _rows(options, "rejections", detail.rejections)
     for decision in detail.decisions:
@@ -274,6 +276,7 @@ def _table(title: str, names: list[str], rows: list[list[str]]) -> None:
             "variant",
             "codec",
             "rests",
+            "discarded",
             "phase",
             "reason",
             "detail",

@@ -59,7 +59,7 @@ class Codecs:
         rounds, day_bytes = self._settings.rounds, self._settings.limits.device_bytes_per_day
         if self.only is not None:
             return dict.fromkeys(tiers, self.only)
-        chance = min(1.0, rounds.devices * rounds.over_select / max(1, len(tiers)))
+        chance = min(1.0, rounds.asked_a_round / max(1, len(tiers)))
         allowance = Allowance(
             target_s=self._settings.tiers.target_s or rounds.deadline_s,
             day_bytes=day_bytes,

@@ -37,7 +37,8 @@ class RoundOpened:
 
 @dataclass(frozen=True, slots=True)
 class RoundCommitted:
-    """A model version exists. Bytes are those of this round, in each direction, as their senders counted them.
+    """A model version exists. devices: updates in its fold, `late` of them of earlier rounds. Bytes are those of this
+    round, in each direction, as their senders counted them.
 
     overhead_s: seconds without the longest training time of a device and without the evaluation.
     """
@@ -51,6 +52,7 @@ class RoundCommitted:
     overhead_s: float
     bytes_up: int
     bytes_down: int
+    late: int = 0
 
 
 @dataclass(frozen=True, slots=True)

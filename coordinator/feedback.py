@@ -3,8 +3,12 @@
 A device tells the mean gradient of its steps, taken at the masked weights (DPF: Lin et al. 2020, algorithm 1, line 6),
 for the coordinates where it is largest. Had its optimiser had those weights, so steady a gradient would have moved
 them by the learning rate times the steps, and with momentum by as much more as velocity builds up over so many steps.
-The mean over all devices of the round counts a coordinate as 0 for those who did not report it: what few tell weighs
+The mean over all updates of the fold counts a coordinate as 0 for those who did not report it: what few tell weighs
 little, and nothing is made up.
+
+A late update was trained under an older mask. Where that kept what the present one leaves out, its delta is a report
+of the best kind, the coordinate was trained, so it moves the dense weights there, in the same mean. Where the present
+mask keeps what the older one left out, it says nothing and does not count.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,22 +23,31 @@ from sparse.masks import Mask
 
 
 def with_feedback(folded: Folded, mask: Mask, motion: Delta) -> Folded:
-    """The fold on the mask, and the motion, float64[n_parameters], off it. What stays there is trained by nobody."""
+    """The fold on the mask, and off it what late updates trained there and the motion, float64[n_parameters]. What
+    stays there is trained by nobody."""
+    off = folded.parameters + motion
     return Folded(
-        parameters=np.where(mask, folded.parameters, motion),
+        parameters=np.where(mask, folded.parameters, off),
         buffers=folded.buffers,
-        trained=np.where(mask, folded.trained, motion != 0.0),
+        trained=np.where(mask, folded.trained, off != 0.0),
     )
 
 
-def motion(updates: Iterable[AcceptedUpdate], report: Callable[[AcceptedUpdate], Vector], n: int) -> Delta:
+def motion(
+    updates: Iterable[AcceptedUpdate],
+    report: Callable[[AcceptedUpdate], Vector],
+    n: int,
+    discounted: Callable[[AcceptedUpdate], float],
+) -> Delta:
     """The mean of what the reports move, by weight: float64[n]. report: of an update that was asked for one, its
-    gradient over all parameters, float32[n], 0 where it tells none. In device order, so the same bits in any."""
-    ordered = sorted(updates, key=lambda update: update.device)
+    gradient over all parameters, float32[n], 0 where it tells none. discounted: its share of its weight. In the order
+    of rounds, then devices, so the same bits in any."""
+    ordered = sorted(updates, key=lambda update: (update.number, update.device))
     moved = np.zeros(n)
     for update in ordered:
         if update.task.mask is not None and update.task.mask.report:
-            moved -= update.weight * reach(update.task, update.weight) * report(update).astype(np.float64)
+            counted = update.weight * discounted(update)
+            moved -= counted * reach(update.task, update.weight) * report(update).astype(np.float64)
     return moved / max(1, sum(update.weight for update in ordered))
 
 

@@ -50,7 +50,7 @@ def forecast(
     Raises ConfigurationError for a mask or a codec that the bundle or the settings do not go with.
     """
     check_mask(settings, bundle.manifest)
-    per_round = min(1.0, settings.rounds.devices * settings.rounds.over_select / devices)
+    per_round = min(1.0, settings.rounds.asked_a_round / devices)
     rounds_a_day, budget = per_round * DAY_S / round_s, settings.limits.device_bytes_per_day
     rows = []
     views = _views(settings, bundle)

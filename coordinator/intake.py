@@ -23,25 +23,41 @@ from sparse.codecs import PayloadError, Shared, decode_update, max_update_bytes,
 
 # What these say is of the moment, not of the device's work on its task, which goes on.
 NOT_THE_TASKS_END = frozenset(
-    {"unknown-device", "other-run", "unknown-round", "round-closed", "no-task", "task-over", "duplicate", "name-reused"}
+    {
+        "unknown-device",
+        "other-run",
+        "unknown-round",
+        "round-closed",
+        "too-late",
+        "no-task",
+        "task-over",
+        "duplicate",
+        "name-reused",
+    }
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """What the coordinator knows of a device's place in the offered round. `task` is None where it has none."""
+    """What the coordinator knows of a device's place in the offered round. `task` is None where it has none.
+
+    open_round: updates of this round are taken from this device, because it is open or the device is carried from it.
+    closed: why not, where there is more to say of it than that.
+    """
 
     known_device: bool
     known_round: bool
     open_round: bool
     phase: Phase | None
     task: Task | None
+    closed: Rejection | None = None
 
 
 def check_offer(
-    offer: Offer, run: str, seat: Seat, manifest: Manifest, view: Callable[[str], View]
+    offer: Offer, run: str, seat: Seat, manifest: Manifest, view: Callable[[Task, str], View | Rejection]
 ) -> Rejection | None:
-    """Whether an offered update may be asked for. Nothing of it was received yet. view: of a variant of the bundle."""
+    """Whether an offered update may be asked for. Nothing of it was received yet. view: of what a
+    task is to be done on, by a variant of the bundle, or why that is not known."""
     stale = _check_freshness(offer, run, seat)
     if stale is not None:
         return stale
@@ -57,7 +73,9 @@ def check_offer(
         return Rejection(
             "variant", f"an update of {offer.variant!r} where the task says {asked or 'any whole model'!r}"
         )
-    seen = view(offer.variant)
+    seen = view(task, offer.variant)
+    if isinstance(seen, Rejection):
+        return seen
     layout, shared = seen.layout, seen.shared(task)
     limit = max_update_bytes(layout.n_parameters, layout.n_buffers, parse_codec(task.codec), shared, layout.shapes)
     if offer.blob.size > limit:
@@ -82,12 +100,12 @@ def _check_freshness(offer: Offer, run: str, seat: Seat) -> Rejection | None:
     if not seat.known_round:
         return Rejection("unknown-round", f"there is no round {offer.round}")
     if not seat.open_round:
-        return Rejection("round-closed", f"round {offer.round} is closed")
+        return seat.closed or Rejection("round-closed", f"round {offer.round} is closed")
     if seat.task is None:
         return Rejection("no-task", f"this device was not asked in round {offer.round}")
     if seat.phase == "done":
         return Rejection("duplicate", f"round {offer.round} already has an update of this device")
-    if seat.phase not in OPEN:
+    if seat.phase not in OPEN and seat.phase != "carried":
         return Rejection("task-over", f"this device's task of round {offer.round} is over")
     return None
 

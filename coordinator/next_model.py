@@ -8,7 +8,7 @@ import numpy as np
 from coordinator.downlink import Published, publish
 from coordinator.evaluate import Examine
 from coordinator.feedback import motion, with_feedback
-from coordinator.fold import Decoded, Weighted, fold
+from coordinator.fold import Decoded, Weighted, discount, fold
 from coordinator.intake import decode_payload
 from coordinator.masking import deployed
 from coordinator.refresh import first_structure, next_structure
@@ -17,7 +17,7 @@ from coordinator.server_step import initial_state, pack_state, server_step, unpa
 from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.structure import Structure, pack_structure, unpack_structure
-from coordinator.views import Views
+from coordinator.views import View, Views
 from edge_agent.runtimes.engine import Evaluation, Vector
 from edge_agent.runtimes.parameters import initial_model
 from protocol.bundle import Bundle
@@ -52,19 +52,18 @@ def first_model(store: Store, bundle: Bundle, settings: Settings, examine: Exami
 
 def load_model(store: Store, version: ModelVersion, manifest: Manifest) -> Vector:
     """The model of a version, float32[total]. Raises SparsefleetError when the disk no longer has it."""
-    return _vector(_read(store, version, version.blob.digest), manifest)
+    return _vector(_read(store, version.version, version.blob.digest), manifest)
 
 
 def load_public(store: Store, version: ModelVersion, manifest: Manifest) -> Vector:
     """What devices hold of a version, float32[total]. Raises SparsefleetError when the disk no longer has it."""
-    return _vector(_read(store, version, version.published.digest), manifest)
+    return _vector(_read(store, version.version, version.published.digest), manifest)
 
 
-def load_structure(store: Store, version: ModelVersion) -> Structure:
-    """What of the version devices work on. Raises SparsefleetError when the disk no longer has it."""
-    if version.structure is None:
-        return Structure()
-    return unpack_structure(_read(store, version, version.structure))
+def structure_of(store: Store, version: int) -> Structure:
+    """What of a version devices work on. Raises SparsefleetError when the disk no longer has it."""
+    digest = store.structure(version)
+    return Structure() if digest is None else unpack_structure(_read(store, version, digest))
 
 
 def next_model(
@@ -73,22 +72,35 @@ def next_model(
     settings: Settings,
     base: ModelVersion,
     views: Views,
+    view_for: Callable[[int, str], View],
     accepted: Iterable[AcceptedUpdate],
     examine: Examine | None,
     clock: Callable[[], float],
 ) -> Made:
-    """Folds, steps, stores and evaluates. A function of the accepted set; to do it again gives the same bytes."""
-    started = clock()
-    updates = {update.device: update for update in accepted}
+    """Folds, steps, stores and evaluates. A function of the accepted set; to do it again gives the same bytes.
 
-    def decode(device: str) -> Decoded:
-        update = updates[device]
-        view = views.of(update.variant)
+    view_for: the view of a version and variant, by which an update of that version is read.
+    """
+    started = clock()
+    updates = {(update.number, update.device): update for update in accepted}
+    seen = {(u.task.version, u.variant): view_for(u.task.version, u.variant) for u in updates.values()}
+
+    def view_of(update: AcceptedUpdate) -> View:
+        return seen[update.task.version, update.variant]
+
+    def discounted(update: AcceptedUpdate) -> float:
+        return discount(base.version - update.task.version, settings.rounds.staleness)
+
+    def decode(weighted: Weighted) -> Decoded:
+        update = updates[weighted.number, weighted.device]
+        view = view_of(update)
         payload = store.updates.read(update.digest)
-        return decode_payload(payload, update.codec, view.layout, view.shared(update.task))
+        parameters, buffers = decode_payload(payload, update.codec, view.layout, view.shared(update.task))
+        # What its mask left out it did not train, whatever its codec says of it.
+        return parameters if view.mask is None else np.where(view.mask, parameters, np.float32(0)), buffers
 
     def report(update: AcceptedUpdate) -> Vector:
-        view, told = views.of(update.variant), np.zeros(manifest.parameters, dtype=np.float32)
+        view, told = view_of(update), np.zeros(manifest.parameters, dtype=np.float32)
         shared = view.shared(update.task)
         assert shared is not None, "only who has a mask is asked for a report"
         payload = store.updates.read(update.digest)
@@ -96,14 +108,16 @@ def next_model(
         return told
 
     weighted = []
-    for update in updates.values():
-        view = views.of(update.variant)
-        weighted.append(Weighted(update.device, update.weight, view.layout, view.places))
+    for u in updates.values():
+        view, late = view_of(u), u.task.version < base.version
+        # Nobody else trained under an older mask; under the present one all did, and off it all count as 0.
+        mask = view.mask if late else None
+        weighted.append(Weighted(u.device, u.weight, view.layout, view.places, u.number, discounted(u), mask))
     folded = fold(weighted, decode, manifest.parameters, manifest.buffers)
     reached("coordinator.round-folded")
     mask = views.structure.mask
     if mask is not None:
-        folded = with_feedback(folded, mask, motion(updates.values(), report, manifest.parameters))
+        folded = with_feedback(folded, mask, motion(updates.values(), report, manifest.parameters, discounted))
     state = unpack_state(store.models.read(base.server_state))
     state, dense = server_step(settings.server, state, views.dense, folded)
     structure = next_structure(settings, manifest, views.structure, dense, base.version + 1)
@@ -143,8 +157,8 @@ def _vector(data: bytes, manifest: Manifest) -> Vector:
     return np.frombuffer(data, dtype="<f4").astype(np.float32)
 
 
-def _read(store: Store, version: ModelVersion, digest: bytes) -> bytes:
+def _read(store: Store, version: int, digest: bytes) -> bytes:
     try:
         return store.models.read(digest)
     except SparsefleetError as error:
-        raise SparsefleetError(f"model version {version.version}: {error}") from None
+        raise SparsefleetError(f"model version {version}: {error}") from None

@@ -59,7 +59,7 @@ class _Decided:
     verdict: Taken | Rejected
 
 
-ViewOf = Callable[[str], View]
+ViewOf = Callable[[Task, str], View | Rejection]
 
 
 class Reception:
@@ -101,7 +101,7 @@ class Reception:
         self._decided.clear()
 
     def offered(self, device: str, offer: Offer, seat: Seat, view: ViewOf, now: float) -> Uncounted | None:
-        """Answers an offer, unless its chunks must come first or it waits for `settle`. view: of the round's base
+        """Answers an offer, unless its chunks must come first or it waits for `settle`. view: of the task's base
         model."""
         earlier = self._store.receipt(device, offer)
         if earlier is not None and earlier[0] == offer.blob.digest:
@@ -161,7 +161,9 @@ class Reception:
     def _check(self, payload: bytes, offer: Offer, task: Task, view: ViewOf) -> Rejection | None:
         if len(payload) != offer.blob.size:
             return Rejection("size", f"{len(payload)} bytes where {offer.blob.size} were offered")
-        seen = view(offer.variant)
+        seen = view(task, offer.variant)
+        if isinstance(seen, Rejection):
+            return seen
         checked = check_payload(payload, task.codec, seen.layout, seen.model, seen.shared(task))
         return checked if isinstance(checked, Rejection) else None
 

@@ -21,7 +21,9 @@ MOST_LISTED = 8
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The run at a glance. `open_round` is None between rounds and after the last, `open_s` its age.
+    """The run at a glance. `open_round` is None between rounds and after the last, `open_s` its age. delivered: updates
+    that wait for its fold. carried: devices still at work for closed rounds. late, discarded: updates folded into later
+    versions than their round's, and into none.
 
     `waiting_for` says in words what the next step hangs on: whom the operator should look at.
     """
@@ -42,13 +44,17 @@ class Status:
     bytes_up: int
     bytes_down: int
     rejected: int
+    carried: int
+    late: int
+    discarded: int
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceRow:
     """One device over the whole run. variant, codec: of its last update; rounds: how many it was asked to join.
 
-    bytes_today: either way, since midnight UTC. rests: why it is not asked today, None where it may be.
+    bytes_today: either way, since midnight UTC. rests: why it is not asked today, None where it may be. late,
+    discarded: of its accepted updates.
     """
 
     device: str
@@ -67,11 +73,14 @@ class DeviceRow:
     last_loss: float | None
     step_ms: float | None
     last_seen_s: float
+    late: int
+    discarded: int
 
 
 @dataclass(frozen=True, slots=True)
 class RoundRow:
-    """One committed round, as its event said; round 0 is the exported model."""
+    """One committed round, as its event said; round 0 is the exported model. devices: updates in its fold, `late` of
+    them of earlier rounds."""
 
     round: int
     version: int
@@ -85,11 +94,13 @@ class RoundRow:
     extensions: int
     bytes_up: int
     bytes_down: int
+    late: int
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """One device in one round; the figures are those of its update, if there is one."""
+    """One device in one round; the figures are those of its update, if there is one: folded into version `fold` with
+    weight times discount, or discarded for a reason, or neither yet."""
 
     device: str
     phase: str
@@ -102,6 +113,25 @@ class TaskRow:
     train_s: float | None
     bytes: int | None
     variant: str | None
+    fold: int | None
+    discount: float | None
+    discarded: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LateRow:
+    """An update of an earlier round in a fold: `behind` so many versions, it counts for weight times discount."""
+
+    device: str
+    round: int
+    behind: int
+    weight: int
+    discount: float
+    steps: int
+    loss: float
+    train_s: float
+    bytes: int
+    variant: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +146,14 @@ class RejectionRow:
 
 @dataclass(frozen=True, slots=True)
 class RoundDetail:
-    """Everything kept of one round; `figures` is None while it is open."""
+    """Everything kept of one round; `figures` is None while it is open. late: what its fold took of earlier rounds."""
 
     round: int
     state: str
     base_version: int
     figures: RoundRow | None
     devices: tuple[TaskRow, ...]
+    late: tuple[LateRow, ...]
     rejections: tuple[RejectionRow, ...]
     decisions: tuple[str, ...]
 
@@ -153,8 +184,10 @@ class TrainedRow:
 
 _ROUND = (
     "SELECT round, version, devices, accuracy, loss, seconds, overhead_s, evaluation_s, fold_s, extensions, "
-    "bytes_up, bytes_down FROM rounds WHERE state = 'committed'"
+    "bytes_up, bytes_down, (SELECT count(*) FROM updates u WHERE u.fold = rounds.version AND u.round < rounds.round) "
+    "FROM rounds WHERE state = 'committed'"
 )
+_WAITING = "fold IS NULL AND discarded IS NULL"
 
 
 class Reports:
@@ -193,12 +226,15 @@ class Reports:
             # The wall clock may have been set meanwhile.
             open_s=None if opened_s is None else round(max(0.0, time.time() - opened_s), 1),
             waiting_for=self._waiting_for(wanted, number, version, accuracy, running, present),
-            delivered=self._number("SELECT count(*) FROM updates WHERE round = ?", number),
+            delivered=0 if number is None else self._number(f"SELECT count(*) FROM updates WHERE {_WAITING}"),
             devices=self._number("SELECT count(*) FROM devices"),
             present=present,
             bytes_up=self._bytes("up"),
             bytes_down=self._bytes("down"),
             rejected=self._number("SELECT coalesce(sum(count), 0) FROM rejections"),
+            carried=self._number("SELECT count(*) FROM tasks WHERE phase = 'carried'"),
+            late=self._number("SELECT count(*) FROM updates WHERE fold > round"),
+            discarded=self._number("SELECT count(*) FROM updates WHERE discarded IS NOT NULL"),
         )
 
     def _waiting_for(
@@ -224,8 +260,8 @@ class Reports:
             return f"devices, {present} of {wanted.least} are there{rest}" if able < wanted.least else "nothing"
         tasks = self._sql.execute(
             "SELECT device, phase, reason, (SELECT present FROM devices d WHERE d.device = t.device) FROM tasks t "
-            "WHERE round = ? AND phase != 'done' ORDER BY device",
-            (number,),
+            "WHERE (round = ? AND phase != 'done') OR (phase = 'carried' AND ?) ORDER BY device",
+            (number, wanted.buffered),
         )
         said = [
             f"{device} ({reason if phase == 'out' else 'at work' if there else 'gone'})"
@@ -252,7 +288,10 @@ class Reports:
             "(SELECT coalesce(sum(sent_bytes + earlier_bytes - before_bytes), 0) FROM traffic f "
             "WHERE f.device = d.device AND f.day = :day), "
             "CASE WHEN resting_day = :day THEN 'budget' END, "
-            "last_loss, step_ms, last_seen_s FROM devices d ORDER BY device",
+            "last_loss, step_ms, last_seen_s, "
+            "(SELECT count(*) FROM updates u WHERE u.device = d.device AND fold > round), "
+            "(SELECT count(*) FROM updates u WHERE u.device = d.device AND discarded IS NOT NULL) "
+            "FROM devices d ORDER BY device",
             {"day": day_of(time.time())},
         )
         return tuple(DeviceRow(device, bool(present) and running, *rest) for device, present, *rest in rows)
@@ -263,7 +302,7 @@ class Reports:
         rows = [RoundRow(*row) for row in self._sql.execute(f"{_ROUND} ORDER BY round")]
         if first is not None:
             accuracy = accuracy_of(json.loads(first[1]))
-            rows.insert(0, RoundRow(0, 0, 0, accuracy, first[0], 0.0, 0.0, 0.0, 0.0, 0, 0, 0))
+            rows.insert(0, RoundRow(0, 0, 0, accuracy, first[0], 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0))
         return tuple(rows)
 
     def round(self, number: int) -> RoundDetail:
@@ -273,9 +312,15 @@ class Reports:
             raise NothingToDoError(f"round {number}: there is none (yet); fleet-coordinator rounds lists them")
         figures = self._sql.execute(f"{_ROUND} AND round = ?", (number,)).fetchone()
         tasks = self._sql.execute(
-            "SELECT t.device, phase, reason, detail, examples, weight, steps, loss, train_s, size, variant "
+            "SELECT t.device, phase, reason, detail, examples, weight, steps, loss, train_s, size, variant, fold, "
+            "discount, discarded "
             "FROM tasks t LEFT JOIN updates u USING (round, device) WHERE t.round = ? ORDER BY t.device",
             (number,),
+        )
+        late = self._sql.execute(
+            "SELECT device, round, fold - round, weight, discount, steps, loss, train_s, size, variant FROM updates "
+            "WHERE fold = ? AND round < ? ORDER BY round, device",
+            (number, number),
         )
         rejections = self._sql.execute(
             "SELECT device, reason, count, detail FROM rejections WHERE round = ? ORDER BY device, reason", (number,)
@@ -287,6 +332,7 @@ class Reports:
             base_version=found[1],
             figures=None if figures is None else RoundRow(*figures),
             devices=tuple(TaskRow(*row) for row in tasks),
+            late=tuple(LateRow(*row) for row in late),
             rejections=tuple(RejectionRow(*row) for row in rejections),
             decisions=tuple(what for (what,) in decisions),
         )

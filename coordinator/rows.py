@@ -2,13 +2,14 @@
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from coordinator.round import Phase
+from coordinator.round import OPEN, Phase
 from coordinator.schema import DATABASE, LOST
+from coordinator.traffic import Sender, Traffic
 from protocol.database import damaged
 from protocol.messages import BlobRef, Envelope, Offer, Receipt, Task, decode, encode
 
@@ -49,18 +50,29 @@ class StoredTask:
 
 @dataclass(frozen=True, slots=True)
 class OpenedRound:
-    """The round that was open when the store was last written."""
+    """The round that was open when the store was last written. uptime_s: of the run when it was opened."""
 
     number: int
     extensions: int
     bytes_before: tuple[int, int]
     tasks: tuple[StoredTask, ...]
+    uptime_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedTask:
+    """Who still works for which closed round. uptime_s: of the run when that was opened."""
+
+    device: str
+    number: int
+    uptime_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptedUpdate:
-    """An update in a round's set, and the task that it is for."""
+    """An update in a fold's set, and the task of round `number` that it is for."""
 
+    number: int
     device: str
     digest: bytes
     weight: int
@@ -68,6 +80,15 @@ class AcceptedUpdate:
     codec: str
     variant: str
     task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What became of an accepted update of round `number`: its share of its weight in a fold."""
+
+    number: int
+    device: str
+    discount: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +116,11 @@ class DeviceActivity:
 
 @dataclass(frozen=True, slots=True)
 class RoundFigures:
-    """What a round came to. Seconds count from its opening, or from the last restart in it; bytes are those between its
-    opening and its commit."""
+    """What a round came to. devices: updates in its fold, `late` of them of earlier rounds. Seconds count from its
+    opening, or from the last restart in it; bytes are those between its opening and its commit."""
 
     devices: int
+    late: int
     accuracy: float | None
     seconds: float
     overhead_s: float
@@ -124,6 +146,57 @@ def insert_model(sql: sqlite3.Connection, model: ModelVersion) -> None:
             None if model.difference is None else model.difference.digest,
             None if model.difference is None else model.difference.size,
         ),
+    )
+
+
+def model(sql: sqlite3.Connection, number: int) -> ModelVersion | None:
+    row = sql.execute(
+        "SELECT version, digest, size, server_state, loss, metrics, structure, public, difference, difference_size "
+        "FROM models WHERE version = ? AND (kept = 1 OR version = (SELECT max(version) FROM models))",
+        (number,),
+    ).fetchone()
+    if row is None:
+        return None
+    return ModelVersion(
+        *(row[0], BlobRef(row[1], row[2]), row[3], row[4], json.loads(row[5]), row[6]),
+        public=None if row[7] is None else BlobRef(row[7], row[2]),
+        difference=None if row[8] is None else BlobRef(row[8], row[9]),
+    )
+
+
+def insert_update(sql: sqlite3.Connection, device: str, offer: Offer, weight: int) -> None:
+    sql.execute(
+        "INSERT INTO updates (round, device, update_boot, update_sequence, digest, size, examples, weight, steps, "
+        "loss, train_s, codec, variant, peak_mib) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            offer.round,
+            device,
+            offer.update_boot,
+            offer.update_sequence,
+            offer.blob.digest,
+            offer.blob.size,
+            offer.examples,
+            weight,
+            offer.steps,
+            offer.loss,
+            offer.train_s,
+            offer.codec,
+            offer.variant,
+            offer.peak_mib,
+        ),
+    )
+
+
+def accepted(sql: sqlite3.Connection, number: int) -> tuple[AcceptedUpdate, ...]:
+    found = sql.execute(
+        "SELECT round, device, digest, weight, train_s, codec, variant, task FROM updates "
+        "JOIN tasks USING (round, device) WHERE fold = :number OR (fold IS NULL AND discarded IS NULL "
+        "AND :number > (SELECT max(version) FROM models)) ORDER BY round, device",
+        {"number": number},
+    )
+    return tuple(
+        AcceptedUpdate(number, device, bytes(digest), weight, train_s, codec, variant, unpack_task(task))
+        for number, device, digest, weight, train_s, codec, variant, task in found
     )
 
 
@@ -162,6 +235,72 @@ def set_phase(
     )
 
 
+def commit_round(sql: sqlite3.Connection, number: int, model: ModelVersion, figures: RoundFigures) -> None:
+    sql.execute(
+        "UPDATE rounds SET state = 'committed', version = ?, devices = ?, accuracy = ?, loss = ?, seconds = ?, "
+        "overhead_s = ?, evaluation_s = ?, fold_s = ?, bytes_up = ?, bytes_down = ? WHERE round = ?",
+        (
+            model.version,
+            figures.devices,
+            figures.accuracy,
+            model.loss,
+            figures.seconds,
+            figures.overhead_s,
+            figures.evaluation_s,
+            figures.fold_s,
+            figures.bytes_up,
+            figures.bytes_down,
+            number,
+        ),
+    )
+
+
+def set_uptime(sql: sqlite3.Connection, uptime_s: float) -> None:
+    """Never less than what is there: it only grows."""
+    sql.execute(
+        "INSERT INTO meta VALUES ('uptime_s', :s) ON CONFLICT (key) DO UPDATE SET value = max(value, :s)",
+        {"s": uptime_s},
+    )
+
+
+def late_blobs(sql: sqlite3.Connection) -> set[bytes]:
+    """The blobs in which devices that still work for closed rounds have their tasks, and the structures by which their
+    updates, and those that wait for a fold, are read."""
+    found: set[bytes] = set()
+    for (packed,) in sql.execute("SELECT task FROM tasks WHERE phase = 'carried'"):
+        task = unpack_task(packed)
+        found |= {task.model.digest, *(step.blob.digest for step in task.differences)}
+        if task.mask is not None:
+            found.add(task.mask.blob.digest)
+    (oldest,) = sql.execute(
+        "SELECT min(round) FROM (SELECT round FROM tasks WHERE phase = 'carried' "
+        "UNION ALL SELECT round FROM updates WHERE fold IS NULL AND discarded IS NULL)"
+    ).fetchone()
+    if oldest is not None:
+        # Round n works on version n - 1.
+        structures = sql.execute("SELECT structure FROM models WHERE version >= ?", (oldest - 1,))
+        found |= {row[0] for row in structures if row[0] is not None}
+    return found
+
+
+def end_open_tasks(sql: sqlite3.Connection, number: int, *, carry: bool) -> None:
+    """What becomes of the devices that are still at work when a round is committed."""
+    pending = ", ".join(f"'{phase}'" for phase in sorted(OPEN))
+    end = "phase = 'carried'" if carry else "phase = 'out', reason = 'withdrawn'"
+    sql.execute(f"UPDATE tasks SET {end} WHERE round = ? AND phase IN ({pending})", (number,))
+
+
+def set_fold(sql: sqlite3.Connection, version: int, folded: Iterable[Counted]) -> None:
+    """Gives updates their one fate. Each waited for it until now."""
+    for update in folded:
+        changed = sql.execute(
+            "UPDATE updates SET fold = ?, discount = ? WHERE round = ? AND device = ? AND fold IS NULL "
+            "AND discarded IS NULL",
+            (version, update.discount, update.number, update.device),
+        )
+        assert changed.rowcount == 1, "an update is folded once"
+
+
 def insert_receipt(
     sql: sqlite3.Connection, device: str, offer: Offer, receipt: Receipt, number: int | None = None
 ) -> None:
@@ -175,6 +314,25 @@ def insert_receipt(
             offer.round if number is None else number,
             encode(Envelope(0, 0, 0, receipt)),
         ),
+    )
+
+
+def put_device(sql: sqlite3.Connection, d: DeviceActivity) -> None:
+    sql.execute(
+        "INSERT INTO devices (device, agent, backend, present, examples, last_seen_s, resting_day) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device) DO UPDATE SET agent = excluded.agent, "
+        "backend = excluded.backend, present = excluded.present, "
+        "examples = coalesce(excluded.examples, examples), last_seen_s = excluded.last_seen_s, "
+        "resting_day = excluded.resting_day",
+        (d.device, d.agent, d.backend, d.present, d.examples, d.last_seen_s, d.resting_day),
+    )
+
+
+def put_traffic(sql: sqlite3.Connection, sender: Sender, t: Traffic) -> None:
+    sql.execute(
+        "INSERT OR REPLACE INTO traffic (device, direction, boot, sent_bytes, earlier_bytes, day, before_bytes) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (*sender, t.boot, t.sent_bytes, t.earlier_bytes, t.day, t.before_bytes),
     )
 
 

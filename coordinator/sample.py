@@ -17,8 +17,13 @@ count = 30                      # no more rounds than this
 # target_accuracy = 0.95        # stop as soon as held-out accuracy reaches this
 devices = 5                     # updates that close a round
 # minimum = 3                   # updates that are enough at the deadline; default: all
-over_select = 1.0               # 1.3 asks 30 % more devices than needed and withdraws the slowest
+over_select = 1.0               # 1.3 asks 30 % more devices than needed; the slowest are late
 deadline_s = 120.0
+late_hours = 24.0               # late updates are folded so long after their round began; 0: their tasks are withdrawn
+late_rounds = 100               # and so many rounds after it
+staleness = 0.5                 # an update t versions behind counts as (1 + t)^-staleness; 0: like any other
+mode = "sync"                   # "buffered": a version every `buffer` updates, while `devices` work (docs/rounds.md)
+# buffer = 3
 
 [training]
 local_epochs = 1                # over each device's own data, or

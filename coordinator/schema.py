@@ -11,7 +11,7 @@ from protocol.database import check_before_writing, damaged
 from protocol.disk import LOCAL, Disk, disk_named, exists, is_disk_trouble
 from protocol.errors import ConfigurationError, NothingToDoError
 
-VERSION = 6
+VERSION = 7
 DATABASE = "coordinator.sqlite"
 LOCK = "lock"
 # What it costs to do without a state folder.
@@ -38,7 +38,7 @@ CREATE TABLE rounds (
   round INTEGER PRIMARY KEY, state TEXT NOT NULL, base_version INTEGER NOT NULL, opened_s REAL NOT NULL,
   up_before INTEGER NOT NULL, down_before INTEGER NOT NULL, extensions INTEGER NOT NULL DEFAULT 0,
   version INTEGER, devices INTEGER, accuracy REAL, loss REAL, seconds REAL, overhead_s REAL, evaluation_s REAL,
-  fold_s REAL, bytes_up INTEGER, bytes_down INTEGER
+  fold_s REAL, bytes_up INTEGER, bytes_down INTEGER, opened_uptime_s REAL NOT NULL DEFAULT 0
 );
 CREATE TABLE tasks (
   round INTEGER NOT NULL, device TEXT NOT NULL, phase TEXT NOT NULL, task BLOB NOT NULL,
@@ -49,7 +49,7 @@ CREATE TABLE updates (
   round INTEGER NOT NULL, device TEXT NOT NULL, update_boot INTEGER NOT NULL, update_sequence INTEGER NOT NULL,
   digest BLOB NOT NULL, size INTEGER NOT NULL, kept INTEGER NOT NULL DEFAULT 1, examples INTEGER NOT NULL,
   weight INTEGER NOT NULL, steps INTEGER NOT NULL, loss REAL NOT NULL, train_s REAL NOT NULL, codec TEXT NOT NULL,
-  variant TEXT NOT NULL DEFAULT 'full', peak_mib REAL,
+  variant TEXT NOT NULL DEFAULT 'full', peak_mib REAL, fold INTEGER, discount REAL, discarded TEXT,
   UNIQUE (round, device), UNIQUE (device, update_boot, update_sequence)
 );
 CREATE TABLE receipts (
@@ -62,6 +62,12 @@ CREATE TABLE rejections (
   PRIMARY KEY (round, device, reason)
 ) WITHOUT ROWID;
 CREATE TABLE decisions (round INTEGER NOT NULL, at_s REAL NOT NULL, what TEXT NOT NULL);
+"""
+# Of few rows among very many: what no fold has taken yet, and who still works for a closed round.
+_INDEXES = """
+CREATE INDEX waiting_updates ON updates (round) WHERE fold IS NULL AND discarded IS NULL;
+CREATE INDEX folded_updates ON updates (fold);
+CREATE INDEX carried_tasks ON tasks (round) WHERE phase = 'carried';
 """
 
 
@@ -78,6 +84,14 @@ _STEPS = {
         "ALTER TABLE traffic ADD COLUMN day INTEGER NOT NULL DEFAULT 0;"
         "ALTER TABLE traffic ADD COLUMN before_bytes INTEGER NOT NULL DEFAULT 0;"
         "ALTER TABLE devices ADD COLUMN resting_day INTEGER;"
+    ),
+    # Until now a round's updates were those of its fold, which made the version of its number.
+    7: (
+        "ALTER TABLE updates ADD COLUMN fold INTEGER; ALTER TABLE updates ADD COLUMN discount REAL;"
+        "ALTER TABLE updates ADD COLUMN discarded TEXT;"
+        "ALTER TABLE rounds ADD COLUMN opened_uptime_s REAL NOT NULL DEFAULT 0;"
+        "UPDATE updates SET fold = round, discount = 1.0 "
+        "WHERE round IN (SELECT round FROM rounds WHERE state = 'committed');" + _INDEXES
     ),
 }
 
@@ -131,7 +145,7 @@ def open_writer(state: Path, disk: Disk = LOCAL) -> sqlite3.Connection:
     # NORMAL may lose committed transactions at a power cut, and receipts were sent for them.
     connection.execute("PRAGMA synchronous=FULL")
     if version == 0:
-        connection.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={VERSION};COMMIT;")
+        connection.executescript(f"BEGIN;{_TABLES}{_INDEXES}PRAGMA user_version={VERSION};COMMIT;")
         disk.sync(state)
     elif version < VERSION:
         steps = "".join(_STEPS[number] for number in range(version + 1, VERSION + 1))

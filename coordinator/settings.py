@@ -18,11 +18,14 @@ from sparse.codecs.spec import DENSE
 from sparse.distributions import Distribution, check_distribution
 
 Schedule = Literal["constant", "cosine", "step"]
+Mode = Literal["sync", "buffered"]
 TierChoice = Literal["off", "static", "rolling", "importance"]
 StepName = Literal["add", "momentum", "adam"]
 
 # A round of more devices than this is more than one broker and one fold in one process are made for.
 MAX_DEVICES = 10_000
+# Receipts are kept for a thousand rounds (store.py), and an update must not be later than its receipt lasts.
+MAX_LATE_ROUNDS = 500
 # Of [training] codec: each device's own, by its link and its bytes today.
 AUTO = "auto"
 _CODEC = "all/float32"
@@ -51,6 +54,12 @@ class RoundSettings:
     """How many rounds, of how many devices, and how long to wait for them.
 
     A round closes at `devices` accepted updates, or at its deadline with at least `minimum` (default: all devices).
+    Devices that are still at work then keep their task. Their updates are folded into the next version, if they come
+    within `late_hours` of the coordinator's running time since their round was opened, and before they are more than
+    `late_rounds` behind; 0 hours withdraws their tasks instead. One t versions behind counts as (1 + t)^-staleness.
+
+    mode "buffered": `devices` work at once, and every `buffer` accepted updates make a version, whatever version they
+    started from; `minimum` (default: buffer) is enough when nothing came for `deadline_s`.
     """
 
     count: int
@@ -59,23 +68,56 @@ class RoundSettings:
     minimum: int | None = None
     over_select: float = 1.0
     target_accuracy: float | None = None
+    late_hours: float = 24.0
+    late_rounds: int = 100
+    staleness: float = 0.5
+    mode: Mode = "sync"
+    buffer: int | None = None
 
     def __post_init__(self) -> None:
         _at_least("count", self.count, 1)
         _at_least("devices", self.devices, 1)
         if self.devices > MAX_DEVICES:
             raise ValueError(f"devices: {self.devices} is over the limit of {MAX_DEVICES}; use fewer a round")
-        if self.minimum is not None and not 1 <= self.minimum <= self.devices:
-            raise ValueError(f"minimum: {self.minimum} must be from 1 to devices ({self.devices})")
+        _check_mode(self)
+        if self.minimum is not None and not 1 <= self.minimum <= self.goal:
+            most = "devices" if self.buffer is None else "buffer"
+            raise ValueError(f"minimum: {self.minimum} must be from 1 to {most} ({self.goal})")
         if not 1.0 <= self.over_select <= 10.0:
             raise ValueError(f"over_select: {self.over_select} must be from 1.0 to 10.0; 1.3 invites 30 % more")
         _positive("deadline_s", self.deadline_s)
         if self.target_accuracy is not None and not 0.0 < self.target_accuracy <= 1.0:
             raise ValueError(f"target_accuracy: {self.target_accuracy} must be above 0 and at most 1; 0.95 means 95 %")
 
+        if not (math.isfinite(self.late_hours) and self.late_hours >= 0):
+            raise ValueError(f"late_hours: {self.late_hours} must be a finite number of at least 0; 0 takes none late")
+        if not 1 <= self.late_rounds <= MAX_LATE_ROUNDS:
+            raise ValueError(f"late_rounds: {self.late_rounds} must be from 1 to {MAX_LATE_ROUNDS}")
+        if not (math.isfinite(self.staleness) and 0.0 <= self.staleness <= 10.0):
+            raise ValueError(f"staleness: {self.staleness} must be from 0 to 10; 0.5 is usual, 0 is for no discount")
+
+    @property
+    def buffered(self) -> bool:
+        return self.mode == "buffered"
+
+    @property
+    def goal(self) -> int:
+        """How many updates close a round."""
+        return self.devices if self.buffer is None else self.buffer
+
     @property
     def least(self) -> int:
-        return self.devices if self.minimum is None else self.minimum
+        return self.goal if self.minimum is None else self.minimum
+
+    @property
+    def at_work(self) -> int:
+        """How many devices are asked, all at once."""
+        return math.ceil(self.devices * self.over_select - 1e-9)
+
+    @property
+    def asked_a_round(self) -> float:
+        """How many devices are asked in a round, in the long run."""
+        return self.devices * self.over_select if self.buffer is None else self.buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +319,28 @@ class Settings:
         if self.rounds.target_accuracy is not None and self.evaluation.data is None:
             raise ValueError("rounds.target_accuracy: needs held-out data; set evaluation.data, or leave it out")
         _check_sparsity(self)
+
+
+def _check_mode(rounds: RoundSettings) -> None:
+    if rounds.mode not in get_args(Mode):
+        raise ValueError(f"mode: {rounds.mode!r} is unknown; use {', '.join(get_args(Mode))}")
+    if not rounds.buffered:
+        if rounds.buffer is not None:
+            raise ValueError(f'buffer: {rounds.buffer} is for mode = "buffered"; leave it out, or set mode')
+        return
+    if rounds.buffer is None:
+        raise ValueError('buffer: mode = "buffered" needs it: how many updates make a version, as half of devices')
+    if not 1 <= rounds.buffer <= rounds.devices:
+        raise ValueError(
+            f"buffer: {rounds.buffer} must be from 1 to devices ({rounds.devices}), which is how many work at once"
+        )
+    if rounds.over_select != 1.0:
+        raise ValueError(
+            f'over_select: {rounds.over_select} has no meaning with mode = "buffered"; set it to 1.0, and devices to '
+            "how many are to work at once"
+        )
+    if rounds.late_hours == 0:
+        raise ValueError('late_hours: 0 with mode = "buffered", which lives on late updates; set it to 24, or above 0')
 
 
 def load(path: Path) -> Settings:

@@ -5,7 +5,6 @@ promised to anybody and is swept away at the next commit. Updates and models hav
 disk limit each, so that no device can name a model's blob as its update.
 """
 
-import json
 import sqlite3
 import time
 import uuid
@@ -16,14 +15,24 @@ from pathlib import Path
 from statistics import median_low
 
 from coordinator import rows
-from coordinator.round import OPEN, Phase
-from coordinator.rows import AcceptedUpdate, DeviceActivity, ModelVersion, OpenedRound, Pace, RoundFigures, StoredTask
+from coordinator.round import Phase
+from coordinator.rows import (
+    AcceptedUpdate,
+    CarriedTask,
+    Counted,
+    DeviceActivity,
+    ModelVersion,
+    OpenedRound,
+    Pace,
+    RoundFigures,
+    StoredTask,
+)
 from coordinator.schema import lock_folder, open_writer
 from coordinator.settings import LimitSettings
 from coordinator.traffic import Sender, Traffic
 from protocol.blobs import BlobStore
 from protocol.disk import LOCAL, Disk
-from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.errors import ConfigurationError, Rejection, SparsefleetError
 from protocol.failpoints import reached
 from protocol.messages import BlobRef, Difference, Offer, Receipt, Task
 
@@ -112,19 +121,13 @@ class Store:
 
     def version(self, number: int) -> ModelVersion | None:
         """A version of which something is kept on disk, and the newest in any case."""
-        row = self._sql.execute(
-            "SELECT version, digest, size, server_state, loss, metrics, structure, public, difference, "
-            "difference_size FROM models WHERE version = ? "
-            "AND (kept = 1 OR version = (SELECT max(version) FROM models))",
-            (number,),
-        ).fetchone()
-        if row is None:
-            return None
-        return ModelVersion(
-            *(row[0], BlobRef(row[1], row[2]), row[3], row[4], json.loads(row[5]), row[6]),
-            public=None if row[7] is None else BlobRef(row[7], row[2]),
-            difference=None if row[8] is None else BlobRef(row[8], row[9]),
-        )
+        return rows.model(self._sql, number)
+
+    def structure(self, number: int) -> bytes | None:
+        """What names the structure of a version that there was; None where devices worked on all of it."""
+        row = self._sql.execute("SELECT structure FROM models WHERE version = ?", (number,)).fetchone()
+        assert row is not None, f"there was no version {number}"
+        return None if row[0] is None else bytes(row[0])
 
     def differences(self, number: int, keep: int) -> tuple[Difference, ...]:
         """The steps that lead to what devices hold of a version, newest last: `keep` of them, or as many as there are
@@ -138,14 +141,20 @@ class Store:
         return tuple(Difference(base, BlobRef(digest, size)) for base, digest, size in steps)[::-1]
 
     def open_round(
-        self, number: int, base_version: int, tasks: Mapping[str, Task], bytes_before: tuple[int, int]
+        self,
+        number: int,
+        base_version: int,
+        tasks: Mapping[str, Task],
+        bytes_before: tuple[int, int],
+        uptime_s: float = 0.0,
     ) -> None:
         """Begins a round with its first invitations, in one transaction. bytes_before: of the run, up and down."""
         with self._transaction() as sql:
+            rows.set_uptime(sql, uptime_s)
             sql.execute(
-                "INSERT INTO rounds (round, state, base_version, opened_s, up_before, down_before) "
-                "VALUES (?, 'open', ?, ?, ?, ?)",
-                (number, base_version, self._wall(), *bytes_before),
+                "INSERT INTO rounds (round, state, base_version, opened_s, up_before, down_before, opened_uptime_s) "
+                "VALUES (?, 'open', ?, ?, ?, ?, ?)",
+                (number, base_version, self._wall(), *bytes_before, uptime_s),
             )
             for device, task in tasks.items():
                 rows.insert_task(sql, number, device, task)
@@ -154,7 +163,7 @@ class Store:
 
     def opened_round(self) -> OpenedRound | None:
         row = self._sql.execute(
-            "SELECT round, extensions, up_before, down_before FROM rounds WHERE state = 'open'"
+            "SELECT round, extensions, up_before, down_before, opened_uptime_s FROM rounds WHERE state = 'open'"
         ).fetchone()
         if row is None:
             return None
@@ -164,7 +173,25 @@ class Store:
             extensions=row[1],
             bytes_before=(row[2], row[3]),
             tasks=tuple(StoredTask(device, phase, rows.unpack_task(task)) for device, phase, task in tasks),
+            uptime_s=row[4],
         )
+
+    def carried(self) -> tuple[CarriedTask, ...]:
+        """Who still works for a closed round."""
+        found = self._sql.execute(
+            "SELECT device, round, opened_uptime_s FROM tasks JOIN rounds USING (round) WHERE phase = 'carried' "
+            "ORDER BY round, device"
+        )
+        return tuple(CarriedTask(*row) for row in found)
+
+    def task(self, number: int, device: str) -> tuple[StoredTask, Rejection] | None:
+        """A device's place in a round, with the reason and detail of how it ended, as far as it did."""
+        row = self._sql.execute(
+            "SELECT phase, task, reason, detail FROM tasks WHERE round = ? AND device = ?", (number, device)
+        ).fetchone()
+        if row is None:
+            return None
+        return StoredTask(device, row[0], rows.unpack_task(row[1])), Rejection(row[2], row[3])
 
     def has_round(self, number: int) -> bool:
         return self._sql.execute("SELECT 1 FROM rounds WHERE round = ?", (number,)).fetchone() is not None
@@ -190,36 +217,33 @@ class Store:
             for device in late:
                 rows.set_phase(sql, number, device, "late")
 
-    def commit_round(self, number: int, model: ModelVersion, figures: RoundFigures) -> None:
-        """The round's end, its model, its server state and its figures, in one transaction."""
+    def commit_round(
+        self, number: int, model: ModelVersion, figures: RoundFigures, folded: Iterable[Counted], *, carry: bool = False
+    ) -> None:
+        """The round's end, its model, its server state, its figures and the fate of its set, in one transaction.
+
+        carry: devices that are still at work keep their tasks.
+        """
         with self._transaction() as sql:
             rows.insert_model(sql, model)
+            rows.commit_round(sql, number, model, figures)
+            rows.set_fold(sql, model.version, folded)
+            rows.end_open_tasks(sql, number, carry=carry)
             sql.execute(
-                "UPDATE rounds SET state = 'committed', version = ?, devices = ?, accuracy = ?, loss = ?, seconds = ?, "
-                "overhead_s = ?, evaluation_s = ?, fold_s = ?, bytes_up = ?, bytes_down = ? WHERE round = ?",
-                (
-                    model.version,
-                    figures.devices,
-                    figures.accuracy,
-                    model.loss,
-                    figures.seconds,
-                    figures.overhead_s,
-                    figures.evaluation_s,
-                    figures.fold_s,
-                    figures.bytes_up,
-                    figures.bytes_down,
-                    number,
-                ),
+                "UPDATE updates SET kept = 0 WHERE fold <= ? OR (discarded IS NOT NULL AND round <= ?)",
+                (number - self._keep_rounds, number - self._keep_rounds),
             )
-            pending = ", ".join(f"'{phase}'" for phase in sorted(OPEN))
-            sql.execute(
-                f"UPDATE tasks SET phase = 'out', reason = 'withdrawn' WHERE round = ? AND phase IN ({pending})",
-                (number,),
-            )
-            sql.execute("UPDATE updates SET kept = 0 WHERE round <= ?", (number - self._keep_rounds,))
             sql.execute("DELETE FROM receipts WHERE round < ?", (number - RECEIPT_ROUNDS,))
             reached("coordinator.round-committing")
         reached("coordinator.round-committed")
+
+    def discard(self, number: int, device: str, reason: str) -> None:
+        """States that an accepted update will be in no fold, and why."""
+        with self._transaction() as sql:
+            sql.execute(
+                "UPDATE updates SET discarded = ? WHERE round = ? AND device = ? AND fold IS NULL",
+                (reason, number, device),
+            )
 
     # -- updates
 
@@ -246,26 +270,7 @@ class Store:
     def accept(self, device: str, offer: Offer, weight: int, receipt: Receipt) -> None:
         """Takes an update whose blob is whole and durable, with its receipt, in one transaction."""
         with self._transaction() as sql:
-            sql.execute(
-                "INSERT INTO updates (round, device, update_boot, update_sequence, digest, size, examples, weight, "
-                "steps, loss, train_s, codec, variant, peak_mib) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    offer.round,
-                    device,
-                    offer.update_boot,
-                    offer.update_sequence,
-                    offer.blob.digest,
-                    offer.blob.size,
-                    offer.examples,
-                    weight,
-                    offer.steps,
-                    offer.loss,
-                    offer.train_s,
-                    offer.codec,
-                    offer.variant,
-                    offer.peak_mib,
-                ),
-            )
+            rows.insert_update(sql, device, offer, weight)
             rows.insert_receipt(sql, device, offer, receipt)
             rows.set_phase(sql, offer.round, device, "done")
             step_ms = 1000 * offer.train_s / max(1, offer.steps)
@@ -295,16 +300,16 @@ class Store:
         return found is not None
 
     def accepted(self, number: int) -> tuple[AcceptedUpdate, ...]:
-        """The set of a round, in device order."""
+        """The set that the fold of a round took, or would take now, in the order of rounds, then devices."""
+        return rows.accepted(self._sql, number)
+
+    def waiting_before(self, number: int) -> int:
+        """How many updates of rounds before this one wait for a fold."""
         found = self._sql.execute(
-            "SELECT device, digest, weight, train_s, codec, variant, task FROM updates "
-            "JOIN tasks USING (round, device) WHERE round = ? ORDER BY device",
-            (number,),
+            "SELECT count(*) FROM updates WHERE fold IS NULL AND discarded IS NULL AND round < ?", (number,)
         )
-        return tuple(
-            AcceptedUpdate(device, bytes(digest), weight, train_s, codec, variant, rows.unpack_task(task))
-            for device, digest, weight, train_s, codec, variant, task in found
-        )
+        count: int = found.fetchone()[0]
+        return count
 
     def delivered_in(self, number: int) -> frozenset[str]:
         """The devices whose update of a round was accepted."""
@@ -354,54 +359,52 @@ class Store:
         devices: Iterable[DeviceActivity],
         traffic: Mapping[Sender, Traffic],
         rejections: Mapping[tuple[str, str], tuple[int, str]],
+        uptime_s: float = 0.0,
     ) -> None:
         """Writes presence, byte counts, and rejections that are of no round: (device, reason) -> count and detail."""
         with self._transaction() as sql:
-            for d in devices:
-                sql.execute(
-                    "INSERT INTO devices (device, agent, backend, present, examples, last_seen_s, resting_day) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device) DO UPDATE SET agent = excluded.agent, "
-                    "backend = excluded.backend, present = excluded.present, "
-                    "examples = coalesce(excluded.examples, examples), last_seen_s = excluded.last_seen_s, "
-                    "resting_day = excluded.resting_day",
-                    (d.device, d.agent, d.backend, d.present, d.examples, d.last_seen_s, d.resting_day),
-                )
-            for (device, direction), t in traffic.items():
-                sql.execute(
-                    "INSERT OR REPLACE INTO traffic (device, direction, boot, sent_bytes, earlier_bytes, day, "
-                    "before_bytes) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (device, direction, t.boot, t.sent_bytes, t.earlier_bytes, t.day, t.before_bytes),
-                )
+            for activity in devices:
+                rows.put_device(sql, activity)
+            for sender, counts in traffic.items():
+                rows.put_traffic(sql, sender, counts)
             for (device, reason), (count, detail) in rejections.items():
                 rows.count_rejection(sql, device, 0, reason, detail, count)
+            rows.set_uptime(sql, uptime_s)
+
+    def uptime_s(self) -> float:
+        """For how long coordinators have served this run, all starts together, as last noted."""
+        found = self._sql.execute("SELECT value FROM meta WHERE key = 'uptime_s'").fetchone()
+        return 0.0 if found is None else float(found[0])
 
     # -- space
 
     def room_for_update(self, blob: BlobRef) -> bool:
         """Whether an update fits; updates of folded rounds give way, the oldest first."""
         while not self.updates.room_for(blob):
-            oldest = self._sql.execute(
-                "SELECT min(u.round) FROM updates u JOIN rounds r USING (round) WHERE kept = 1 AND state = 'committed'"
-            ).fetchone()[0]
+            oldest = self._sql.execute("SELECT min(fold) FROM updates WHERE kept = 1 AND fold IS NOT NULL").fetchone()[
+                0
+            ]
             if oldest is None:
                 return False
-            digests = [row[0] for row in self._sql.execute("SELECT digest FROM updates WHERE round = ?", (oldest,))]
+            digests = [row[0] for row in self._sql.execute("SELECT digest FROM updates WHERE fold = ?", (oldest,))]
             with self._transaction() as sql:
-                sql.execute("UPDATE updates SET kept = 0 WHERE round = ?", (oldest,))
+                sql.execute("UPDATE updates SET kept = 0 WHERE fold = ?", (oldest,))
             for digest in digests:
                 if not self.uses(digest):
                     self.updates.remove(digest)
         return True
 
-    def sweep(self, keep_versions: int) -> None:
-        """Removes every blob no row speaks of; called after a commit, when no transfer is wanted any more.
+    def sweep(self, keep_versions: int, arriving: Iterable[bytes] = ()) -> None:
+        """Removes every blob no row speaks of; called after a commit, when no other transfer is wanted any more.
 
-        keep_versions: of so many the differences that lead to the current one are kept.
+        keep_versions: of so many the differences that lead to the current one are kept. arriving: updates on their way.
         """
-        self.updates.keep_only({row[0] for row in self._sql.execute("SELECT digest FROM updates WHERE kept = 1")})
+        kept = {row[0] for row in self._sql.execute("SELECT digest FROM updates WHERE kept = 1")}
+        self.updates.keep_only(kept | set(arriving))
         wanted = {row[0] for row in self._sql.execute("SELECT digest FROM models WHERE kept = 1")}
         # The mask of each is what makes it a model to deploy.
         wanted |= {row[0] for row in self._sql.execute("SELECT structure FROM models WHERE kept = 1") if row[0]}
+        wanted |= rows.late_blobs(self._sql)
         current = self.current()
         if current is not None:
             wanted |= {current.server_state, current.published.digest}

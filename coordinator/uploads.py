@@ -1,5 +1,6 @@
 """Updates on their way in: one transfer a device, its chunks on disk, its state in memory."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 from coordinator.link import Link
@@ -117,6 +118,14 @@ class Uploads:
 
     def end(self, device: str) -> None:
         self._of.pop(device, None)
+
+    def keep_only(self, devices: Container[str]) -> None:
+        """Lets go of the transfers of all other devices."""
+        self._of = {device: upload for device, upload in self._of.items() if device in devices}
+
+    def digests(self) -> tuple[bytes, ...]:
+        """What is on its way."""
+        return tuple(upload.offer.blob.digest for upload in self._of.values())
 
     def clear(self) -> None:
         self._of.clear()

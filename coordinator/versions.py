@@ -1,21 +1,26 @@
 """The model's versions: the current one, what devices see of it, and how a round's updates become the next one."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from coordinator.downlink import check_downlink, steps_for
 from coordinator.evaluate import Examine, accuracy_of
+from coordinator.fold import discount
 from coordinator.masking import check_mask
-from coordinator.next_model import first_model, load_model, load_public, load_structure, next_model
-from coordinator.rows import ModelVersion, RoundFigures
+from coordinator.next_model import first_model, load_model, load_public, next_model, structure_of
+from coordinator.rows import AcceptedUpdate, Counted, ModelVersion, RoundFigures
 from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.structure import Structure
-from coordinator.views import View, Views
+from coordinator.views import View, Views, late_view
 from edge_agent.runtimes.engine import Vector
 from protocol.bundle import Bundle
+from protocol.errors import SparsefleetError
 from protocol.messages import BlobRef, SharedMask
 from sparse.masks import Mask
+
+log = logging.getLogger("coordinator")
 
 
 class Versions:
@@ -30,10 +35,10 @@ class Versions:
         check_downlink(settings, masked=bundle.manifest.mask is not None)
         version = store.current() or first_model(store, bundle, settings, examine)
         before = store.version(version.version - 1)
-        held = load_structure(store, before).mask if before is not None else None
+        held = structure_of(store, before.version).mask if before is not None else None
         dense = load_model(store, version, bundle.manifest)
         public = load_public(store, version, bundle.manifest) if version.public is not None else dense
-        structure = load_structure(store, version)
+        structure = structure_of(store, version.version)
         # A mask stays where a run began with one, whatever the settings say now.
         check_downlink(settings, masked=structure.mask is not None)
         self._set(version, dense, public, structure, held)
@@ -68,15 +73,25 @@ class Versions:
         held = (self._store.delivered(device) or 1) - 1
         return replace(seen, differences=steps_for(seen.differences, seen.blob, self.number, held))
 
+    def view_for(self, version: int, variant: str) -> View:
+        """What an update for a version is made of. Raises SparsefleetError when the disk no longer says so."""
+        if version == self.number:
+            return self._views.of(variant)
+        structure = structure_of(self._store, version)
+        return late_view(self._manifest, structure, self._views.dense, self.published, variant)
+
     def whole_mask(self, shared: SharedMask) -> SharedMask:
         """The same, for a device that has not the mask to which it is a difference."""
         return replace(self._views.announced(whole=True), report=shared.report)
 
     def advance(
-        self, number: int, opened_at: float, bytes_before: tuple[int, int], bytes_now: tuple[int, int]
-    ) -> RoundFigures:
-        """Folds the round's accepted updates into the next version and commits both in one transaction."""
-        accepted = self._store.accepted(number)
+        self, number: int, opened_at: float, bytes_before: tuple[int, int], bytes_now: tuple[int, int], *, carry: bool
+    ) -> RoundFigures | None:
+        """Folds the updates that wait into the next version and commits both in one transaction; None, and no version,
+        where all of them were late and cannot be folded any more. carry: devices still at work keep their tasks."""
+        accepted = self._readable(self._store.accepted(number))
+        if not accepted:
+            return None
         rounds = self._settings.rounds
         wanted = number % self._settings.evaluation.every == 0 or number >= rounds.count
         made = next_model(
@@ -85,14 +100,16 @@ class Versions:
             self._settings,
             self._current,
             self._views,
+            self.view_for,
             accepted,
             self._examine if wanted else None,
             self._clock,
         )
         seconds = self._clock() - opened_at
-        longest = max(update.train_s for update in accepted)
+        longest = max((update.train_s for update in accepted if update.number == number), default=0.0)
         figures = RoundFigures(
             devices=len(accepted),
+            late=sum(update.number < number for update in accepted),
             accuracy=accuracy_of(made.version.metrics),
             seconds=seconds,
             overhead_s=max(0.0, seconds - longest - made.evaluation_s),
@@ -101,9 +118,23 @@ class Versions:
             bytes_up=bytes_now[0] - bytes_before[0],
             bytes_down=bytes_now[1] - bytes_before[1],
         )
-        self._store.commit_round(number, made.version, figures)
+        folded = tuple(Counted(u.number, u.device, discount(number - u.number, rounds.staleness)) for u in accepted)
+        self._store.commit_round(number, made.version, figures, folded, carry=carry)
         self._set(made.version, made.dense, made.public, made.structure, self._views.structure.mask)
         return figures
+
+    def _readable(self, accepted: Iterable[AcceptedUpdate]) -> tuple[AcceptedUpdate, ...]:
+        """Those whose values have a place in the model. The others are discarded, which is stated and counted."""
+        kept = []
+        for update in accepted:
+            try:
+                self.view_for(update.task.version, update.variant)
+            except SparsefleetError as error:
+                log.error("discarded device=%s round=%d structure-gone: %s", update.device, update.number, error)
+                self._store.discard(update.number, update.device, f"structure-gone: {error}")
+            else:
+                kept.append(update)
+        return tuple(kept)
 
     def _set(
         self, version: ModelVersion, dense: Vector, public: Vector, structure: Structure, held: Mask | None

@@ -42,6 +42,18 @@ class View:
         return Shared(self.mask, task.mask.report) if self.mask is not None and task.mask is not None else None
 
 
+def late_view(manifest: Manifest, structure: Structure, dense: Vector, blob: BlobRef, variant: str) -> View:
+    """How an update for an older version is to be read: where its values lie by that version's structure, beside the
+    model of today, float32[total], which it is to be added to. Nothing of it is to be fetched."""
+    layout = layout_of(narrowed(manifest, variant), variant)
+    if structure.mask is not None:
+        return View(variant, layout, dense, blob, mask=take(structure.mask, layout.parameters))
+    if variant not in structure.channels:
+        return View(variant, layout, dense, blob)
+    where = places(manifest, structure.channels[variant])
+    return View(variant, layout, dense[where], blob, where, structure.named(variant))
+
+
 class Views:
     """The views of one version, each made when it is first asked for.
 

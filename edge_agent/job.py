@@ -2,6 +2,8 @@
 
     idle --Assigned--> fetching --Prepared--> training --Trained--> packing --Packed--> idle
 
+A device keeps the task that it trains until that is done or withdrawn: late work counts. A newer one that is said
+meanwhile is answered with the task in hand, so that a coordinator that no longer wants it withdraws it, and said again.
 An update is packed only when the outbox is empty: the residual that goes into it is known only after the update
 before it was settled. Whatever happens, a task ends in an update in the outbox, in a report, or in a withdrawal by
 the coordinator; the table has no other way back to idle.
@@ -128,6 +130,8 @@ def _again(job: Job, event: Event) -> Outcome:
         return job, () if job.phase == "fetching" else (Report(job.task.name, "accepted"),)
     if event.task.run == job.task.run and event.task.round < job.task.round:
         return job, ()
+    if job.phase != "fetching" and event.task.run == job.task.run:
+        return job, (Report(job.task.name, "accepted"),)
     return Job("fetching", event.task), (Forget(), Remember(event.task), Fetch())
 
 

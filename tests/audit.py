@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.runtimes.parameters import initial_model
-from protocol.bundle import open_bundle
+from protocol.bundle import Bundle, open_bundle
 from protocol.layout import layout_of
 from sparse.codecs import decode_update, parse_codec
 
@@ -52,7 +52,7 @@ def examine(folder: Path) -> Findings:
     coordinator = folder / "coordinator"
     with _opened(coordinator / "coordinator.sqlite") as store:
         discarded = _discards(store)
-        rounds, folds, differing = _refold(folder, store)
+        rounds, folds, differing = _refold(coordinator, open_bundle(folder / "bundle"), store)
         names = store.execute("SELECT device, update_boot, update_sequence FROM updates").fetchall()
         kept = {row[0].hex() for row in store.execute("SELECT digest FROM updates")}
     strays = [f"updates/{path.name}" for path in (coordinator / "updates").iterdir() if path.name not in kept]
@@ -73,47 +73,53 @@ def examine(folder: Path) -> Findings:
     )
 
 
-def _refold(folder: Path, store: sqlite3.Connection) -> tuple[list[int], list[tuple[str, int]], int | None]:
+def refold(coordinator: Path, bundle: Bundle, staleness: float = 0.5) -> int:
+    """Fails unless every model of a coordinator's store is the fold of its set, and every discount that of the
+    staleness; returns how many there were. Updates may still wait for the round that is open."""
+    with _opened(coordinator / "coordinator.sqlite") as store:
+        rounds, _, differing = _refold(coordinator, bundle, store)
+        folded = store.execute("SELECT fold, round, discount, discarded FROM updates WHERE fold IS NOT NULL")
+        for fold, number, discount, discarded in folded.fetchall():
+            # Round n begins on version n - 1, and its own fold makes version n.
+            assert (discount, discarded) == ((1.0 + fold - number) ** -staleness, None)
+    assert differing is None, f"version {differing} is not the fold of its set"
+    return len(rounds)
+
+
+def _refold(
+    coordinator: Path, bundle: Bundle, store: sqlite3.Connection
+) -> tuple[list[int], list[tuple[str, int]], int | None]:
     """The committed rounds, the device and round of every update that a fold took, and the first version that differs
-    from the fold of its set in any bit."""
-    bundle = open_bundle(folder / "bundle")
+    from the fold of its set in any bit. Of whole models, with the plain server step."""
     manifest, model = bundle.manifest, initial_model(bundle)
-    layout = layout_of(manifest, "full").digest
+    layout, moved = layout_of(manifest, "full").digest, manifest.parameters + manifest.buffers
     rounds = [row[0] for row in store.execute("SELECT round FROM rounds WHERE state = 'committed' ORDER BY round")]
     taken: list[tuple[str, int]] = []
     differing = None
-    fold, discount = ("fold", "coalesce(discount, 1.0)") if _has_fold(store) else ("round", "1.0")
     for number in rounds:
-        total, weights = np.zeros(manifest.parameters), 0.0
+        total, weights = np.zeros(moved), 0
         rows = store.execute(
-            f"SELECT device, round, digest, weight * {discount}, codec FROM updates WHERE {fold} = ? "
-            "ORDER BY round, device",
+            "SELECT device, round, digest, weight, discount, codec FROM updates WHERE fold = ? ORDER BY round, device",
             (number,),
         )
-        for device, of_round, digest, weight, codec in rows.fetchall():
-            payload = (folder / "coordinator" / "updates" / digest.hex()).read_bytes()
-            delta, _ = decode_update(payload, manifest.parameters, 0, layout, parse_codec(codec))
-            total += weight * delta.astype(np.float64)
+        for device, of_round, digest, weight, discount, codec in rows.fetchall():
+            payload = (coordinator / "updates" / digest.hex()).read_bytes()
+            delta = decode_update(payload, manifest.parameters, manifest.buffers, layout, parse_codec(codec))
+            # What is late moves the model less; it is not made up for by the others.
+            total += (weight * discount) * np.concatenate(delta).astype(np.float64)
             weights += weight
             taken.append((device, of_round))
-        model = (model.astype(np.float64) + total / weights).astype(np.float32)
+        model[:moved] = (model[:moved].astype(np.float64) + total / weights).astype(np.float32)
         kept = store.execute("SELECT digest FROM models WHERE version = ?", (number,)).fetchone()[0]
-        stored = (folder / "coordinator" / "models" / kept.hex()).read_bytes()
+        stored = (coordinator / "models" / kept.hex()).read_bytes()
         if stored != model.tobytes() and differing is None:
             differing = number
     return rounds, taken, differing
 
 
 def _discards(store: sqlite3.Connection) -> list[tuple[str, int]]:
-    if not _has_fold(store):
-        return []
     found = store.execute("SELECT device, round FROM updates WHERE discarded IS NOT NULL AND fold IS NULL")
     return [(device, number) for device, number in found]
-
-
-def _has_fold(store: sqlite3.Connection) -> bool:
-    """Whether updates say which fold took them; before that it was the fold of their round."""
-    return any(row[1] == "fold" for row in store.execute("PRAGMA table_info(updates)"))
 
 
 def _settled(device: Path) -> tuple[int, int]:

@@ -54,11 +54,19 @@ def test_a_task_sent_twice_is_done_once_and_answered_again() -> None:
     assert said[-1] == jobs.Report("run/1", "accepted")
 
 
-def test_a_newer_task_replaces_the_one_in_hand_and_an_older_one_does_not() -> None:
-    job, said = follow(jobs.Assigned(task(2)), jobs.Prepared(), jobs.Assigned(task(3)))
+def test_a_newer_task_replaces_one_that_is_fetched_and_an_older_one_does_not() -> None:
+    job, said = follow(jobs.Assigned(task(2)), jobs.Assigned(task(3)))
     assert job == jobs.Job("fetching", task(3))
     assert said[-3:] == [jobs.Forget(), jobs.Remember(task(3)), jobs.Fetch()]
     assert jobs.decide(job, jobs.Assigned(task(2))) == (job, ())
+
+
+def test_a_task_in_training_is_kept_until_it_is_withdrawn_and_a_newer_one_is_answered_with_it() -> None:
+    job, said = follow(jobs.Assigned(task(2)), jobs.Prepared(), jobs.Assigned(task(3)))
+    assert job == jobs.Job("training", task(2))
+    assert said[-1] == jobs.Report("run/2", "accepted")
+    job, _ = jobs.decide(job, jobs.Withdrawn("run/2"))
+    assert jobs.decide(job, jobs.Assigned(task(3)))[0] == jobs.Job("fetching", task(3))
 
 
 def test_a_task_of_another_run_replaces_the_one_in_hand_whatever_its_number() -> None:

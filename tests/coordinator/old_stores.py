@@ -12,7 +12,10 @@ _CAME: dict[int, tuple[tuple[str, str], ...]] = {
     4: (("updates", "peak_mib"),),
     5: (("models", "public"), ("models", "difference"), ("models", "difference_size")),
     6: (("traffic", "day"), ("traffic", "before_bytes"), ("devices", "resting_day")),
+    7: (("updates", "fold"), ("updates", "discount"), ("updates", "discarded"), ("rounds", "opened_uptime_s")),
 }
+# And which indexes, over such columns.
+_INDEXES: dict[int, tuple[str, ...]] = {7: ("waiting_updates", "folded_updates", "carried_tasks")}
 
 
 def age(state: Path, version: int) -> None:
@@ -20,6 +23,8 @@ def age(state: Path, version: int) -> None:
     assert max(_CAME) == VERSION, "say here what the newest version brought"
     database = sqlite3.connect(state / DATABASE)
     for number in range(version + 1, VERSION + 1):
+        for index in _INDEXES.get(number, ()):
+            database.execute(f"DROP INDEX {index}")
         for table, column in _CAME[number]:
             database.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
     database.execute(f"PRAGMA user_version = {version}")

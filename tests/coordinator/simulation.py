@@ -143,7 +143,8 @@ def examine(model: npt.NDArray[np.float32]) -> Evaluation:
 class FakeAgent:
     """Fetches the model it is told to, adds a formula of device and round, offers the update until it has a receipt.
 
-    `mangle` may change an offer and its payload before they are kept; `silent` devices take tasks and never deliver.
+    `mangle` may change an offer and its payload before they are kept; `silent` devices take tasks and never deliver;
+    training takes `train_s`.
     """
 
     def __init__(self, device: str, broker: MemoryBroker, bundle: Bundle) -> None:
@@ -162,6 +163,7 @@ class FakeAgent:
         self.offer_at = 0.0
         self.chunks_sent = 0
         self.silent = False
+        self.train_s, self.trained_at = 0.0, 0.0
         self.answer_state: str = "accepted"
         self.mangle: Callable[[Offer, bytes], tuple[Offer, bytes]] = lambda offer, payload: (offer, payload)
         self.transport: MemoryTransport | None = None
@@ -203,6 +205,8 @@ class FakeAgent:
             self.fetching, need = ask(self.fetching, now)
             if need is not None:
                 self.send(need)
+        if self.task is not None and self.fetching is None and not self.silent and now >= self.trained_at:
+            self.pack(now)
         if self.outbox and now >= self.offer_at:
             self.offer_at = now + 2.0
             for offer, _ in self.outbox.values():
@@ -253,10 +257,14 @@ class FakeAgent:
     def train(self, now: float) -> None:
         task = self.task
         assert task is not None
-        self.fetching = None
+        self.fetching, self.trained_at = None, now + self.train_s
         self.send(TaskReport(task.name, "accepted", self.examples, "formula"))
-        if self.silent:
-            return
+        if not self.silent and self.train_s == 0.0:
+            self.pack(now)
+
+    def pack(self, now: float) -> None:
+        task = self.task
+        assert task is not None
         data = b"".join(self.chunks[i] for i in sorted(self.chunks))
         assert hashlib.sha256(data).digest() == task.model.digest
         self.models[task.model.digest] = data
@@ -282,7 +290,7 @@ class FakeAgent:
                 examples=self.examples,
                 steps=2,
                 loss=1.0 / task.round,
-                train_s=0.01,
+                train_s=self.train_s or 0.01,
                 codec=task.codec,
                 variant=variant,
             ),

@@ -27,7 +27,7 @@ def make(folder: Path, day_bytes: int, codecs: tuple[str, ...] = CODECS, **round
 
 
 def round_of(fleet: Simulation, codec: str) -> int:
-    return cost_of(fleet.settings, fleet.coordinator._versions.view("full"), codec).both
+    return cost_of(fleet.settings, fleet.coordinator._course.versions.view("full"), codec).both
 
 
 def codecs_used(fleet: Simulation) -> list[set[str]]:
@@ -46,7 +46,7 @@ def test_a_round_costs_what_was_predicted_to_some_bytes_of_numbers(tmp_path: Pat
     fleet.until(lambda: len(fleet.committed) == 1)
     before = {key: traffic.total_bytes for key, traffic in fleet.coordinator._link.traffic.items()}
     fleet.finish()
-    predicted = cost_of(fleet.settings, fleet.coordinator._versions.view("full"), "all/float32")
+    predicted = cost_of(fleet.settings, fleet.coordinator._course.versions.view("full"), "all/float32")
     for i in range(3):
         for way, due in (("up", predicted.up), ("down", predicted.down)):
             key = (f"a-usual-device-{i}", way)
@@ -56,7 +56,7 @@ def test_a_round_costs_what_was_predicted_to_some_bytes_of_numbers(tmp_path: Pat
 
 def test_differences_on_the_way_down_are_predicted_for_who_has_a_model(tmp_path: Path) -> None:
     fleet = make(tmp_path, 0)
-    view = fleet.coordinator._versions.view("full")
+    view = fleet.coordinator._course.versions.view("full")
     settings = replace(fleet.settings, downlink=DownlinkSettings("topk:0.1/int8"))
     newcomer, member = (cost_of(settings, view, "all/float16", whole) for whole in (None, view.layout))
     assert newcomer == cost_of(fleet.settings, view, "all/float16", view.layout), "without a downlink codec it is whole"
@@ -98,12 +98,12 @@ def test_a_restart_neither_forgets_the_days_bytes_nor_the_codec_of_a_task(tmp_pa
         agent.silent = True
     fleet.until(lambda: all(agent.task is not None and agent.fetching is None for agent in fleet.agents.values()))
     spent = {device: fleet.coordinator._link.today_bytes(device) for device in fleet.agents}
-    told = {device: task.codec for device, task in fleet.coordinator._asking._tasks.items()}
+    told = {device: task.codec for device, task in fleet.coordinator._course.asking._tasks.items()}
     fleet.coordinator.stop()
     fleet.kill()
     fleet.settings = replace(fleet.settings, training=replace(fleet.settings.training, codecs=CODECS[1:]))
     fleet.start()
-    assert {device: task.codec for device, task in fleet.coordinator._asking._tasks.items()} == told
+    assert {device: task.codec for device, task in fleet.coordinator._course.asking._tasks.items()} == told
     assert all(fleet.coordinator._link.today_bytes(device) >= spent[device] > 0 for device in fleet.agents)
 
 

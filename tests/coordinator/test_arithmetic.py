@@ -1,5 +1,7 @@
 """Fold, server step, plan and byte counts: pure functions, held against formulas and against themselves."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,15 +30,19 @@ def deltas(seed: int, devices: int) -> dict[str, Decoded]:
     return {f"d{i}": (draw(N), draw(B)) for i in range(devices)}
 
 
+def of(found: dict[str, Decoded]) -> Callable[[Weighted], Decoded]:
+    return lambda update: found[update.device]
+
+
 @given(st.integers(0, 2**32), st.lists(st.integers(1, 10**6), min_size=1, max_size=8), st.randoms())
 def test_the_fold_gives_the_same_bits_in_whatever_order_updates_came(
     seed: int, weights: list[int], chance: object
 ) -> None:
     found = deltas(seed, len(weights))
     updates = [Weighted(device, weight, ALL) for device, weight in zip(found, weights, strict=True)]
-    mean = fold(updates, found.__getitem__, N, B)
+    mean = fold(updates, of(found), N, B)
     chance.shuffle(updates)  # type: ignore[attr-defined]
-    again = fold(updates, found.__getitem__, N, B)
+    again = fold(updates, of(found), N, B)
     assert mean.parameters.tobytes() == again.parameters.tobytes()
     assert mean.buffers.tobytes() == again.buffers.tobytes()
 
@@ -44,7 +50,7 @@ def test_the_fold_gives_the_same_bits_in_whatever_order_updates_came(
 def test_the_fold_is_the_example_weighted_mean() -> None:
     found = deltas(1, 3)
     weights = [1, 10, 100]
-    folded = fold([Weighted(d, w, ALL) for d, w in zip(found, weights, strict=True)], found.__getitem__, N, B)
+    folded = fold([Weighted(d, w, ALL) for d, w in zip(found, weights, strict=True)], of(found), N, B)
     parameters, buffers = folded.parameters, folded.buffers
     expected = np.average([p for p, _ in found.values()], axis=0, weights=weights)
     np.testing.assert_allclose(parameters, expected, rtol=1e-12)
@@ -54,9 +60,9 @@ def test_the_fold_is_the_example_weighted_mean() -> None:
 def test_the_fold_decodes_each_payload_once() -> None:
     found, asked = deltas(2, 3), []
 
-    def decode(device: str) -> Decoded:
-        asked.append(device)
-        return found[device]
+    def decode(update: Weighted) -> Decoded:
+        asked.append(update.device)
+        return found[update.device]
 
     fold([Weighted(d, 1, ALL) for d in reversed(found)], decode, N, B)
     assert asked == sorted(found)
@@ -73,11 +79,11 @@ def sliced(device: str, kept: int, found: dict[str, Decoded]) -> Weighted:
 def test_running_statistics_are_those_of_the_widest_models_alone() -> None:
     found = deltas(3, 3)
     updates = [Weighted("d0", 1, ALL), sliced("d1", 4, found), sliced("d2", 2, found)]
-    folded = fold(updates, found.__getitem__, N, B)
+    folded = fold(updates, of(found), N, B)
     np.testing.assert_array_equal(folded.buffers, found["d0"][1].astype(np.float64))
     np.testing.assert_allclose(folded.parameters[:2], np.mean([p[:2] for p, _ in found.values()], axis=0))
     np.testing.assert_array_equal(folded.parameters[4:], found["d0"][0][4:].astype(np.float64))
-    narrow = fold(updates[1:], found.__getitem__, N, B)
+    narrow = fold(updates[1:], of(found), N, B)
     np.testing.assert_array_equal(narrow.buffers, [np.float64(found["d1"][1][0]), 0.0])
 
 
@@ -94,7 +100,7 @@ def plain_mean(found: dict[str, Decoded], weights: list[int]) -> Decoded:
 @given(st.integers(0, 2**32), st.lists(st.integers(1, 10**6), min_size=1, max_size=8))
 def test_where_all_trained_everything_the_fold_has_the_bits_of_the_plain_mean(seed: int, weights: list[int]) -> None:
     found = deltas(seed, len(weights))
-    folded = fold([Weighted(d, w, ALL) for d, w in zip(found, weights, strict=True)], found.__getitem__, N, B)
+    folded = fold([Weighted(d, w, ALL) for d, w in zip(found, weights, strict=True)], of(found), N, B)
     parameters, buffers = plain_mean(found, weights)
     assert (folded.parameters.tobytes(), folded.buffers.tobytes()) == (parameters.tobytes(), buffers.tobytes())
     assert folded.trained.all()
@@ -128,7 +134,7 @@ def test_each_tensor_is_the_mean_over_those_who_trained_it_and_zero_where_nobody
         dense += np.where(trained, float(weight) * values.astype(np.float64), 0.0)
         totals += np.where(trained, weight, 0)
     chance.shuffle(weighted)  # type: ignore[attr-defined]
-    folded = fold(weighted, payloads.__getitem__, N, B)
+    folded = fold(weighted, of(payloads), N, B)
     expected = np.divide(dense, totals, out=np.zeros(N + B), where=totals > 0)
     assert np.concatenate([folded.parameters, folded.buffers]).tobytes() == expected.tobytes()
     np.testing.assert_array_equal(folded.trained, totals[:N] > 0)

@@ -218,7 +218,7 @@ def test_a_deadline_with_too_few_extends_asks_others_and_keeps_what_came(tmp_pat
     assert detail.figures is not None
     assert detail.figures.extensions >= 1
     assert "dev-2" in detail.decisions[0]
-    assert {row.device: row.reason for row in detail.devices}["dev-2"] == "withdrawn"
+    assert {row.device: row.reason for row in detail.devices}["dev-2"] == "run-over"
     fleet.store.close()
 
 
@@ -375,8 +375,8 @@ def test_an_offer_of_an_earlier_round_does_not_silence_the_task_of_this_one(flee
     agent.mangle = keep
     fleet.until(lambda: len(fleet.committed) == 1)
     agent.silent = True
-    fleet.until(lambda: fleet.coordinator._round is not None and fleet.coordinator._round.number == 2)
-    retry = dict(fleet.coordinator._asking._retry)
+    fleet.until(lambda: fleet.coordinator._course.round is not None and fleet.coordinator._course.round.number == 2)
+    retry = dict(fleet.coordinator._course.asking._retry)
     assert "dev-0" in retry
     fleet.coordinator.handle(Incoming(TOPICS.device("dev-0", "up"), encode(Envelope(1, 99, 0, kept[0]))), fleet.now)
-    assert fleet.coordinator._asking._retry.get("dev-0") == retry["dev-0"]
+    assert fleet.coordinator._course.asking._retry.get("dev-0") == retry["dev-0"]

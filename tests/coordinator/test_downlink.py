@@ -105,7 +105,7 @@ def test_devices_follow_the_dense_model_and_what_is_left_out_comes_later(tmp_pat
     assert len(held) == 6
     assert fleet.store.models.read(current.published.digest) == held[-1].tobytes()
     # An update is tried on what its device holds.
-    assert fleet.coordinator._versions.view("full").model.tobytes() == held[-1].tobytes()
+    assert fleet.coordinator._course.versions.view("full").model.tobytes() == held[-1].tobytes()
     for n in range(5):
         before, after = dense_of(fleet, n), dense_of(fleet, n + 1)
         sent = held[n + 1].astype(np.float64) - held[n]
@@ -227,7 +227,9 @@ def test_who_joins_late_or_was_away_too_long_gets_the_whole_model_and_who_was_aw
     fleet.until(lambda: bool(late.store.outbox()))
     whole = {row[2] for row in versions(fleet)}
     assert set(asked) & whole
-    assert fleet.coordinator._asking._tasks["dev-2"].differences == (), "who has nothing is told of no steps from it"
+    assert fleet.coordinator._course.asking._tasks["dev-2"].differences == (), (
+        "who has nothing is told of no steps from it"
+    )
     fleet.until(lambda: not late.store.outbox())
     asked = absent("dev-2", 2)
     assert asked

@@ -12,7 +12,7 @@ from coordinator.costs import costs
 from coordinator.deployment import inference_file, read_deployable
 from coordinator.feedback import reach
 from coordinator.masking import check_mask, first_mask, next_mask
-from coordinator.next_model import load_structure
+from coordinator.next_model import structure_of
 from coordinator.reports import Reports
 from coordinator.settings import Settings, SparsitySettings, TierSettings
 from edge_agent.agent import Agent
@@ -90,7 +90,7 @@ class Fleet(Simulation):
     def mask(self, version: int | None = None) -> Mask:
         current = self.store.current() if version is None else self.store.version(version)
         assert current is not None
-        mask = load_structure(self.store, current).mask
+        mask = structure_of(self.store, current.version).mask
         assert mask is not None
         return mask
 

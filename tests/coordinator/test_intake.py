@@ -253,8 +253,8 @@ def test_a_codec_that_needs_the_tensors_is_decoded_with_those_of_the_layout(code
 
 
 def test_values_that_are_finite_but_make_the_model_overflow_are_refused(fleet: Simulation) -> None:
-    fleet.until(lambda: bool(fleet.coordinator._asking._tasks))
-    manifest, task = fleet.bundle.manifest, fleet.coordinator._asking._tasks["dev-0"]
+    fleet.until(lambda: bool(fleet.coordinator._course.asking._tasks))
+    manifest, task = fleet.bundle.manifest, fleet.coordinator._course.asking._tasks["dev-0"]
     layout = layout_of(manifest, "full")
     payload = payload_of(3e38, layout.digest)
     base = np.ones(manifest.total, np.float32)

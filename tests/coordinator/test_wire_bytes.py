@@ -37,7 +37,7 @@ def test_messages_around_model_and_update_are_what_both_sides_counted(parameters
     fleet.until(lambda: len(fleet.committed) == 1)
     before = {key: traffic.total_bytes for key, traffic in fleet.coordinator._link.traffic.items()}
     fleet.until(lambda: len(fleet.committed) == 2)
-    predicted = cost_of(fleet.settings, fleet.coordinator._versions.view("full"), "all/float16")
+    predicted = cost_of(fleet.settings, fleet.coordinator._course.versions.view("full"), "all/float16")
     payload = fleet.store.accepted(2)[0]
     sizes = {"up": len(fleet.store.updates.read(payload.digest)), "down": 4 * (parameters + 5)}
     for way, due in (("up", predicted.up), ("down", predicted.down)):
