@@ -21,7 +21,7 @@ from edge_agent.store import AgentStore
 from edge_agent.training import DivergedError, LocalTraining
 from edge_agent.update import pack
 from edge_agent.workshop import Bench, Workshop, recipe_of
-from protocol.errors import ConfigurationError, Rejection
+from protocol.errors import BundleError, ConfigurationError, Rejection
 from protocol.failpoints import reached
 from protocol.messages import (
     TWO_AGENTS,
@@ -402,7 +402,13 @@ class Agent:
         assert task is not None
         assert bench is not None
         assert training is not None
-        base, shared = self._assets.model(task, bench.manifest), self._assets.shared(task, bench.manifest)
+        try:
+            base, shared = self._assets.model(task, bench.manifest), self._assets.shared(task, bench.manifest)
+        except BundleError as error:
+            # Altered on this disk while it was trained from.
+            log.error("task=%s failed: %s", task.name, error)
+            self._on(jobs.Stopped("failed", "damaged", str(error)))
+            return
         most_missed = self._settings.training.residual_rounds
         offer = pack(self._store, task, bench, base, training.result(), most_missed, shared, self._peak)
         log.info("update kept task=%s loss=%.4f train_s=%.3f", offer.task, offer.loss, offer.train_s)
