@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -138,15 +139,7 @@ def _loop(
                 coordinator.recover(time.monotonic())
                 recovering = False
             broker.check(time.monotonic())
-            wait_s = coordinator.advance(time.monotonic())
-            event = transport.poll(min(wait_s, LONGEST_WAIT_S))
-            enough = time.monotonic() + LONGEST_DRAIN_S
-            while event is not None:
-                # All that has arrived, so that one commit of `advance` makes all of it durable.
-                now = time.monotonic()
-                coordinator.handle(event, now)
-                faults = 0
-                event = transport.poll(0.0) if now < enough else None
+            take_turn(coordinator, transport, time.monotonic, LONGEST_WAIT_S)
             faults = 0
         except ConfigurationError:
             raise
@@ -161,6 +154,23 @@ def _loop(
                 raise SparsefleetError(f"{faults} faults in a row, the last: {error}") from error
             time.sleep(PAUSE_AFTER_FAULT_S)
             recovering = True
+
+
+def take_turn(
+    coordinator: Coordinator, transport: Transport, clock: Callable[[], float], longest_wait_s: float
+) -> float:
+    """Does what is due, and takes in all that has arrived, so that one commit of the next turn makes all of it durable.
+    Says in how many seconds something will be due; 0 where something arrived."""
+    wait_s = coordinator.advance(clock())
+    event = transport.poll(min(wait_s, longest_wait_s))
+    if event is None:
+        return wait_s
+    enough = clock() + LONGEST_DRAIN_S
+    while event is not None:
+        now = clock()
+        coordinator.handle(event, now)
+        event = transport.poll(0.0) if now < enough else None
+    return 0.0
 
 
 def _log_fault(fault: Exception, number: int, restraint: Restraint, *, disk: bool) -> None:

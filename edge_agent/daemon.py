@@ -126,11 +126,12 @@ def _loop(agent: Agent, transport: Transport, signals: _Signals) -> None:
                 log.error("the disk failed us: %s; %s; the task in hand is given back", error, REMEDY)
             else:
                 log.exception("internal fault; the task in hand is given back")
-            _give_back(agent, error)
+            give_back(agent, error)
             time.sleep(PAUSE_AFTER_FAULT_S)
 
 
-def _give_back(agent: Agent, fault: Exception) -> None:
+def give_back(agent: Agent, fault: Exception) -> None:
+    """Ends the task in hand after a fault, if the disk lets it be written down."""
     try:
         agent.fail("disk" if is_disk_trouble(fault) else "internal", f"{type(fault).__name__}: {fault}")
     except (OSError, sqlite3.Error) as error:

@@ -10,7 +10,7 @@ from tests.simulator.network import Weather
 HEAL_S = 60.0
 COORDINATOR = "coordinator"
 # Machines take so many steps in a run of three rounds, about: half of them or twice as many, as its settings are.
-COORDINATOR_STEPS, DEVICE_STEPS = 900, 450
+COORDINATOR_STEPS, DEVICE_STEPS = 700, 400
 CODECS = ("all/float32", "topk:0.2/float32", "topk:0.1/ternary", "all/sign", "all/qsgd:4", "randk:0.3/int8")
 
 
@@ -95,7 +95,8 @@ Fault = Kill | Cut | Partition | BrokerDeath | Storm | DiskTrouble | BitFlip | C
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A run to simulate. large: a model of several chunks. checkpoint_pages: of the databases' logs."""
+    """A run to simulate. momentum: of the server's step. large: a model of several chunks. checkpoint_pages: of the
+    databases' logs."""
 
     seed: int
     devices: int = 3
@@ -104,6 +105,9 @@ class Schedule:
     minimum: int = 2
     deadline_s: float = 20.0
     codec: str = "topk:0.2/float32"
+    downlink: str = "all/float32"
+    momentum: bool = False
+    over_select: float = 1.0
     large: bool = False
     checkpoint_pages: int = 1000
     faults: tuple[Fault, ...] = field(default_factory=tuple)
@@ -118,7 +122,7 @@ def device_names(devices: int) -> tuple[str, ...]:
 
 
 def draw_schedule(seed: int) -> Schedule:
-    """The schedule of a seed: one to six faults of mixed kinds in a run of random settings."""
+    """The schedule of a seed: a kill and up to five faults of mixed kinds in a run of random settings."""
     rng = Random(seed)
     devices = rng.choice((2, 3, 3, 4))
     wanted = rng.randint(1, devices)
@@ -129,11 +133,20 @@ def draw_schedule(seed: int) -> Schedule:
         minimum=rng.randint(1, wanted),
         deadline_s=rng.choice((8.0, 20.0, 60.0)),
         codec=rng.choice(CODECS),
+        downlink=rng.choice(("all/float32", "all/float32", "topk:0.2/int8")),
+        momentum=rng.random() < 0.3,
+        over_select=rng.choice((1.0, 1.0, 1.5)),
         large=rng.random() < 0.1,
         checkpoint_pages=rng.choice((1000, 1000, 20, 4)),
     )
-    faults = tuple(draw_fault(rng, settled.machines) for _ in range(rng.randint(1, 6)))
+    faults = (_draw_kill(rng, settled.machines), *(draw_fault(rng, settled.machines) for _ in range(rng.randint(0, 5))))
     return Schedule(**{name: getattr(settled, name) for name in settled.__slots__} | {"faults": faults})
+
+
+def _draw_kill(rng: Random, machines: tuple[str, ...]) -> Kill:
+    machine = rng.choice((COORDINATOR, *machines))
+    step = rng.randint(1, COORDINATOR_STEPS if machine == COORDINATOR else DEVICE_STEPS)
+    return Kill(machine, step, rng.random() < 0.5, rng.choice((0.1, 2.0, 15.0)))
 
 
 def draw_fault(rng: Random, machines: tuple[str, ...]) -> Fault:
@@ -142,9 +155,7 @@ def draw_fault(rng: Random, machines: tuple[str, ...]) -> Fault:
     at_s, for_s = rng.random() ** 4 * HEAL_S / 2, rng.random() ** 3 * HEAL_S / 2
     match rng.choice(("kill",) * 6 + ("cut", "partition", "broker", "storm", "trouble", "flip", "jump")):
         case "kill":
-            most = COORDINATOR_STEPS if machine == COORDINATOR else DEVICE_STEPS
-            step = 1 + int(rng.random() * most)
-            return Kill(machine, step, rng.random() < 0.5, rng.choice((0.1, 2.0, 15.0)))
+            return _draw_kill(rng, machines)
         case "cut":
             return Cut(machine, at_s, rng.choice((0.0, 60.0)), rng.choice((0.0, 0.0, 60.0)))
         case "partition":

@@ -11,16 +11,25 @@ import numpy as np
 from coordinator import link as coordinator_link
 from coordinator.daemon import Coordinator
 from coordinator.events import Emit
-from coordinator.settings import EvaluationSettings, LimitSettings, RoundSettings, Settings, TrainingSettings
+from coordinator.process import take_turn
+from coordinator.settings import (
+    DownlinkSettings,
+    EvaluationSettings,
+    LimitSettings,
+    RoundSettings,
+    ServerSettings,
+    Settings,
+    TrainingSettings,
+)
 from coordinator.store import Store
 from edge_agent import link as agent_link
 from edge_agent import settings as agent_settings
 from edge_agent.agent import Agent
+from edge_agent.daemon import give_back
 from edge_agent.data import DataSettings
 from edge_agent.runtimes.engine import Evaluation, Vector
 from edge_agent.store import AgentStore
 from protocol.bundle import Bundle
-from protocol.disk import is_disk_trouble
 from protocol.topics import Topics
 from tests.simulator.faults import COORDINATOR, Schedule
 from tests.simulator.host import STATE, Host, Process
@@ -71,9 +80,15 @@ def coordinator_settings(schedule: Schedule) -> Settings:
         state=str(STATE),
         seed=schedule.seed % 1000,
         rounds=RoundSettings(
-            count=schedule.rounds, devices=schedule.wanted, deadline_s=schedule.deadline_s, minimum=schedule.minimum
+            count=schedule.rounds,
+            devices=schedule.wanted,
+            deadline_s=schedule.deadline_s,
+            minimum=schedule.minimum,
+            over_select=schedule.over_select,
         ),
         training=TrainingSettings(batch_size=4, learning_rate=0.1, local_steps=3, codec=schedule.codec),
+        server=ServerSettings(step="momentum" if schedule.momentum else "add"),
+        downlink=DownlinkSettings(schedule.downlink),
         evaluation=EvaluationSettings(data="unread: the simulation brings its own"),
         limits=LimitSettings(disk_mib=COORDINATOR_LIMIT_MIB),
     )
@@ -105,7 +120,14 @@ def start_coordinator(host: Host, network: Network, schedule: Schedule, emit: Em
     will = coordinator_link.last_will(topics, store.run, store.epoch)
     transport = SimulatedTransport(network, COORDINATOR, topics.of_coordinator(), will, host.life, host.wake)
     daemon = Coordinator(settings, bundle, store, transport, host.watch.read, emit, examine, host.wall)
-    return Process(daemon, transport, lambda _: daemon.recover(host.watch.read()), store)
+    return Process(
+        daemon,
+        transport,
+        lambda: take_turn(daemon, transport, host.watch.read, 0.0),
+        lambda fault: None,
+        lambda: daemon.recover(host.watch.read()),
+        store,
+    )
 
 
 def start_device(host: Host, network: Network, schedule: Schedule) -> Process:
@@ -118,10 +140,15 @@ def start_device(host: Host, network: Network, schedule: Schedule) -> Process:
     rng = np.random.Generator(np.random.PCG64(host.rng.getrandbits(64)))
     daemon = Agent(settings, Path(), store, transport, rng, None, host.watch, lambda: PEAK_MIB)
 
-    def recover(fault: Exception) -> None:
-        daemon.fail("disk" if is_disk_trouble(fault) else "internal", f"{type(fault).__name__}: {fault}")
+    def turn() -> float:
+        wait_s = daemon.advance(host.watch.read())
+        event = transport.poll(0.0)
+        if event is None:
+            return wait_s
+        daemon.handle(event, host.watch.read())
+        return 0.0
 
-    return Process(daemon, transport, recover, store)
+    return Process(daemon, transport, turn, lambda fault: give_back(daemon, fault), lambda: None, store)
 
 
 def rng_of(schedule: Schedule, name: str) -> Random:

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Protocol
 
+from coordinator.daemon import Coordinator
 from coordinator.store import Store
+from edge_agent.agent import Agent
 from edge_agent.store import AgentStore
+from protocol.database import is_damage
 from protocol.disk import disk_named, is_disk_trouble
-from protocol.errors import SparsefleetError
-from protocol.transport import Event, Incoming
+from protocol.errors import DamagedError, SparsefleetError
 from tests.simulator.clock import Timeline, Watch
 from tests.simulator.disk import Platter, SimulatedDisk
 from tests.simulator.life import Killed, Life, Steps
@@ -30,21 +31,16 @@ STATE = Path("/state")
 WALL_S = 1_700_000_000.0
 
 
-class Daemon(Protocol):
-    """An agent or a coordinator."""
-
-    def handle(self, event: Event, now: float) -> None: ...
-
-    def advance(self, now: float) -> float: ...
-
-
 @dataclass(slots=True)
 class Process:
-    """What a start made. recover: what the daemon's loop does after a fault."""
+    """What a start made. turn: one of its loop, which says in how many seconds something will be due. give_back: what
+    the loop does with a fault at once. recover: and before its next turn."""
 
-    daemon: Daemon
+    daemon: Coordinator | Agent
     transport: SimulatedTransport
-    recover: Callable[[Exception], None]
+    turn: Callable[[], float]
+    give_back: Callable[[Exception], None]
+    recover: Callable[[], None]
     store: Store | AgentStore
 
 
@@ -75,6 +71,7 @@ class Host:
     _turn: int = 0
     _paused_until: float = 0.0
     _faults: int = 0
+    _recovering: bool = False
 
     def __post_init__(self) -> None:
         self.platter = Platter(self.rng)
@@ -118,39 +115,43 @@ class Host:
         process = self.process
         self.watch.spent_s = 0.0
         try:
-            wait = process.daemon.advance(self.watch.read())
-            event = process.transport.poll(0.0)
-            if event is not None:
-                process.daemon.handle(event, self.watch.read())
-                self._heard(event)
+            if self._recovering:
+                process.recover()
+                self._recovering = False
+            wait = process.turn()
+            self._faults = 0
+            self._look_whether_recovered(process)
         except Killed:
             self._die()
         except Exception as error:  # noqa: BLE001
             self._fault(process, error)
         else:
-            busy = event is not None or process.transport.waiting or wait <= 0
+            busy = process.transport.waiting or wait <= 0
             self._again(self.watch.spent_s + (TURN_S if busy else max(TURN_S, min(wait, LONGEST_WAIT_S))))
 
-    def _heard(self, event: Event) -> None:
-        if self.recovering_since is not None and isinstance(event, Incoming):
+    def _look_whether_recovered(self, process: Process) -> None:
+        if self.recovering_since is not None and process.transport.taken:
             self.longest_recovery_s = max(self.longest_recovery_s, self.timeline.now - self.recovering_since)
             self.recovering_since = None
 
     def _fault(self, process: Process, error: Exception) -> None:
-        """As the daemons' loops: recover, and end where that fails too."""
+        """As the daemons' loops: once more after a pause, unless it cannot be helped."""
         self.trace(f"{self.name}: fault {type(error).__name__}: {error}")
-        if not is_disk_trouble(error):
+        disk = is_disk_trouble(error)
+        if not disk:
             self._faults += 1
             self.bugs.append(f"{self.name}: {''.join(traceback.format_exception(error))}")
+        if self._faults >= MAX_FAULTS or is_damage(error) or isinstance(error, DamagedError):
+            self._end(error)
+            return
         try:
-            if self._faults >= MAX_FAULTS:
-                raise SparsefleetError(f"{self._faults} faults, the last: {error}")
-            process.recover(error)
+            process.give_back(error)
         except Killed:
             self._die()
         except Exception as second:  # noqa: BLE001
             self._end(second)
         else:
+            self._recovering = True
             self._paused_until = self.timeline.now + PAUSE_AFTER_FAULT_S
             self._again(PAUSE_AFTER_FAULT_S)
 
@@ -174,7 +175,7 @@ class Host:
     def _gone(self, power: bool) -> None:
         self.life.end()
         self._turn += 1
-        self.process = None
+        self.process, self._faults, self._recovering, self._paused_until = None, 0, False, 0.0
         self.disk.close_databases()
         self.platter.locked.clear()
         if power:

@@ -36,6 +36,9 @@ from tests.simulator.fleet import (
 )
 from tests.simulator.host import STATE, Host
 
+# Of the server's settings, where they say nothing else.
+MOMENTUM = 0.9
+
 Vector = npt.NDArray[np.float32]
 
 
@@ -84,7 +87,8 @@ class Oracle:
 
     def heard(self, client: str, topic: str, payload: bytes) -> None:
         """A message that a client sends, whether it arrives or not."""
-        parsed, said = Topics(FLEET).parse(topic), decode(payload)
+        parsed = Topics(FLEET).parse(topic)
+        said = decode(payload) if parsed is not None and parsed.channel in ("up", "down") else None
         if parsed is None or not isinstance(said, Envelope):
             return
         match said.body:
@@ -182,7 +186,7 @@ class Oracle:
         bundle = material(self.schedule.large).bundle
         manifest, model = bundle.manifest, initial_model(bundle)
         layout = layout_of(manifest, "full")
-        identical = True
+        momentum, identical = np.zeros(manifest.parameters, np.float32), True
         for number, digest in _versions(store):
             taken = sorted((row for row in rows if row.fold == number), key=lambda row: row.device)
             if number > 0:
@@ -191,7 +195,11 @@ class Oracle:
                     decoded = self._decoded(row, layout)
                     total += float(row.weight) * decoded.astype(np.float64)
                     weights += row.weight
-                model = (model.astype(np.float64) + total / weights).astype(np.float32)
+                step = total / weights
+                if self.schedule.momentum:
+                    step = MOMENTUM * momentum.astype(np.float64) + step
+                    momentum = step.astype(np.float32)
+                model = (model.astype(np.float64) + step).astype(np.float32)
             if hashlib.sha256(model.astype("<f4").tobytes()).digest() != digest:
                 identical = False
                 self.wrong.append(f"version {number} is not the fold of {[row.device for row in taken]}")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from coordinator.daemon import Coordinator
 from coordinator.events import Event
 from coordinator.store import Store
 from edge_agent.agent import Agent
@@ -126,7 +127,7 @@ class World:
     def _done(self) -> bool:
         """All rounds are done and every update has its receipt."""
         coordinator = self.hosts[COORDINATOR].process
-        if coordinator is None or not coordinator.daemon.finished:  # type: ignore[attr-defined]
+        if coordinator is None or not isinstance(coordinator.daemon, Coordinator) or not coordinator.daemon.finished:
             return False
         for name, host in self.hosts.items():
             if name == COORDINATOR:
