@@ -70,7 +70,7 @@ def test_faults_are_logged_and_the_run_goes_on_to_its_end(
     fleet: Simulation, signals: process.Signals, caplog: pytest.LogCaptureFixture
 ) -> None:
     faulty: Any = fleet.coordinator
-    faulty.handle = failing(faulty.handle, {5, 11, 12}, RuntimeError("a bug"))
+    faulty.handle = failing(faulty.handle, {5, 30, 31}, RuntimeError("a bug"))
     process._loop(faulty, Polled(fleet), BROKER, signals, exit_when_finished=True)
     assert [c.devices for c in fleet.committed] == [3, 3, 3]
     assert [r.message for r in caplog.records if r.exc_info].count("internal fault 1; going on from the store") == 2

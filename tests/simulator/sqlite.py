@@ -6,7 +6,7 @@ Locks between processes are left out, as each database has one process; the log'
 
 import errno
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -50,6 +50,9 @@ def open_database(disk: "SimulatedDisk", path: Path, isolation_level: Isolation)
     return Database(disk, connection, isolation_level, str(key))
 
 
+Values = Sequence[Any] | Mapping[str, Any]
+
+
 class Rows:
     """What a statement found."""
 
@@ -87,7 +90,7 @@ class Database:
     def in_transaction(self) -> bool:
         return self._connection.in_transaction
 
-    def execute(self, statement: str, values: Sequence[Any] = ()) -> Rows:
+    def execute(self, statement: str, values: Values = ()) -> Rows:
         begins = self._isolation_level is not None and statement.lstrip()[:7].upper().startswith(_CHANGES)
         if begins and not self.in_transaction:
             self._run("BEGIN")
@@ -110,13 +113,13 @@ class Database:
             self._connection.close(True)
         _vfs.disks.pop(self._key, None)
 
-    def _run(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+    def _run(self, statement: str, values: Values = ()) -> list[Any]:
         life = self._disk.life
         commits = statement == "COMMIT"
         if commits or not life.alive:
             life.step("commit")
         try:
-            found = list(self._connection.execute(statement, tuple(values)))
+            found = list(self._connection.execute(statement, values))
         except apsw.Error as error:
             if not life.alive:
                 raise Killed from None
