@@ -150,7 +150,7 @@ class Oracle:
         identical = self._check_models(store, rows)
         if finished:
             for device in device_names(self.schedule.devices):
-                self._check_device(device, [row for row in rows if row.device == device])
+                self._check_device(device, store.run, [row for row in rows if row.device == device])
         self._check_limits()
         return Verdict(self.wrong, len(self.receipts), lost, doubled, identical)
 
@@ -210,7 +210,7 @@ class Oracle:
         decoded, _ = decode_update(payload, layout.n_parameters, 0, layout.digest, spec, None, layout.shapes)
         return decoded
 
-    def _check_device(self, device: str, rows: list[Accepted]) -> None:
+    def _check_device(self, device: str, run: str, rows: list[Accepted]) -> None:
         """The residual is what the accepted updates left unsent, bit for bit."""
         process = self.hosts[device].process
         assert process is not None
@@ -224,7 +224,10 @@ class Oracle:
         n = layout.n_parameters
         residual = np.zeros(n, np.float32)
         for row in sorted(rows, key=lambda row: (row.boot, row.sequence)):
-            task = self.tasks[device, f"{_run(self.tasks)}/{row.round}"]
+            task = self.tasks.get((device, f"{run}/{row.round}"))
+            if task is None:
+                self.wrong.append(f"{device} was never asked for round {row.round} of run {run}")
+                return
             corrected = self._delta(device, task)[:n] + residual
             residual = corrected - self._decoded(row, layout)
             if parse_codec(row.codec).unbiased and not _energy(residual) <= _energy(corrected):
@@ -281,10 +284,6 @@ def read_accepted(store: Store) -> list[Accepted]:
 def _versions(store: Store) -> list[tuple[int, bytes]]:
     found: Any = store._sql.execute("SELECT version, digest FROM models ORDER BY version")
     return [(int(number), bytes(digest)) for number, digest in found]
-
-
-def _run(tasks: Mapping[tuple[str, str], Task]) -> str:
-    return next(iter(tasks.values())).run
 
 
 def _energy(vector: Vector) -> float:

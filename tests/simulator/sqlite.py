@@ -44,9 +44,12 @@ def open_database(disk: "SimulatedDisk", path: Path, isolation_level: Isolation)
     """The database in this file of the disk, to be used as a sqlite3.Connection."""
     key = next(_keys)
     _vfs.disks[str(key)] = disk
-    connection = apsw.Connection(f"/{key}{path}", vfs=_VFS)
-    # Before the first look at the file: without shared memory there is no other way to a write-ahead log.
-    connection.execute(f"PRAGMA locking_mode = EXCLUSIVE; PRAGMA wal_autocheckpoint = {disk.checkpoint_pages}")
+    try:
+        connection = apsw.Connection(f"/{key}{path}", vfs=_VFS)
+        # Before the first look at the file: without shared memory there is no other way to a write-ahead log.
+        connection.execute(f"PRAGMA locking_mode = EXCLUSIVE; PRAGMA wal_autocheckpoint = {disk.checkpoint_pages}")
+    except apsw.Error as error:
+        raise _translated(error) from None
     return Database(disk, connection, isolation_level, str(key))
 
 
