@@ -6,7 +6,7 @@ Locks between processes are left out, as each database has one process; the log'
 
 import errno
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -19,6 +19,8 @@ from tests.simulator.life import Killed
 
 if TYPE_CHECKING:
     from tests.simulator.disk import File, SimulatedDisk
+
+Values = Sequence[Any] | Mapping[str, Any]
 
 _VFS = "simulated"
 _CHANGES = ("INSERT", "UPDATE", "DELETE", "REPLACE")
@@ -54,10 +56,10 @@ def open_database(disk: "SimulatedDisk", path: Path, isolation_level: Isolation)
 
 
 class Rows:
-    """What a statement found."""
+    """What a statement found, and how many rows it changed."""
 
-    def __init__(self, rows: list[Any]) -> None:
-        self._rows = iter(rows)
+    def __init__(self, rows: list[Any], changed: int) -> None:
+        self._rows, self.rowcount = iter(rows), changed
 
     def __iter__(self) -> Iterator[Any]:
         return self._rows
@@ -90,11 +92,11 @@ class Database:
     def in_transaction(self) -> bool:
         return self._connection.in_transaction
 
-    def execute(self, statement: str, values: Sequence[Any] = ()) -> Rows:
+    def execute(self, statement: str, values: Values = ()) -> Rows:
         begins = self._isolation_level is not None and statement.lstrip()[:7].upper().startswith(_CHANGES)
         if begins and not self.in_transaction:
             self._run("BEGIN")
-        return Rows(self._run(statement, values))
+        return Rows(self._run(statement, values), self._connection.changes())
 
     def executescript(self, script: str) -> None:
         self.commit()
@@ -113,13 +115,13 @@ class Database:
             self._connection.close(True)
         _vfs.disks.pop(self._key, None)
 
-    def _run(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+    def _run(self, statement: str, values: Values = ()) -> list[Any]:
         life = self._disk.life
         commits = statement == "COMMIT"
         if commits or not life.alive:
             life.step("commit")
         try:
-            found = list(self._connection.execute(statement, tuple(values)))
+            found = list(self._connection.execute(statement, values))
         except apsw.Error as error:
             if not life.alive:
                 raise Killed from None

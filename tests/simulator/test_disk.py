@@ -86,10 +86,10 @@ def test_a_database_keeps_rows_refuses_wrong_ones_and_rolls_back(disk: Disk, tmp
     with database:
         database.execute("INSERT INTO rows VALUES (?, ?)", (1, b"data"))
     database.execute("INSERT INTO rows VALUES (2, x'')")
-    assert database.in_transaction is True
+    assert database.in_transaction
     with pytest.raises(sqlite3.IntegrityError), database:
         database.execute("INSERT INTO rows VALUES (1, x'')")
-    assert not database.in_transaction
+    assert list(database.execute("SELECT one FROM rows")) == [(1,)]
     assert list(database.execute("SELECT * FROM rows")) == [(1, b"data")]
     assert database.execute("SELECT one FROM rows WHERE one > 1").fetchone() is None
     database.close()
