@@ -131,15 +131,16 @@ class Versions:
         )
 
     def _undamaged(self, accepted: tuple[AcceptedUpdate, ...], fault: DamagedError) -> tuple[AcceptedUpdate, ...]:
-        """Those whose payloads are on disk as they came. The others are discarded, which is stated and counted; a round
-        of which nothing is left stops the run, as does a fault that is not theirs."""
+        """Those whose payloads are as they came. The altered ones are discarded, which is stated and counted. A round of
+        which nothing is left stops the run; and so does a file that is gone, which bits that flip do not explain."""
         lost: dict[tuple[int, str], DamagedError] = {}
         for update in accepted:
             try:
                 self._store.updates.read(update.digest)
             except DamagedError as error:
                 lost[update.number, update.device] = error
-        if not lost or len(lost) == len(accepted):
+        gone = any(not self._store.updates.has(update.digest) for update in accepted)
+        if gone or not lost or len(lost) == len(accepted):
             raise fault
         for (number, device), why in lost.items():
             log.error("discarded device=%s round=%d damaged: %s", device, number, why)

@@ -127,7 +127,7 @@ def start_coordinator(host: Host, network: Network, schedule: Schedule, emit: Em
     return Process(
         daemon,
         transport,
-        lambda: take_turn(daemon, transport, host.watch.read, 0.0),
+        lambda: take_turn(daemon, transport, host.watch.read, 0.0, lambda: None),
         lambda fault: None,
         lambda: daemon.recover(host.watch.read()),
         store,
