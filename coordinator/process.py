@@ -133,14 +133,19 @@ def _loop(
 ) -> None:
     faults, recovering = 0, False
     restraint = Restraint()
+
+    def went_well() -> None:
+        nonlocal faults
+        faults = 0
+
     while signals.received is None and not (coordinator.finished and exit_when_finished):
         try:
             if recovering:
                 coordinator.recover(time.monotonic())
                 recovering = False
             broker.check(time.monotonic())
-            take_turn(coordinator, transport, time.monotonic, LONGEST_WAIT_S)
-            faults = 0
+            take_turn(coordinator, transport, time.monotonic, LONGEST_WAIT_S, went_well)
+            went_well()
         except ConfigurationError:
             raise
         except Exception as error:
@@ -157,10 +162,14 @@ def _loop(
 
 
 def take_turn(
-    coordinator: Coordinator, transport: Transport, clock: Callable[[], float], longest_wait_s: float
+    coordinator: Coordinator,
+    transport: Transport,
+    clock: Callable[[], float],
+    longest_wait_s: float,
+    went_well: Callable[[], None],
 ) -> float:
     """Does what is due, and takes in all that has arrived, so that one commit of the next turn makes all of it durable.
-    Says in how many seconds something will be due; 0 where something arrived."""
+    Says in how many seconds something will be due; 0 where something arrived. went_well: told after each event."""
     wait_s = coordinator.advance(clock())
     event = transport.poll(min(wait_s, longest_wait_s))
     if event is None:
@@ -169,6 +178,7 @@ def take_turn(
     while event is not None:
         now = clock()
         coordinator.handle(event, now)
+        went_well()
         event = transport.poll(0.0) if now < enough else None
     return 0.0
 

@@ -8,7 +8,7 @@ from coordinator.downlink import check_downlink, steps_for
 from coordinator.evaluate import Examine, accuracy_of
 from coordinator.fold import discount
 from coordinator.masking import check_mask
-from coordinator.next_model import first_model, load_model, load_public, next_model, structure_of
+from coordinator.next_model import Made, first_model, load_model, load_public, next_model, structure_of
 from coordinator.rows import AcceptedUpdate, Counted, ModelVersion, RoundFigures
 from coordinator.settings import Settings
 from coordinator.store import Store
@@ -16,7 +16,7 @@ from coordinator.structure import Structure
 from coordinator.views import View, Views, late_view
 from edge_agent.runtimes.engine import Vector
 from protocol.bundle import Bundle
-from protocol.errors import SparsefleetError
+from protocol.errors import DamagedError, SparsefleetError
 from protocol.messages import BlobRef, SharedMask
 from sparse.masks import Mask
 
@@ -94,17 +94,11 @@ class Versions:
             return None
         rounds = self._settings.rounds
         wanted = number % self._settings.evaluation.every == 0 or number >= rounds.count
-        made = next_model(
-            self._store,
-            self._manifest,
-            self._settings,
-            self._current,
-            self._views,
-            self.view_for,
-            accepted,
-            self._examine if wanted else None,
-            self._clock,
-        )
+        try:
+            made = self._made(accepted, examined=wanted)
+        except DamagedError as error:
+            accepted = self._undamaged(accepted, error)
+            made = self._made(accepted, examined=wanted)
         seconds = self._clock() - opened_at
         longest = max((update.train_s for update in accepted if update.number == number), default=0.0)
         figures = RoundFigures(
@@ -122,6 +116,36 @@ class Versions:
         self._store.commit_round(number, made.version, figures, folded, carry=carry)
         self._set(made.version, made.dense, made.public, made.structure, self._views.structure.mask)
         return figures
+
+    def _made(self, accepted: tuple[AcceptedUpdate, ...], *, examined: bool) -> Made:
+        return next_model(
+            self._store,
+            self._manifest,
+            self._settings,
+            self._current,
+            self._views,
+            self.view_for,
+            accepted,
+            self._examine if examined else None,
+            self._clock,
+        )
+
+    def _undamaged(self, accepted: tuple[AcceptedUpdate, ...], fault: DamagedError) -> tuple[AcceptedUpdate, ...]:
+        """Those whose payloads are as they came. The altered ones are discarded, which is stated and counted. A round of
+        which nothing is left stops the run; and so does a file that is gone, which bits that flip do not explain."""
+        lost: dict[tuple[int, str], DamagedError] = {}
+        for update in accepted:
+            try:
+                self._store.updates.read(update.digest)
+            except DamagedError as error:
+                lost[update.number, update.device] = error
+        gone = any(not self._store.updates.has(update.digest) for update in accepted)
+        if gone or not lost or len(lost) == len(accepted):
+            raise fault
+        for (number, device), why in lost.items():
+            log.error("discarded device=%s round=%d damaged: %s", device, number, why)
+            self._store.discard(number, device, f"damaged: {why}")
+        return tuple(update for update in accepted if (update.number, update.device) not in lost)
 
     def _readable(self, accepted: Iterable[AcceptedUpdate]) -> tuple[AcceptedUpdate, ...]:
         """Those whose values have a place in the model. The others are discarded, which is stated and counted."""

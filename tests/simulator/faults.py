@@ -95,7 +95,8 @@ Fault = Kill | Cut | Partition | BrokerDeath | Storm | DiskTrouble | BitFlip | C
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A run to simulate. momentum: of the server's step. large: a model of several chunks. checkpoint_pages: of the
+    """A run to simulate. momentum: of the server's step. buffer: of updates to a
+    version, in buffered mode. large: a model of several chunks. checkpoint_pages: of the
     databases' logs."""
 
     seed: int
@@ -108,6 +109,9 @@ class Schedule:
     downlink: str = "all/float32"
     momentum: bool = False
     over_select: float = 1.0
+    buffer: int | None = None
+    late_hours: float = 24.0
+    staleness: float = 0.5
     large: bool = False
     checkpoint_pages: int = 1000
     faults: tuple[Fault, ...] = field(default_factory=tuple)
@@ -126,16 +130,21 @@ def draw_schedule(seed: int) -> Schedule:
     rng = Random(seed)
     devices = rng.choice((2, 3, 3, 4))
     wanted = rng.randint(1, devices)
+    buffer = rng.randint(1, wanted) if rng.random() < 0.3 else None
     settled = Schedule(
         seed=seed,
         devices=devices,
+        rounds=rng.choice((3, 3, 5)),
         wanted=wanted,
-        minimum=rng.randint(1, wanted),
+        minimum=rng.randint(1, buffer or wanted),
+        buffer=buffer,
+        late_hours=24.0 if buffer is not None else rng.choice((24.0, 0.0, 0.003)),
+        staleness=rng.choice((0.5, 0.5, 1.0, 0.0)),
         deadline_s=rng.choice((8.0, 20.0, 60.0)),
         codec=rng.choice(CODECS),
         downlink=rng.choice(("all/float32", "all/float32", "topk:0.2/int8")),
         momentum=rng.random() < 0.3,
-        over_select=rng.choice((1.0, 1.0, 1.5)),
+        over_select=1.0 if buffer is not None else rng.choice((1.0, 1.0, 1.5)),
         large=rng.random() < 0.1,
         checkpoint_pages=rng.choice((1000, 1000, 20, 4)),
     )
@@ -168,6 +177,7 @@ def draw_fault(rng: Random, machines: tuple[str, ...]) -> Fault:
         case "trouble":
             return DiskTrouble(machine, at_s, for_s, rng.choice(("full", "read-only", "failing")))
         case "flip":
-            return BitFlip(rng.choice(machines[1:]), at_s, "blobs", rng.random())
+            folder = "updates" if machine == COORDINATOR else "blobs"
+            return BitFlip(machine, at_s, folder, rng.random())
         case _:
             return ClockJump(machine, at_s, rng.choice((-1.0, 1.0)) * rng.choice((3600.0, 1e5, 1e9)))

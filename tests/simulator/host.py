@@ -47,7 +47,8 @@ class Process:
 @dataclass(slots=True)
 class Host:
     """build: makes the process; may raise as its command does. hang_up: breaks its connection, which the broker notices
-    after so many seconds. bugs: what no fault explains."""
+    after so many seconds. bugs: what no fault explains. damage: what it said when
+    it ended because of flipped bits, where those are expected."""
 
     name: str
     timeline: Timeline
@@ -64,6 +65,8 @@ class Host:
     disk: SimulatedDisk = field(init=False)
     process: Process | None = None
     wall_offset_s: float = 0.0
+    may_be_damaged: bool = False
+    damage: str | None = None
     deaths: int = 0
     recovering_since: float | None = None
     longest_recovery_s: float = 0.0
@@ -140,7 +143,7 @@ class Host:
         disk = is_disk_trouble(error)
         if not disk:
             self._faults += 1
-            self.bugs.append(f"{self.name}: {''.join(traceback.format_exception(error))}")
+            self._suspect(error)
         if self._faults >= MAX_FAULTS or is_damage(error) or isinstance(error, DamagedError):
             self._end(error)
             return
@@ -155,11 +158,18 @@ class Host:
             self._paused_until = self.timeline.now + PAUSE_AFTER_FAULT_S
             self._again(PAUSE_AFTER_FAULT_S)
 
+    def _suspect(self, error: Exception) -> None:
+        """A bug, unless bits flipped and that is what it says."""
+        if self.may_be_damaged and isinstance(error, DamagedError):
+            self.damage = str(error)
+        else:
+            self.bugs.append(f"{self.name}: {''.join(traceback.format_exception(error))}")
+
     def _end(self, error: Exception) -> None:
         """The process gives up, saying why."""
         self.trace(f"{self.name}: ends: {error}")
         if self.platter.trouble is None and not is_disk_trouble(error):
-            self.bugs.append(f"{self.name}: ended: {''.join(traceback.format_exception(error))}")
+            self._suspect(error)
         self._gone(power=False)
         self.timeline.after(RESTART_S, self.start)
 

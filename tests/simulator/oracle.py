@@ -81,6 +81,7 @@ class Oracle:
     tasks: dict[tuple[str, str], Task] = field(default_factory=dict)
     models: dict[bytes, bytes] = field(default_factory=dict)
     receipts: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    versions: dict[int, bytes] = field(default_factory=dict)
     committed: int = 0
 
     # What is heard
@@ -113,6 +114,9 @@ class Oracle:
         self._check(number >= self.committed, f"version {self.committed} was announced, and {number} is the newest")
         # A round may have been committed by a process that did not live to say so.
         self.committed = max(self.committed, number)
+        for version, digest in _versions(store):
+            before = self.versions.setdefault(version, digest)
+            self._check(before == digest, f"version {version} is another one than it was")
         known = {(row.device, row.digest) for row in read_accepted(store)}
         for (device, task), digest in self.receipts.items():
             self._check((device, digest) in known, f"the receipted update of {device} for {task} is gone")
@@ -127,7 +131,9 @@ class Oracle:
                 self.payloads[digest] = bytes(file.data)
 
     def _told(self, device: str, task: Task) -> None:
-        self._check(task.round > self.committed, f"round {task.round} is over, and {device} is asked for it")
+        # Who was asked in time may be late; nobody is asked anew.
+        known = (device, task.name) in self.tasks
+        self._check(known or task.round > self.committed, f"round {task.round} is over, and {device} is asked for it")
         self.tasks[device, task.name] = task
         if task.model.digest not in self.models:
             file = self.hosts[COORDINATOR].platter.find(STATE / "models" / task.model.digest.hex())
@@ -144,13 +150,15 @@ class Oracle:
         """At the end of a run. finished: whether everything came to its end, so that all of it can be judged."""
         store = self._store()
         if store is None:
-            return Verdict([*self.wrong, "there is no coordinator at the end"], len(self.receipts), 0, 0, False)
+            if self.hosts[COORDINATOR].damage is None:
+                self.wrong.append("there is no coordinator at the end")
+            return Verdict(self.wrong, len(self.receipts), 0, 0, not self.wrong)
         rows = read_accepted(store)
-        lost, doubled = self._check_fates(store, rows)
+        lost, doubled = self._check_fates(store, rows, finished)
         identical = self._check_models(store, rows)
         if finished:
             for device in device_names(self.schedule.devices):
-                self._check_device(device, [row for row in rows if row.device == device])
+                self._check_device(device, store.run, [row for row in rows if row.device == device])
         self._check_limits()
         return Verdict(self.wrong, len(self.receipts), lost, doubled, identical)
 
@@ -158,7 +166,7 @@ class Oracle:
         process = self.hosts[COORDINATOR].process
         return process.store if process is not None and isinstance(process.store, Store) else None
 
-    def _check_fates(self, store: Store, rows: list[Accepted]) -> tuple[int, int]:
+    def _check_fates(self, store: Store, rows: list[Accepted], finished: bool) -> tuple[int, int]:
         """Every receipted update is in one fold or was discarded with a reason; returns the lost and the doubled."""
         fates: dict[tuple[str, bytes, str], list[Accepted]] = defaultdict(list)
         for row in rows:
@@ -167,8 +175,8 @@ class Oracle:
         for (device, task), digest in self.receipts.items():
             found = fates.get((device, digest, task), [])
             settled = [row for row in found if (row.fold is None) != (row.discarded is None)]
-            waits = [row for row in found if row.fold is None and row.discarded is None and row.round > self.committed]
-            if len(settled) + len(waits) == 0:
+            waits = [row for row in found if row.fold is None and row.discarded is None]
+            if len(settled) + (0 if finished else len(waits)) == 0:
                 lost += 1
                 self.wrong.append(f"the update of {device} for {task} was receipted, and is in no fold")
             if len(settled) > 1:
@@ -182,18 +190,20 @@ class Oracle:
         return f"{store.run}/{row.round}"
 
     def _check_models(self, store: Store, rows: list[Accepted]) -> bool:
-        """Refolds every version from the payloads that devices offered, in device order and float64."""
+        """Refolds every version from the payloads that devices offered, in the order of rounds and devices."""
         bundle = material(self.schedule.large).bundle
         manifest, model = bundle.manifest, initial_model(bundle)
         layout = layout_of(manifest, "full")
         momentum, identical = np.zeros(manifest.parameters, np.float32), True
         for number, digest in _versions(store):
-            taken = sorted((row for row in rows if row.fold == number), key=lambda row: row.device)
+            taken = [row for row in rows if row.fold == number]
             if number > 0:
                 total, weights = np.zeros(manifest.parameters), 0
                 for row in taken:
                     decoded = self._decoded(row, layout)
-                    total += float(row.weight) * decoded.astype(np.float64)
+                    # A task of round n starts from version n - 1; the step from there on is as much smaller.
+                    late = (1.0 + (number - row.round)) ** -self.schedule.staleness
+                    total += float(row.weight) * late * decoded.astype(np.float64)
                     weights += row.weight
                 step = total / weights
                 if self.schedule.momentum:
@@ -210,7 +220,7 @@ class Oracle:
         decoded, _ = decode_update(payload, layout.n_parameters, 0, layout.digest, spec, None, layout.shapes)
         return decoded
 
-    def _check_device(self, device: str, rows: list[Accepted]) -> None:
+    def _check_device(self, device: str, run: str, rows: list[Accepted]) -> None:
         """The residual is what the accepted updates left unsent, bit for bit."""
         process = self.hosts[device].process
         assert process is not None
@@ -224,7 +234,10 @@ class Oracle:
         n = layout.n_parameters
         residual = np.zeros(n, np.float32)
         for row in sorted(rows, key=lambda row: (row.boot, row.sequence)):
-            task = self.tasks[device, f"{_run(self.tasks)}/{row.round}"]
+            task = self.tasks.get((device, f"{run}/{row.round}"))
+            if task is None:
+                self.wrong.append(f"{device} was never asked for round {row.round} of run {run}")
+                return
             corrected = self._delta(device, task)[:n] + residual
             residual = corrected - self._decoded(row, layout)
             if parse_codec(row.codec).unbiased and not _energy(residual) <= _energy(corrected):
@@ -266,25 +279,20 @@ class Oracle:
 
 
 def read_accepted(store: Store) -> list[Accepted]:
-    """The coordinator's updates, with their fates. Before the schema that writes them down, the fold of an update is
-    that of its round, once committed."""
+    """The coordinator's updates, with their fates, in the order in which folds take them."""
     rows = store._sql.execute(
-        "SELECT u.round, device, update_boot, update_sequence, digest, weight, codec, r.version FROM updates u "
-        "JOIN rounds r USING (round)"
+        "SELECT round, device, update_boot, update_sequence, digest, weight, codec, fold, discarded FROM updates "
+        "ORDER BY round, device"
     )
     return [
-        Accepted(n, device, boot, sequence, bytes(digest), weight, codec, version, None)
-        for n, device, boot, sequence, digest, weight, codec, version in rows
+        Accepted(n, device, boot, sequence, bytes(digest), weight, codec, fold, discarded)
+        for n, device, boot, sequence, digest, weight, codec, fold, discarded in rows
     ]
 
 
 def _versions(store: Store) -> list[tuple[int, bytes]]:
     found: Any = store._sql.execute("SELECT version, digest FROM models ORDER BY version")
     return [(int(number), bytes(digest)) for number, digest in found]
-
-
-def _run(tasks: Mapping[tuple[str, str], Task]) -> str:
-    return next(iter(tasks.values())).run
 
 
 def _energy(vector: Vector) -> float:

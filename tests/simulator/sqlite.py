@@ -20,6 +20,8 @@ from tests.simulator.life import Killed
 if TYPE_CHECKING:
     from tests.simulator.disk import File, SimulatedDisk
 
+Values = Sequence[Any] | Mapping[str, Any]
+
 _VFS = "simulated"
 _CHANGES = ("INSERT", "UPDATE", "DELETE", "REPLACE")
 # With the first sync of a file of these kinds SQLite also makes its name in the folder survive.
@@ -44,9 +46,12 @@ def open_database(disk: "SimulatedDisk", path: Path, isolation_level: Isolation)
     """The database in this file of the disk, to be used as a sqlite3.Connection."""
     key = next(_keys)
     _vfs.disks[str(key)] = disk
-    connection = apsw.Connection(f"/{key}{path}", vfs=_VFS)
-    # Before the first look at the file: without shared memory there is no other way to a write-ahead log.
-    connection.execute(f"PRAGMA locking_mode = EXCLUSIVE; PRAGMA wal_autocheckpoint = {disk.checkpoint_pages}")
+    try:
+        connection = apsw.Connection(f"/{key}{path}", vfs=_VFS)
+        # Before the first look at the file: without shared memory there is no other way to a write-ahead log.
+        connection.execute(f"PRAGMA locking_mode = EXCLUSIVE; PRAGMA wal_autocheckpoint = {disk.checkpoint_pages}")
+    except apsw.Error as error:
+        raise _translated(error) from None
     return Database(disk, connection, isolation_level, str(key))
 
 
@@ -54,10 +59,10 @@ Values = Sequence[Any] | Mapping[str, Any]
 
 
 class Rows:
-    """What a statement found."""
+    """What a statement found, and how many rows it changed."""
 
-    def __init__(self, rows: list[Any]) -> None:
-        self._rows = iter(rows)
+    def __init__(self, rows: list[Any], changed: int) -> None:
+        self._rows, self.rowcount = iter(rows), changed
 
     def __iter__(self) -> Iterator[Any]:
         return self._rows
@@ -94,7 +99,7 @@ class Database:
         begins = self._isolation_level is not None and statement.lstrip()[:7].upper().startswith(_CHANGES)
         if begins and not self.in_transaction:
             self._run("BEGIN")
-        return Rows(self._run(statement, values))
+        return Rows(self._run(statement, values), self._connection.changes())
 
     def executescript(self, script: str) -> None:
         self.commit()

@@ -102,15 +102,21 @@ class World:
     def run(self) -> Outcome:
         for host in self.hosts.values():
             host.start()
-        while not self._done() and self.timeline.now < LONGEST_S and len(self.log) < MOST_LINES:
+        coordinator = self.hosts[COORDINATOR]
+        while (
+            not self._done()
+            and coordinator.damage is None
+            and self.timeline.now < LONGEST_S
+            and len(self.log) < MOST_LINES
+        ):
             self.timeline.step()
         wrong = list(self.bugs)
-        if not self._done():
+        if not self._done() and coordinator.damage is None:
             wrong.append(
                 f"the run did not end within {LONGEST_S:.0f} s and {MOST_LINES} steps, after {self.timeline.now:.1f} s "
                 f"and {len(self.log)}: {self._state()}"
             )
-        found = self.oracle.judge(finished=not wrong)
+        found = self.oracle.judge(finished=not wrong and coordinator.damage is None)
         return Outcome(
             schedule=self.schedule,
             wrong=wrong + found.wrong,
@@ -215,6 +221,8 @@ class World:
             path = files[int(which * len(files)) % len(files)]
             self.trace(f"{machine}: a bit of {path} flips")
             platter.flip_bit(path)
+            # A coordinator whose only updates are damaged says so and ends; an agent fetches what is damaged again.
+            self.hosts[machine].may_be_damaged |= machine == COORDINATOR
 
     def _heal(self) -> None:
         self.trace("all is well again")
