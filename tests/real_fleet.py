@@ -45,7 +45,7 @@ class RealFleet:
     agents: dict[str, Child] = field(default_factory=dict)
     children: list[Child] = field(default_factory=list)
     coordinator: Child | None = None
-    # A command that every process is started by, such as faketime's.
+    # A command that every process is started by, such as strace's.
     wrapped: tuple[str, ...] = ()
     # One for each, because a broker may have several.
     name: str = field(default_factory=lambda: f"test-{uuid.uuid4().hex[:12]}")
