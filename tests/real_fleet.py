@@ -37,6 +37,8 @@ class RealFleet:
     rounds: int
     devices: int = 3
     training: str = 'local_steps = 5\ncodec = "topk:0.5/float32/bitmap"'
+    # More lines of [rounds].
+    rounding: str = ""
     # The model's inputs: with 80000 it is 10 chunks of 64 KiB, and so is an update that holds all of it.
     features: int = FEATURES
     make_bundle: Callable[..., object] = write_bundle
@@ -66,6 +68,7 @@ port = {self.port}
 count = {self.rounds}
 devices = {self.devices}
 deadline_s = 20.0
+{self.rounding}
 [training]
 batch_size = 8
 learning_rate = 0.1
