@@ -29,9 +29,9 @@ Row = Mapping[str, object]
 
 KILLS_A_SCHEDULE = 25
 DEVICES = 3
-# In turns: ten chunks a model and an update, so that kills meet transfers (a checkpoint is taken every eight), and one
-# chunk, so that they meet more rounds.
-FEATURES = (80_000, 100)
+# In turns, the model's inputs and how rounds go: ten chunks a model and an update, so that kills meet transfers (a
+# checkpoint is taken every eight); one chunk, so that they meet more rounds; and late updates.
+FLEETS = ((80_000, ""), (100, ""), (100, 'mode = "buffered"\nbuffer = 2'))
 TRAINING = 'local_steps = 2\ncodec = "all/float32"'
 # How long a process lives that is killed at no particular moment, from its start; it begins to serve after a third.
 SHORTEST_S, LONGEST_S = 0.2, 6.0
@@ -224,7 +224,8 @@ def _row(found: list[Findings], kills: int, recoveries: Recoveries) -> Row:
 
 def _audited(number: int, kills: int, seed: int, recoveries: Recoveries, killed: dict[str, int]) -> Findings:
     folder = Path(tempfile.mkdtemp(prefix=f"faults-{seed}-{number}-"))
-    fleet = RealFleet(folder, "mosquitto", 100_000, DEVICES, TRAINING, FEATURES[number % 2])
+    features, rounding = FLEETS[number % len(FLEETS)]
+    fleet = RealFleet(folder, "mosquitto", 100_000, DEVICES, TRAINING, rounding, features)
     try:
         findings = _Schedule(fleet, np.random.default_rng((seed, number)), kills, recoveries, killed).run()
     finally:

@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--downlink", default=WHOLE, metavar="CODEC", help=f"how the model travels to devices (default: {WHOLE}, whole)"
     )
+    demo.add_argument("--link", metavar="NAME|FILE", help="a bad link before every agent: see fleet-emulate links")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to fill (default: demo)")
     demo.add_argument("--json", action="store_true", help="one JSON object with the result; progress goes to stderr")
     demo.set_defaults(command=_demo)
@@ -99,6 +100,7 @@ def _demo(options: argparse.Namespace) -> int:
         target_accuracy=options.target_accuracy,
         codec=options.codec,
         downlink=options.downlink,
+        link=options.link,
         out=options.out,
     )
     report = run_demo(chosen, Console(stderr=options.json))
@@ -106,6 +108,7 @@ def _demo(options: argparse.Namespace) -> int:
         facts = {
             "data": report.data,
             "agents": len(report.devices),
+            "link": options.link,
             "rounds": len(report.rounds),
             "accuracy": report.accuracy,
             "target_accuracy": report.target_accuracy,

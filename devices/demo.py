@@ -21,6 +21,7 @@ from devices.facts import (
     parse_evaluation,
     parse_event,
 )
+from devices.links import PROFILES, named_profile
 from devices.live import Screen
 from devices.partition import split, write_shards
 from devices.presets import CODEC, PRESETS, WHOLE
@@ -57,6 +58,7 @@ class Parts:
 
     export: tuple[str, ...] = (sys.executable, "-m", "export")
     coordinator: tuple[str, ...] = (sys.executable, "-m", "coordinator")
+    proxy: tuple[str, ...] = (sys.executable, "-m", "devices", "proxy")
     agent: tuple[str, ...] = (sys.executable, "-m", "edge_agent")
 
 
@@ -70,11 +72,14 @@ class Options:
     target_accuracy: float | None = None
     codec: str = CODEC
     downlink: str = WHOLE
+    link: str | None = None
     out: Path = Path("demo")
 
     def __post_init__(self) -> None:
         if self.data not in PRESETS:
             raise ConfigurationError(f"data: {self.data!r} is unknown; known: {', '.join(PRESETS)}")
+        if self.link is not None:
+            named_profile(self.link)
         if not 1 <= self.agents <= 64:
             raise ConfigurationError(f"agents: {self.agents} is outside 1..64 processes on one machine")
         if self.rounds is not None and not 1 <= self.rounds <= 10_000:
@@ -153,16 +158,20 @@ def run_demo(options: Options, console: Console, parts: Parts | None = None) -> 
 
 def _plan(options: Options) -> Plan:
     preset = PRESETS[options.data]
+    devices = tuple(f"device-{i:02d}" for i in range(1, options.agents + 1))
+    link = options.link if options.link is None or options.link in PROFILES else str(Path(options.link).resolve())
     return Plan(
         fleet=FLEET,
         data=options.data,
-        devices=tuple(f"device-{i:02d}" for i in range(1, options.agents + 1)),
+        devices=devices,
         rounds=options.rounds or preset.rounds,
         target_accuracy=options.target_accuracy or preset.target_accuracy,
         codec=options.codec,
         downlink=options.downlink,
         port=free_port(),
         preset=preset,
+        link=link,
+        ports={} if link is None else {device: free_port() for device in devices},
     )
 
 
@@ -227,8 +236,16 @@ def _train(run: _Run) -> tuple[str, tuple[RoundCommitted, ...], str]:
 
 
 def _start_agents(run: _Run) -> list[Child]:
-    agents = run.folder / "agents"
-    return [
+    agents, broker = run.folder / "agents", f"127.0.0.1:{run.plan.port}"
+    links = [
+        run.start(
+            f"link-{device}",
+            *run.parts.proxy,
+            *("--listen", f"127.0.0.1:{port}", "--to", broker, "--profile", str(run.plan.link), "--seed", str(number)),
+        )
+        for number, (device, port) in enumerate(run.plan.ports.items())
+    ]
+    return links + [
         run.start(device, *run.parts.agent, "run", "--config", str(agents / device / "agent.toml"))
         for device in run.plan.devices
     ]

@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
@@ -90,6 +90,9 @@ class Plan:
     downlink: str
     port: int
     preset: Preset
+    link: str | None = None
+    # Where each agent connects: to the broker's port, or to that of the link before it.
+    ports: Mapping[str, int] = field(default_factory=dict)
 
 
 def write_settings(folder: Path, plan: Plan) -> None:
@@ -123,7 +126,7 @@ def write_settings(folder: Path, plan: Plan) -> None:
     for device in plan.devices:
         agent: dict[str, dict[str, object]] = {
             "": {"device": device, "fleet": plan.fleet, "state": "state"},
-            "broker": {"url": f"mqtt://127.0.0.1:{plan.port}"},
+            "broker": {"url": f"mqtt://127.0.0.1:{plan.ports.get(device, plan.port)}"},
             "data": {"path": "shard.npz"},
             "training": {"backend": "auto", "threads": 1},
         }

@@ -37,6 +37,8 @@ class RealFleet:
     rounds: int
     devices: int = 3
     training: str = 'local_steps = 5\ncodec = "topk:0.5/float32/bitmap"'
+    # More lines of [rounds].
+    rounding: str = ""
     # The model's inputs: with 80000 it is 10 chunks of 64 KiB, and so is an update that holds all of it.
     features: int = FEATURES
     make_bundle: Callable[..., object] = write_bundle
@@ -45,7 +47,7 @@ class RealFleet:
     agents: dict[str, Child] = field(default_factory=dict)
     children: list[Child] = field(default_factory=list)
     coordinator: Child | None = None
-    # A command that every process is started by, such as faketime's.
+    # A command that every process is started by, such as strace's.
     wrapped: tuple[str, ...] = ()
     # One for each, because a broker may have several.
     name: str = field(default_factory=lambda: f"test-{uuid.uuid4().hex[:12]}")
@@ -66,6 +68,7 @@ port = {self.port}
 count = {self.rounds}
 devices = {self.devices}
 deadline_s = 20.0
+{self.rounding}
 [training]
 batch_size = 8
 learning_rate = 0.1

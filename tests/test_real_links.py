@@ -1,6 +1,7 @@
 """Real processes over links that are cut, reset, stalled, throttled and half-open in the middle of a transfer."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.broker import find_mosquitto
+from devices.processes import start
 from protocol.messages import CHUNK_BYTES, WINDOW
+from protocol.mqtt import free_port
 from tests.audit import audit
 from tests.conftest import require_broker
 from tests.real_fleet import RealFleet, broker_pid
@@ -112,3 +116,37 @@ def test_a_broker_that_stops_for_a_while_is_waited_for(fleet: RealFleet) -> None
     time.sleep(3.0)  # the pause is the point
     os.kill(broker, signal.SIGCONT)
     finish(fleet)
+
+
+def test_a_broker_whose_state_is_wiped_has_nothing_that_anybody_needs(tmp_path: Path) -> None:
+    """A broker of the operator's that keeps sessions and retained messages on its disk, killed, and its disk wiped."""
+    mosquitto = find_mosquitto()
+    if mosquitto is None:
+        pytest.skip("mosquitto 2.0 or later is not installed")
+    port, kept = free_port(), tmp_path / "kept"
+    configuration = tmp_path / "mosquitto.conf"
+    configuration.write_text(
+        f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {kept}/\n"
+        f"autosave_on_changes true\nautosave_interval 1\n" + ("user root\n" if os.geteuid() == 0 else "")
+    )
+    fleet = RealFleet(tmp_path, f"mqtt://127.0.0.1:{port}", 10_000, devices=2, port=port)
+    try:
+        for lives in range(3):
+            kept.mkdir()
+            command = (mosquitto.path, "-c", str(configuration))
+            broker = start("mosquitto", command, tmp_path / "logs" / "mosquitto.log")
+            fleet.children.append(broker)
+            if not lives:
+                fleet.start()
+            reached = len(fleet.committed()) + 3
+            fleet.until(lambda at=reached: len(fleet.committed()) >= at)  # type: ignore[misc]
+            if lives < 2:
+                fleet.until(lambda: list(kept.iterdir()))
+                fleet.kill(broker)
+                shutil.rmtree(kept)
+        fleet.end_after(2)
+        fleet.finish()
+        fleet.settle()
+        assert audit(tmp_path) == fleet.version()
+    finally:
+        fleet.stop()

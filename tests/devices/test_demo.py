@@ -89,6 +89,23 @@ def test_a_run_shows_every_round_saves_report_and_model_and_starts_warm_the_next
     assert (settings["training"]["codec"], settings["downlink"]["codec"]) == ("topk:0.03/ternary", "topk:0.1/int8")
 
 
+def test_with_a_link_every_agent_connects_through_one_of_its_own(demo: Demo) -> None:
+    result = demo.run("", "--link", "lte")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for number in range(1, 6):
+        device = f"device-{number:02d}"
+        url = tomllib.loads((demo.out / "agents" / device / "agent.toml").read_text())["broker"]["url"]
+        said = (demo.out / "logs" / f"link-{device}.log").read_text()
+        assert f"port={url.rpartition(':')[2]}" in said.splitlines()[0]
+    assert demo.alive() == []
+
+
+def test_a_link_that_is_not_known_is_refused_before_anything_starts(demo: Demo) -> None:
+    result = demo.run("", "--link", "carrier-pigeon")
+    assert result.returncode == 3
+    assert "lte-poor" in result.stderr
+
+
 def test_a_missed_target_is_exit_code_1_and_said_clearly(demo: Demo) -> None:
     result = demo.run("poor")
     assert result.returncode == 1
