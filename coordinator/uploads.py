@@ -68,8 +68,8 @@ class Uploads:
         return self._go_on(device, upload, now)
 
     def ask_again(self, now: float) -> float:
-        """Asks for what did not come in time; says when to look again. Looks at each transfer only when one is due:
-        what arrives meanwhile moves them all into the future."""
+        """Asks for what did not come in time; says when to look again. Looks at each transfer only when one may be due,
+        for there may be many and what arrives only moves them into the future."""
         if now < self._look_at:
             return self._look_at
         due = NEVER
