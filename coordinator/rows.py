@@ -169,9 +169,9 @@ def server_states(sql: sqlite3.Connection, number: int, *, of_no_other: bool = F
     no other version has the same."""
     if of_no_other:
         found = sql.execute(
-            "SELECT server_state FROM models WHERE version = :number AND server_state NOT IN "
-            "(SELECT server_state FROM models WHERE version != :number)",
-            {"number": number},
+            "SELECT server_state FROM models WHERE version = ? AND server_state NOT IN "
+            "(SELECT server_state FROM models WHERE version != ?)",
+            (number, number),
         )
     else:
         found = sql.execute("SELECT server_state FROM models WHERE kept = 1 AND version >= ?", (number,))
