@@ -178,6 +178,8 @@ class WireDevice(asyncio.Protocol):
             asyncio.get_running_loop().call_later(wait_s, self.say_offer, min(2 * retry_s, LONGEST_RETRY_S))
 
     def _hear(self, said: Envelope) -> None:
+        if isinstance(said.body, CoordinatorState):
+            self._spread_s = said.body.spread_s or 0.0
         if said.boot != self._epoch and self._epoch is not None:
             self.moments.welcomed = None
             asyncio.get_running_loop().call_later(self._rng.uniform(0.0, max(1.0, self._spread_s)), self.greet)
@@ -185,8 +187,6 @@ class WireDevice(asyncio.Protocol):
         match said.body:
             case Welcome():
                 self.moments.welcomed = time.monotonic()
-            case CoordinatorState():
-                pass
             case Task():
                 self.moments.tasked = time.monotonic()
                 if self.task is None or self.task.name != said.body.name:

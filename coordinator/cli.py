@@ -28,6 +28,7 @@ examples:
   fleet-coordinator run --config coordinator.toml         # train until the target or the last round
   fleet-coordinator status --config coordinator.toml      # while it runs or not
   fleet-coordinator export-model --config coordinator.toml --out inference.onnx
+  fleet-coordinator replay --config coordinator.toml      # every bit of every version, from the updates that made it
 
 {EXIT_CODES}
 """
@@ -78,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--dense", action="store_true", help="with what the mask leaves out, as nobody tried it")
     evaluate = add("evaluate-model", _evaluate_model, "run an inference ONNX file on the held-out data")
     evaluate.add_argument("--model", type=Path, required=True, help="file written by export-model")
+
+    replay = add("replay", _replay, "fold every kept round again and report the first bit that differs")
+    replay.add_argument("--run", metavar="RUN", help="its name, as status says it; another one is refused")
+    replay.add_argument("--without", metavar="DEVICE", help="the history as it would have been without its updates")
+    replay.add_argument("--out", type=Path, help="with --without: an inference file to write; compressed if .gz")
 
     config = commands.add_parser("config", help="about the configuration file")
     actions = config.add_subparsers(required=True, metavar="ACTION")
@@ -240,6 +246,12 @@ def _evaluate_model(options: argparse.Namespace) -> int:
             f"{options.model}, {len(data)} examples", ["metric", "value"], [[k, _text(v)] for k, v in metrics.items()]
         )
     return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from coordinator.replay_command import run
+
+    return run(options)
 
 
 def _sample(_: argparse.Namespace) -> int:

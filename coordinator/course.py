@@ -152,7 +152,7 @@ class Course:
         """How many updates count for the goal of the open round."""
         if self.round is None:
             return 0
-        return self.round.gathered if self.round.buffered else len(self.round.devices("done"))
+        return self.round.gathered if self.round.buffered else self.round.count("done")
 
     def settled(self, verdicts: Iterable[tuple[str, Verdict]], now: float) -> None:
         """Updates were accepted, or rejected for good, durably.

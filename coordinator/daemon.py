@@ -69,13 +69,14 @@ class Coordinator:
         self._link = Link(transport, self._topics, store.epoch, store.traffic())
         self._link.begin_day(day_of(wall()))
         self._fleet = Fleet(store.devices())
-        self._uploads = Uploads(store.updates, self._link)
+        self._uploads = Uploads(store.updates, self._link, settings.limits.uploads)
         self._reception = Reception(store, self._link, self._uploads, bundle.manifest, settings.limits.examples)
         candidates = Candidates(
             settings, bundle.manifest, store, self._fleet, self._link, self._uploads, wall, self._count
         )
         self._doubles = Doubles()
-        self._rivals = Rivals(CoordinatorState(store.epoch, accepting=True, run=store.run))
+        state = CoordinatorState(store.epoch, accepting=True, run=store.run, spread_s=self._fleet.spread_s)
+        self._rivals = Rivals(state)
         self._restraint = Restraint()
         self._greeted: set[str] = set()
         self._noted = dict(self._link.traffic)
@@ -288,12 +289,20 @@ class Coordinator:
         self._note()
 
     def _note(self) -> None:
+        self._say_spread()
         changed = self._fleet.take_changed()
         traffic = {key: t for key, t in self._link.traffic.items() if self._noted.get(key) != t}
         if changed or self._uncounted or traffic:
             self._store.note(changed, traffic, self._uncounted, self._course.uptime_s(self._clock()))
             self._uncounted.clear()
             self._noted |= traffic
+
+    def _say_spread(self) -> None:
+        """Says so when the fleet has grown so much that it should spread its greetings more."""
+        spread_s, said = self._fleet.spread_s, self._rivals.own.spread_s or 0.0
+        if self._course.connected and spread_s >= max(2.0 * said, 1.0):
+            self._rivals.own = replace(self._rivals.own, spread_s=spread_s)
+            self._link.tell_everyone("coordinator", self._rivals.own, retain=True)
 
     def _show(self, device: str) -> None:
         seen = self._fleet[device]

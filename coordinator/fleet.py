@@ -8,6 +8,8 @@ from protocol.messages import Hello, TaskReport
 
 # Memory and disk of a coordinator are made for so many; strangers beyond are refused by name.
 MAX_KNOWN = 10_000
+# When all come back at once, so many greet in a second: what a small server answers while it also works.
+GREETINGS_PER_S = 200.0
 
 
 class Fleet:
@@ -30,6 +32,11 @@ class Fleet:
     @property
     def full(self) -> bool:
         return len(self._devices) >= MAX_KNOWN
+
+    @property
+    def spread_s(self) -> float:
+        """Over how long all that are known should spread their greetings."""
+        return len(self._devices) / GREETINGS_PER_S
 
     def __getitem__(self, device: str) -> DeviceActivity:
         return self._devices[device]

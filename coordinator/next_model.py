@@ -7,25 +7,22 @@ import numpy as np
 
 from coordinator.downlink import Published, publish
 from coordinator.evaluate import Examine
-from coordinator.feedback import motion, with_feedback
-from coordinator.fold import Decoded, Weighted, discount, fold
-from coordinator.intake import decode_payload
+from coordinator.fold import discount
 from coordinator.masking import deployed
 from coordinator.refresh import first_structure, next_structure
 from coordinator.rows import AcceptedUpdate, ModelVersion
-from coordinator.server_step import initial_state, pack_state, server_step, unpack_state
+from coordinator.server_step import initial_state, pack_state, unpack_state
 from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.structure import Structure, pack_structure, unpack_structure
+from coordinator.version_step import version_step
 from coordinator.views import View, Views
 from edge_agent.runtimes.engine import Evaluation, Vector
 from edge_agent.runtimes.parameters import initial_model
 from protocol.bundle import Bundle
 from protocol.errors import SparsefleetError
-from protocol.failpoints import reached
-from protocol.layout import layout_of, put
+from protocol.layout import layout_of
 from protocol.manifest import FULL, Manifest
-from sparse.codecs import decode_report
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,44 +79,18 @@ def next_model(
     view_for: the view of a version and variant, by which an update of that version is read.
     """
     started = clock()
-    updates = {(update.number, update.device): update for update in accepted}
-    seen = {(u.task.version, u.variant): view_for(u.task.version, u.variant) for u in updates.values()}
-
-    def view_of(update: AcceptedUpdate) -> View:
-        return seen[update.task.version, update.variant]
-
-    def discounted(update: AcceptedUpdate) -> float:
-        return discount(base.version - update.task.version, settings.rounds.staleness)
-
-    def decode(weighted: Weighted) -> Decoded:
-        update = updates[weighted.number, weighted.device]
-        view = view_of(update)
-        payload = store.updates.read(update.digest)
-        parameters, buffers = decode_payload(payload, update.codec, view.layout, view.shared(update.task))
-        # What its mask left out it did not train, whatever its codec says of it.
-        return parameters if view.mask is None else np.where(view.mask, parameters, np.float32(0)), buffers
-
-    def report(update: AcceptedUpdate) -> Vector:
-        view, told = view_of(update), np.zeros(manifest.parameters, dtype=np.float32)
-        shared = view.shared(update.task)
-        assert shared is not None, "only who has a mask is asked for a report"
-        payload = store.updates.read(update.digest)
-        put(told, view.layout.parameters, decode_report(payload, view.layout.digest, shared))
-        return told
-
-    weighted = []
-    for u in updates.values():
-        view, late = view_of(u), u.task.version < base.version
-        # Nobody else trained under an older mask; under the present one all did, and off it all count as 0.
-        mask = view.mask if late else None
-        weighted.append(Weighted(u.device, u.weight, view.layout, view.places, u.number, discounted(u), mask))
-    folded = fold(weighted, decode, manifest.parameters, manifest.buffers)
-    reached("coordinator.round-folded")
-    mask = views.structure.mask
-    if mask is not None:
-        folded = with_feedback(folded, mask, motion(updates.values(), report, manifest.parameters, discounted))
-    state = unpack_state(store.models.read(base.server_state))
-    state, dense = server_step(settings.server, state, views.dense, folded)
+    state, dense = version_step(
+        manifest,
+        settings.server,
+        base.version,
+        views.dense,
+        views.structure.mask,
+        unpack_state(store.models.read(base.server_state)),
+        accepted,
+        lambda update: store.updates.read(update.digest),
+        view_for,
+        lambda update: discount(base.version - update.task.version, settings.rounds.staleness),
+    )
     structure = next_structure(settings, manifest, views.structure, dense, base.version + 1)
     layout = layout_of(manifest, FULL)
     published = publish(settings, layout, views.public, dense, base.version + 1, store.put_model)

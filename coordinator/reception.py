@@ -17,9 +17,12 @@ from coordinator.views import View
 from protocol.errors import Rejection
 from protocol.failpoints import reached
 from protocol.manifest import Manifest
-from protocol.messages import Chunk, Offer, Receipt, Task
+from protocol.messages import Chunk, Later, Offer, Receipt, Task
 
 log = logging.getLogger("coordinator")
+
+# When a device may offer again what there was no disk for: no sooner will anybody have freed some.
+NO_DISK_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,7 @@ class Reception:
             return None
         if not self._store.room_for_update(offer.blob):
             # No fault of the device, which keeps its update and offers it again.
+            self._link.send(device, Later(offer.blob.digest, NO_DISK_S))
             log.error("no disk left under limits.disk_mib device=%s bytes=%d", device, offer.blob.size)
             return None
         assert seat.task is not None

@@ -4,7 +4,7 @@ All coordinators of a fleet speak on one topic and hear themselves there. What s
 before the echo of our own words; what says after it that another accepts work is alive.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protocol.errors import ConfigurationError
 from protocol.messages import CoordinatorState
@@ -31,7 +31,8 @@ class Rivals:
 
     def hear(self, said: CoordinatorState, fleet: str, now: float) -> bool:
         """Whether to say our own state again. Raises ConfigurationError when another was here first."""
-        if said == self.own:
+        # How long greetings are spread changes in one life.
+        if replace(said, spread_s=None) == replace(self.own, spread_s=None):
             self._echoed = True
             return False
         if not (self._echoed and said.accepting) or now - self._answered_s < ANSWER_EVERY_S:

@@ -55,10 +55,15 @@ class Round:
         """The devices in these phases, sorted."""
         return tuple(sorted(d for d, phase in self.seats.items() if phase in phases))
 
+    def count(self, *phases: Phase) -> int:
+        """How many devices are in these phases; asked at every event, so in rounds of thousands without their names."""
+        all_of_them = list(self.seats.values())
+        return sum(all_of_them.count(phase) for phase in phases)
+
     @property
     def gathered(self) -> int:
         """How many updates its fold would take now."""
-        return len(self.devices("done")) + self.late
+        return self.count("done") + self.late
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,19 +216,19 @@ def _heard(state: Round, now: float) -> Round:
 
 def _taken(state: Round, busy: int) -> int:
     """How many of the wanted seats are not free."""
-    pending = len(state.devices(*PENDING))
-    return pending + busy if state.buffered else pending + len(state.devices("done"))
+    pending = state.count(*PENDING)
+    return pending + busy if state.buffered else pending + state.count("done")
 
 
 def _has_room(state: Round, busy: int) -> bool:
     """Whether others would be asked now, or be looked for before the round does without them."""
-    return not state.devices(*PENDING) or _taken(state, busy) < state.wanted
+    return not state.count(*PENDING) or _taken(state, busy) < state.wanted
 
 
 def _complete(state: Round, now: float, *, others: bool, busy: int) -> bool:
-    if (state.gathered if state.buffered else len(state.devices("done"))) >= state.goal:
+    if (state.gathered if state.buffered else state.count("done")) >= state.goal:
         return True
-    at_work = bool(state.devices(*PENDING)) or (state.buffered and busy > 0)
+    at_work = bool(state.count(*PENDING)) or (state.buffered and busy > 0)
     nobody_left = not at_work and not others
     return state.gathered >= state.minimum and (now >= state.deadline or state.extensions > 0 or nobody_left)
 

@@ -164,6 +164,20 @@ def model(sql: sqlite3.Connection, number: int) -> ModelVersion | None:
     )
 
 
+def server_states(sql: sqlite3.Connection, number: int, *, of_no_other: bool = False) -> set[bytes]:
+    """The server states from which kept versions from this one on were made into the next; or that of it alone, where
+    no other version has the same."""
+    if of_no_other:
+        found = sql.execute(
+            "SELECT server_state FROM models WHERE version = ? AND server_state NOT IN "
+            "(SELECT server_state FROM models WHERE version != ?)",
+            (number, number),
+        )
+    else:
+        found = sql.execute("SELECT server_state FROM models WHERE kept = 1 AND version >= ?", (number,))
+    return {bytes(row[0]) for row in found}
+
+
 def insert_update(sql: sqlite3.Connection, device: str, offer: Offer, weight: int) -> None:
     sql.execute(
         "INSERT INTO updates (round, device, update_boot, update_sequence, digest, size, examples, weight, steps, "

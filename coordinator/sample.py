@@ -83,6 +83,7 @@ batch_size = 256
 [limits]
 disk_mib = 4096                 # half for updates, half for models; the oldest give way
 keep_rounds = 10                # updates of so many folded rounds are kept
+uploads = 256                   # so many send at once, each half a MiB in the broker; the others wait their turn
 examples = 1000000              # no device counts for more examples than this
 device_bytes_per_day = 0        # up and down, from midnight to midnight UTC; then a device rests; 0: no limit
 """

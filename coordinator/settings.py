@@ -280,17 +280,20 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
-    """What the coordinator will hold: disk for blobs, updates of folded rounds, the weight of one device; and what a
-    device may send and receive from midnight to midnight UTC, 0 for no limit."""
+    """What the coordinator will hold: disk for blobs, updates of folded rounds, uploads at once (others wait for their
+    turn), the weight of one device; and what a device may send and receive from midnight to midnight UTC, 0 for no
+    limit."""
 
     disk_mib: int = 4096
     keep_rounds: int = 10
+    uploads: int = 256
     examples: int = 1_000_000
     device_bytes_per_day: int = 0
 
     def __post_init__(self) -> None:
         _at_least("disk_mib", self.disk_mib, 16)
         _at_least("keep_rounds", self.keep_rounds, 0)
+        _at_least("uploads", self.uploads, 1)
         _at_least("examples", self.examples, 1)
         _at_least("device_bytes_per_day", self.device_bytes_per_day, 0)
 

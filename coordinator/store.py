@@ -408,6 +408,8 @@ class Store:
         current = self.current()
         if current is not None:
             wanted |= {current.server_state, current.published.digest}
+            # From each of these the next one is folded again by `replay`, as long as its updates are kept.
+            wanted |= rows.server_states(self._sql, current.version - self._keep_rounds)
             wanted |= {step.blob.digest for step in self.differences(current.version, keep_versions)}
         self.models.keep_only(wanted)
         reached("coordinator.swept")
@@ -419,6 +421,8 @@ class Store:
             return False
         with self._transaction() as sql:
             sql.execute("UPDATE models SET kept = 0 WHERE version = ?", (found[0][0],))
+        for state in rows.server_states(self._sql, found[0][0], of_no_other=True):
+            self.models.remove(state)
         published = None if current is None else current.published.digest
         if found[0][1] not in [published, *(digest for _, digest in found[1:])]:
             self.models.remove(found[0][1])

@@ -1,14 +1,15 @@
-"""Updates on their way in: one transfer a device, its chunks on disk, its state in memory."""
+"""Updates on their way in: one transfer a device, its chunks on disk, its state in memory, so many at once."""
 
 from collections.abc import Container
 from dataclasses import dataclass
 
 from coordinator.link import Link
+from coordinator.turns import Turns
 from protocol.blobs import BlobStore
 from protocol.errors import Rejection
 from protocol.failpoints import reached
-from protocol.messages import WINDOW, BlobRef, Chunk, Offer
-from protocol.transfer import Receiving, ask, forget, receive
+from protocol.messages import WINDOW, BlobRef, Chunk, Later, Offer
+from protocol.transfer import FIRST_PATIENCE_S, Receiving, ask, forget, receive
 
 NEVER = float("inf")
 
@@ -26,11 +27,12 @@ class Upload:
 class Uploads:
     """Asks for chunks and writes them; says when a blob is complete. Its digest is checked by whoever takes it.
 
-    bytes_per_s: at which each device's last update came, from the first request to the last chunk.
+    most: how many transfers go on at once; the others wait their turn. bytes_per_s: at which each device's last update
+    came, from the first request to the last chunk.
     """
 
-    def __init__(self, blobs: BlobStore, link: Link) -> None:
-        self._blobs, self._link = blobs, link
+    def __init__(self, blobs: BlobStore, link: Link, most: int) -> None:
+        self._blobs, self._link, self._turns = blobs, link, Turns(most)
         self._of: dict[str, Upload] = {}
         self._verified: dict[bytes, BlobRef] = {}
         self._behind: set[str] = set()
@@ -39,12 +41,16 @@ class Uploads:
         self.bytes_per_s: dict[str, float] = {}
 
     def begin(self, device: str, offer: Offer, now: float) -> Offer | None:
-        """Starts or goes on with a transfer; the offer itself when nothing is missing."""
+        """Starts or goes on with a transfer, or says that it must wait; the offer itself when nothing is missing."""
         upload = self._of.get(device)
         if upload is None or upload.offer != offer:
             upload = self._of[device] = Upload(offer, self._blobs.resume(offer.blob), now)
         if self._blobs.has(offer.blob.digest):
             return offer
+        if not self._turns.take(device):
+            # Somebody waits now: whoever does not use its turn is to be found at once.
+            self._look_at = now
+            self._link.send(device, Later(offer.blob.digest, self._turns.wait_s(device)))
         return self._go_on(device, upload, now)
 
     def take(self, device: str, chunk: Chunk, now: float) -> Offer | Rejection | None:
@@ -68,17 +74,28 @@ class Uploads:
         return self._go_on(device, upload, now)
 
     def ask_again(self, now: float) -> float:
-        """Asks for what did not come in time; says when to look again. Looks at each transfer only when one is due:
-        what arrives meanwhile moves them all into the future."""
-        if now < self._look_at:
-            return self._look_at
-        due = NEVER
-        for device, upload in tuple(self._of.items()):
-            if not upload.state.complete:
-                self._go_on(device, upload, now)
-                due = min(due, upload.state.ask_again_at)
-        self._look_at = due
-        return due
+        """Asks those whose turn has come, and for what did not come in time; says when to look again."""
+        for device in self._turns.next(now):
+            self._go_on(device, self._of[device], now)
+        # Each transfer is looked at only when one may be due: there are many, and what arrives only puts them off.
+        if now >= self._look_at:
+            self._look_at = NEVER
+            for device, upload in tuple(self._of.items()):
+                if self._turns.has(device) and not upload.state.complete:
+                    self._wait_no_longer(device, upload, now)
+        return self._look_at
+
+    def _wait_no_longer(self, device: str, upload: Upload, now: float) -> None:
+        """Asks again where it is time to. Who was silent twice lets the next one send, where somebody waits."""
+        asked_once = upload.state.patience_s <= FIRST_PATIENCE_S
+        asked_twice = upload.state.patience_s <= 2 * FIRST_PATIENCE_S
+        silent = not asked_twice or (not asked_once and now >= upload.state.ask_again_at)
+        if silent and self._turns.waiting:
+            upload.state = forget(upload.state)
+            self._turns.pass_on(device)
+            return
+        self._go_on(device, upload, now)
+        self._look_at = min(self._look_at, upload.state.ask_again_at)
 
     def reconnected(self, device: str, now: float) -> None:
         """What was asked of this device is lost; everything received stays."""
@@ -118,10 +135,12 @@ class Uploads:
 
     def end(self, device: str) -> None:
         self._of.pop(device, None)
+        self._turns.end(device)
 
     def keep_only(self, devices: Container[str]) -> None:
         """Lets go of the transfers of all other devices."""
         self._of = {device: upload for device, upload in self._of.items() if device in devices}
+        self._turns.keep_only(devices)
 
     def digests(self) -> tuple[bytes, ...]:
         """What is on its way."""
@@ -129,6 +148,7 @@ class Uploads:
 
     def clear(self) -> None:
         self._of.clear()
+        self._turns.keep_only(())
         self._verified.clear()
         self._behind.clear()
         self._look_at = NEVER
@@ -139,6 +159,8 @@ class Uploads:
     def _go_on(self, device: str, upload: Upload, now: float) -> Offer | None:
         if upload.state.complete or self._whole(upload.offer.blob.digest):
             return upload.offer
+        if not self._turns.has(device):
+            return None
         upload.state, need = ask(upload.state, now)
         if need is not None:
             self._look_at = min(self._look_at, upload.state.ask_again_at)

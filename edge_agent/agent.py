@@ -31,6 +31,7 @@ from protocol.messages import (
     CoordinatorState,
     DeviceState,
     Hello,
+    Later,
     Need,
     Receipt,
     Task,
@@ -52,7 +53,7 @@ SLICE_S = 0.05
 # Hello and offers are said again until answered, ever more rarely.
 FIRST_RETRY_S = 2.0
 LONGEST_RETRY_S = 60.0
-# When a coordinator returns, its fleet greets it spread over this long.
+# When a coordinator returns, its fleet greets it spread over this long, or longer where it says so.
 GREETING_SPREAD_S = 1.0
 # A disk that was full is tried again so often, with a finished update in hand.
 PACK_AGAIN_S = 10.0
@@ -91,6 +92,7 @@ class Agent:
         self._assets = Assets(state / "bundles", store.blobs, masks, catch_up, variant, self._workshop.selected)
         self._connected, self._outage_logged = False, False
         self._epoch: int | None = None
+        self._spread_s = 0.0
         self._coordinator_here = True
         self._restraint = Restraint()
         self._hello_at, self._hello_retry_s = NEVER, FIRST_RETRY_S
@@ -132,8 +134,9 @@ class Agent:
         log.info("connected broker=%s", self._settings.broker.url)
         self._connected, self._outage_logged = True, False
         self._link.send("state", DeviceState("ready"), retain=True)
-        self._hello_at, self._hello_retry_s = now, FIRST_RETRY_S
-        self._offer_at, self._offer_retry_s = now, FIRST_RETRY_S
+        # A broker that returns has its whole fleet back within a second.
+        self._hello_at, self._hello_retry_s = now + self._rng.uniform(0, self._spread_s), FIRST_RETRY_S
+        self._offer_at, self._offer_retry_s = self._hello_at, FIRST_RETRY_S
         if self._receiving is not None:
             self._receiving = forget(self._receiving)
 
@@ -147,6 +150,8 @@ class Agent:
             if unsaid is not None:
                 log.warning("message rejected topic=%s %s unsaid=%d", event.topic, envelope, unsaid)
             return
+        if isinstance(envelope.body, CoordinatorState) and envelope.body.spread_s is not None:
+            self._spread_s = envelope.body.spread_s
         self._meet(envelope.boot, now)
         self._obey(envelope.body, now)
 
@@ -154,7 +159,7 @@ class Agent:
         """A coordinator that started anew remembers no transfer and may not know this device is here."""
         # Not only a greater one: a coordinator whose state folder is new counts from one again.
         if self._epoch is not None and epoch != self._epoch:
-            self._hello_at = now + self._rng.uniform(0, GREETING_SPREAD_S)
+            self._hello_at = now + self._rng.uniform(0, max(GREETING_SPREAD_S, self._spread_s))
             self._offer_at, self._offer_retry_s = self._hello_at, FIRST_RETRY_S
             if self._receiving is not None:
                 self._receiving = forget(self._receiving)
@@ -178,6 +183,10 @@ class Agent:
                 self._on(jobs.Withdrawn(task))
             case Need(digest, indices):
                 self._serve(digest, indices)
+            case Later(digest, after_s) if any(offer.blob.digest == digest for offer in self._store.outbox()):
+                # A little later still, and not all who were told so at once. Meanwhile a Need may come.
+                self._offer_at = now + after_s * self._rng.uniform(1.0, 1.5)
+                self._offer_retry_s = FIRST_RETRY_S
             case Chunk():
                 self._take(body, now)
             case Unavailable(digest, reason):

@@ -39,7 +39,11 @@ class BlobStore:
         return self.root / digest.hex()
 
     def has(self, digest: bytes) -> bool:
-        return exists(self.disk, self.path(digest))
+        there = exists(self.disk, self.path(digest))
+        if not there:
+            # If it was counted, somebody else removed it.
+            self._counted(self.path(digest), None)
+        return there
 
     def holds(self, digest: bytes) -> bool:
         """The same without asking the disk: what this store itself made whole, or found when it began."""

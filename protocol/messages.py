@@ -34,6 +34,8 @@ MAX_DIFFERENCES = 64
 # Names are repeated in answers, logs and tables, so they end sooner: run, task, version of an agent, backend, codec,
 # variant.
 MAX_NAME = 100
+# What one side may ask the other to wait.
+MAX_WAIT_S = 3600.0
 _NAMES = frozenset({"run", "task", "agent", "backend", "codec", "variant", "warning"})
 # A welcome's warning, and the reason under which it is counted: two agents speak in the name of one device.
 TWO_AGENTS = "two-agents"
@@ -278,9 +280,22 @@ class Unavailable:
 
 
 @dataclass(frozen=True, slots=True)
+class Later:
+    """Receiver to sender: the offer of this blob was heard and waits its turn, in which a Need comes. Only if none came
+    in `after_s` seconds, the sender offers it again."""
+
+    digest: bytes
+    after_s: float
+
+    def __post_init__(self) -> None:
+        _check_seconds("after_s", self.after_s)
+
+
+@dataclass(frozen=True, slots=True)
 class CoordinatorState:
     """Coordinator to all, retained, and its own last will: whether it is there. Each start of `run` is an `epoch`.
 
+    spread_s: over how many seconds a fleet of this size is to spread its greetings when it comes back all at once.
     instance: drawn anew by every start, for two that were started from copies of one state folder have the same run and
     may have the same epoch; None from older coordinators.
     """
@@ -289,6 +304,11 @@ class CoordinatorState:
     accepting: bool
     run: str = ""
     instance: int | None = None
+    spread_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.spread_s is not None:
+            _check_seconds("spread_s", self.spread_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +340,7 @@ Body = (
     | CoordinatorState
     | DeviceState
     | Announcement
+    | Later
 )
 
 # The numbers are the wire format: never renumbered, only added to.
@@ -337,6 +358,7 @@ TYPES: dict[int, type[Any]] = {
     11: CoordinatorState,
     12: DeviceState,
     13: Announcement,
+    14: Later,
 }
 _NUMBERS = {cls: number for number, cls in TYPES.items()}
 
@@ -397,6 +419,11 @@ def decode(data: bytes) -> Envelope | Rejection:
     except RecordError as error:
         return Rejection("malformed", f"{cls.__name__}: {error}"[:MAX_TEXT])
     return Envelope(boot, sequence, sent_before, body)
+
+
+def _check_seconds(name: str, value: float) -> None:
+    if not 0.0 <= value <= MAX_WAIT_S:
+        raise ValueError(f"{name}: {value} is outside 0..{MAX_WAIT_S:.0f} seconds")
 
 
 def _counter(value: object) -> int | None:

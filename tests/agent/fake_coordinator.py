@@ -43,6 +43,7 @@ class FakeCoordinator:
     device: str = "device-01"
     epoch: int = 1
     reject: str = ""
+    spread_s: float | None = None
     deaf_to: tuple[type, ...] = ()
     heard: list[Body] = field(default_factory=list)
     payloads: list[bytes] = field(default_factory=list)
@@ -60,7 +61,7 @@ class FakeCoordinator:
         self._offer: Offer | None = None
 
     def announce(self) -> None:
-        state = encode(Envelope(self.epoch, 0, 0, CoordinatorState(self.epoch, accepting=True)))
+        state = encode(Envelope(self.epoch, 0, 0, CoordinatorState(self.epoch, accepting=True, spread_s=self.spread_s)))
         self.transport.publish(self.topics.everyone("coordinator"), state, retain=True)
 
     def add(self, data: bytes) -> BlobRef:

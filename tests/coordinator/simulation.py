@@ -47,6 +47,7 @@ from protocol.messages import (
     DeviceState,
     Envelope,
     Hello,
+    Later,
     Need,
     Offer,
     Receipt,
@@ -144,7 +145,7 @@ class FakeAgent:
     """Fetches the model it is told to, adds a formula of device and round, offers the update until it has a receipt.
 
     `mangle` may change an offer and its payload before they are kept; `silent` devices take tasks and never deliver;
-    training takes `train_s`.
+    training takes `train_s`; without `outbox_answers` they offer, and send nothing.
     """
 
     def __init__(self, device: str, broker: MemoryBroker, bundle: Bundle) -> None:
@@ -164,6 +165,7 @@ class FakeAgent:
         self.chunks_sent = 0
         self.silent = False
         self.train_s, self.trained_at = 0.0, 0.0
+        self.outbox_answers = True
         self.answer_state: str = "accepted"
         self.mangle: Callable[[Offer, bytes], tuple[Offer, bytes]] = lambda offer, payload: (offer, payload)
         self.transport: MemoryTransport | None = None
@@ -227,7 +229,7 @@ class FakeAgent:
                 self.chunks[body.index] = body.data
                 if self.fetching.complete:
                     self.train(now)
-            case Need(digest, indices):
+            case Need(digest, indices) if self.outbox_answers:
                 for index in indices:
                     if digest not in self.outbox:
                         self.send(Unavailable(digest, "not in the outbox"))
@@ -236,6 +238,8 @@ class FakeAgent:
                     data = self.outbox[digest][1]
                     chunk = Chunk(digest, index, data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES])
                     self.send(chunk, "up/blob")
+            case Later(digest, after_s) if digest in self.outbox:
+                self.offer_at = now + after_s
             case Receipt(digest, task):
                 if self.outbox.pop(digest, None) is not None:
                     self.settled[task] = body

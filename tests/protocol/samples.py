@@ -8,6 +8,7 @@ from protocol.messages import (
     CHUNK_BYTES,
     MAX_BLOB_BYTES,
     MAX_CHUNKS,
+    MAX_WAIT_S,
     WINDOW,
     Announcement,
     BlobRef,
@@ -18,6 +19,7 @@ from protocol.messages import (
     Difference,
     Envelope,
     Hello,
+    Later,
     Need,
     Offer,
     OptimizerSpec,
@@ -44,6 +46,7 @@ SAMPLES: dict[str, Body] = {
     "Unavailable": Unavailable(D, "gone"),
     "CoordinatorState": CoordinatorState(5, True, "r"),
     "DeviceState": DeviceState("ready"),
+    "Later": Later(D, 12.5),
     "Announcement": Announcement(4, BlobRef(D, 70000)),
 }
 
@@ -90,7 +93,10 @@ bodies: st.SearchStrategy[Body] = st.one_of(
     st.builds(Receipt, _digest, _text, st.sampled_from(["accepted", "rejected"]), _text, _text),
     st.builds(Withdraw, _text, _text),
     st.builds(Unavailable, _digest, _text),
-    st.builds(CoordinatorState, _integer, st.booleans(), _text),
+    st.builds(
+        CoordinatorState, _integer, st.booleans(), _text, st.none() | _integer, st.none() | st.floats(0.0, MAX_WAIT_S)
+    ),
+    st.builds(Later, _digest, st.floats(0.0, MAX_WAIT_S)),
     st.builds(DeviceState, st.sampled_from(["ready", "gone", "lost"])),
     st.builds(Announcement, _integer, _blob),
 )

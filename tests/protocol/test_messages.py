@@ -83,6 +83,10 @@ GOLDEN = {
         "a60001010d020303070419100005a26776657273696f6e04656d6f64656ca266646967657374582000010203040506070809"
         "0a0b0c0d0e0f101112131415161718191a1b1c1d1e1f6473697a651a00011170"
     ),
+    "Later": (
+        "a60001010e020303070419100005a2666469676573745820000102030405060708090a0b0c0d0e0f10111213141516171819"
+        "1a1b1c1d1e1f6761667465725f73fb4029000000000000"
+    ),
 }
 
 EACH = pytest.mark.parametrize("name", SAMPLES)
@@ -263,8 +267,11 @@ SINCE: dict[str, tuple[Body, str]] = {
         ),
     ),
     "CoordinatorState": (
-        CoordinatorState(5, True, "r", 0x7B1E5),
-        ("a60001010b020303070419100005a46565706f63680569616363657074696e67f56372756e617268696e7374616e63651a0007b1e5"),
+        CoordinatorState(5, True, "r", 0x7B1E5, 12.5),
+        (
+            "a60001010b020303070419100005a56565706f63680569616363657074696e67f56372756e617268696e7374616e63651a0007b1e5"
+            "687370726561645f73fb4029000000000000"
+        ),
     ),
 }
 
@@ -277,6 +284,17 @@ def test_fields_that_came_later_have_these_bytes_and_an_older_reader_skips_them(
     older: dict[str, Any] = cbor2.loads(bytes.fromhex(GOLDEN[name]))[5]
     said: dict[str, Any] = cbor2.loads(bytes.fromhex(golden))[5]
     assert {key: said[key] for key in older} == older
+
+
+@pytest.mark.parametrize("wait_s", [-1.0, 3601.0, float("nan"), float("inf")])
+def test_nobody_is_asked_to_wait_for_ever(wait_s: float) -> None:
+    assert "outside 0..3600 seconds" in refused(cbor2.dumps(wire("Later", after_s=wait_s)))
+    assert "outside 0..3600 seconds" in refused(cbor2.dumps(wire("CoordinatorState", spread_s=wait_s)))
+
+
+def test_a_peer_that_does_not_know_a_type_says_so_and_nothing_else() -> None:
+    unknown = wire("Later") | {1: max(TYPES) + 1}
+    assert "is not known to this version" in refused(cbor2.dumps(unknown), "unknown-type")
 
 
 @EACH

@@ -1,0 +1,69 @@
+"""One version further: a fold's set, read as it was trained, its mean and the server step. Pure, given the payloads."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from coordinator.feedback import motion, with_feedback
+from coordinator.fold import Decoded, Weighted, fold
+from coordinator.intake import decode_payload
+from coordinator.rows import AcceptedUpdate
+from coordinator.server_step import ServerState, server_step
+from coordinator.settings import ServerSettings
+from coordinator.views import View
+from edge_agent.runtimes.engine import Vector
+from protocol.failpoints import reached
+from protocol.layout import put
+from protocol.manifest import Manifest
+from sparse.codecs import decode_report
+from sparse.masks import Mask
+
+
+def version_step(
+    manifest: Manifest,
+    server: ServerSettings,
+    base: int,
+    dense: Vector,
+    mask: Mask | None,
+    state: ServerState,
+    accepted: Iterable[AcceptedUpdate],
+    payload: Callable[[AcceptedUpdate], bytes],
+    view_for: Callable[[int, str], View],
+    discounted: Callable[[AcceptedUpdate], float],
+) -> tuple[ServerState, Vector]:
+    """The server state and the dense model, float32[total], of version base + 1.
+
+    dense, mask, state: of version `base`. payload: is asked for each update when it is its turn, so that one is in
+    memory at a time. view_for: the view of a version and variant, by which an update of that version is read.
+    """
+    updates = {(update.number, update.device): update for update in accepted}
+    seen = {(u.task.version, u.variant): view_for(u.task.version, u.variant) for u in updates.values()}
+
+    def view_of(update: AcceptedUpdate) -> View:
+        return seen[update.task.version, update.variant]
+
+    def decode(weighted: Weighted) -> Decoded:
+        update = updates[weighted.number, weighted.device]
+        view = view_of(update)
+        parameters, buffers = decode_payload(payload(update), update.codec, view.layout, view.shared(update.task))
+        # What its mask left out it did not train, whatever its codec says of it.
+        return parameters if view.mask is None else np.where(view.mask, parameters, np.float32(0)), buffers
+
+    def report(update: AcceptedUpdate) -> Vector:
+        view, told = view_of(update), np.zeros(manifest.parameters, dtype=np.float32)
+        shared = view.shared(update.task)
+        assert shared is not None, "only who has a mask is asked for a report"
+        put(told, view.layout.parameters, decode_report(payload(update), view.layout.digest, shared))
+        return told
+
+    weighted = []
+    for u in updates.values():
+        view, late = view_of(u), u.task.version < base
+        # Nobody else trained under an older mask; under the present one all did, and off it all count as 0.
+        own = view.mask if late else None
+        weighted.append(Weighted(u.device, u.weight, view.layout, view.places, u.number, discounted(u), own))
+    folded = fold(weighted, decode, manifest.parameters, manifest.buffers)
+    reached("coordinator.round-folded")
+    if mask is not None:
+        folded = with_feedback(folded, mask, motion(updates.values(), report, manifest.parameters, discounted))
+    return server_step(server, state, dense, folded)
