@@ -54,7 +54,7 @@ def turn(fleet: Fleet) -> bool:
     except (OSError, sqlite3.Error, SparsefleetError) as error:
         if not is_disk_trouble(error):
             raise
-        daemon._give_back(fleet.agent, error)
+        daemon.give_back(fleet.agent, error)
         fleet.now += 1.0
         return True
     return False
