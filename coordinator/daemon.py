@@ -199,6 +199,7 @@ class Coordinator:
         if doubled is not None:
             self._count(device, doubled)
         self._fleet.hello(device, hello, self._wall())
+        self._fleet.doubled(device, self._wall() if doubled else None)
         self._link.send(device, Welcome(self._store.run, self._wall(), doubled.reason if doubled else None))
         if device not in self._greeted:
             self._greeted.add(device)
