@@ -101,7 +101,8 @@ def device_settings(device: str, schedule: Schedule) -> agent_settings.AgentSett
         state=str(STATE),
         broker=agent_settings.BrokerSettings("mqtt://127.0.0.1:1883"),
         data=DataSettings(path=str(shard(device, schedule.large))),
-        training=agent_settings.TrainingSettings(backend="numpy"),
+        # A checkpoint after every step, so that kills and power cuts fall around it too.
+        training=agent_settings.TrainingSettings(backend="numpy", checkpoint_s=1e-9),
     )
 
 
