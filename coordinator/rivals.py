@@ -5,7 +5,7 @@ before the echo of our own words; what says after it that another accepts work i
 copy of our state folder has our run, and perhaps our epoch: each start draws an instance, which tells the two apart.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from protocol.errors import ConfigurationError
@@ -32,6 +32,7 @@ class Rivals:
     _first_s: float | None = None
     _answered_s: float = float("-inf")
     _unsure_until_s: float = float("-inf")
+    _suspect: CoordinatorState | None = None
 
     def connected(self, now: float) -> None:
         self._echoed = False
@@ -47,10 +48,12 @@ class Rivals:
         if said == self.own:
             self._echoed = True
             return "nothing"
+        if self._suspect is not None and said == replace(self._suspect, accepting=False):
+            self._unsure_until_s = float("-inf")
         newcomer = self._first_s is not None and now - self._first_s < NEWCOMER_S
         if not self._echoed:
             if said.accepting and newcomer:
-                self._unsure_until_s = now + UNSURE_S
+                self._suspect, self._unsure_until_s = said, now + UNSURE_S
             return "nothing"
         if now - self._answered_s < ANSWER_EVERY_S:
             return "nothing"

@@ -72,6 +72,16 @@ def test_while_another_may_be_alive_nothing_is_asked_or_taken_for_a_moment(said:
     assert not rivals.unsure(0.1 + UNSURE_S)
 
 
+def test_once_the_one_that_stood_there_is_said_to_be_gone_there_is_no_more_doubt() -> None:
+    rivals = Rivals(OURS)
+    rivals.connected(0.0)
+    rivals.hear(CoordinatorState(2, True, "ours", 9), "f", 0.1)
+    rivals.hear(OURS, "f", 0.1)
+    assert rivals.unsure(0.2)
+    assert rivals.hear(CoordinatorState(2, False, "ours", 9), "f", 0.2) == "overwritten"
+    assert not rivals.unsure(0.2)
+
+
 @pytest.mark.parametrize("said", [CoordinatorState(2, False, "ours", 9), replace(OTHER, accepting=False)])
 def test_a_predecessor_that_said_it_is_gone_costs_no_time(said: CoordinatorState) -> None:
     rivals = Rivals(OURS)
