@@ -288,6 +288,7 @@ def _table(title: str, names: list[str], rows: list[list[str]]) -> None:
             "variant",
             "codec",
             "rests",
+            "warning",
             "discarded",
             "phase",
             "reason",

@@ -19,7 +19,7 @@ from coordinator.fleet import Fleet
 from coordinator.library import Library
 from coordinator.link import Link
 from coordinator.reception import Reception, Rejected, Taken, Uncounted
-from coordinator.rivals import Rivals
+from coordinator.rivals import UNSURE_S, Rivals
 from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.uploads import Uploads
@@ -75,7 +75,7 @@ class Coordinator:
             settings, bundle.manifest, store, self._fleet, self._link, self._uploads, wall, self._count
         )
         self._doubles = Doubles()
-        state = CoordinatorState(store.epoch, accepting=True, run=store.run, spread_s=self._fleet.spread_s)
+        state = CoordinatorState(store.epoch, True, store.run, store.instance, spread_s=self._fleet.spread_s)
         self._rivals = Rivals(state)
         self._restraint = Restraint()
         self._greeted: set[str] = set()
@@ -133,6 +133,9 @@ class Coordinator:
         if read is None:
             self._hear(self._link.read_coordinator(message), now)
             return
+        if self._rivals.unsure(now):
+            # It is said again by whoever cares.
+            return
         topic, said = read
         device = topic.device
         if isinstance(said, Rejection):
@@ -153,14 +156,16 @@ class Coordinator:
         self._obey(device, said, now)
 
     def _hear(self, said: CoordinatorState | None, now: float) -> None:
-        if said is not None and self._rivals.hear(said, self._settings.fleet, now):
-            self._link.tell_everyone("coordinator", self._rivals.own, retain=True)
-            if self._restraint.unsaid("rival", now) is not None:
-                log.error(
-                    "another coordinator serves this fleet through this broker: run=%s; stop one of the two, "
-                    "devices cannot work for both",
-                    said.run or "unknown",
-                )
+        heard = "nothing" if said is None else self._rivals.hear(said, self._settings.fleet, now)
+        if said is None or heard == "nothing":
+            return
+        self._link.tell_everyone("coordinator", self._rivals.own, retain=True)
+        if heard == "rival" and self._restraint.unsaid("rival", now) is not None:
+            log.error(
+                "another coordinator serves this fleet through this broker: run=%s; stop one of the two, "
+                "devices cannot work for both",
+                said.run or "unknown",
+            )
 
     def _obey(self, device: str, said: Envelope, now: float) -> None:
         body = said.body
@@ -195,6 +200,7 @@ class Coordinator:
         if doubled is not None:
             self._count(device, doubled)
         self._fleet.hello(device, hello, self._wall())
+        self._fleet.doubled(device, self._wall() if doubled else None)
         self._link.send(device, Welcome(self._store.run, self._wall(), doubled.reason if doubled else None))
         if device not in self._greeted:
             self._greeted.add(device)
@@ -274,6 +280,8 @@ class Coordinator:
         """Does what is due and says in how many seconds something will be."""
         self._settle(now)
         self._link.begin_day(day_of(self._wall()))
+        if self._rivals.unsure(now):
+            return UNSURE_S
         due = [self._note_at]
         if now >= self._note_at:
             self._note()

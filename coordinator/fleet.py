@@ -87,6 +87,11 @@ class Fleet:
         if self._devices[device].resting_day != day:
             self._put(replace(self._devices[device], resting_day=day))
 
+    def doubled(self, device: str, wall_s: float | None) -> None:
+        """Notes when two agents were heard under its name, or None when there is one."""
+        if self._devices[device].doubled_s != wall_s:
+            self._put(replace(self._devices[device], doubled_s=wall_s))
+
     def take_changed(self) -> tuple[DeviceActivity, ...]:
         """The devices that changed since the last call."""
         changed = tuple(self._devices[d] for d in sorted(self._changed))

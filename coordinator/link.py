@@ -12,9 +12,9 @@ from protocol.transport import Incoming, Transport, Will
 EVERYONE = "all"
 
 
-def last_will(topics: Topics, run: str, epoch: int) -> Will:
+def last_will(topics: Topics, run: str, epoch: int, instance: int | None = None) -> Will:
     """What the broker says when the coordinator is lost."""
-    lost = CoordinatorState(epoch, accepting=False, run=run)
+    lost = CoordinatorState(epoch, accepting=False, run=run, instance=instance)
     return Will(topics.everyone("coordinator"), encode(Envelope(epoch, 0, 0, lost)))
 
 

@@ -114,10 +114,12 @@ def _serve(
     exit_when_finished: bool,
 ) -> None:
     topics = Topics(settings.fleet)
+    # Each start has a name of its own, so that one that runs on a copy of this state folder is heard, not thrown out.
+    client = f"{settings.fleet}-coordinator-{store.run}-{store.instance:x}"
     transport = MqttTransport(
-        MqttSettings(parse_url(broker.url), client_id=f"{settings.fleet}-coordinator-{store.run}", longest_retry_s=5.0),
+        MqttSettings(parse_url(broker.url), client_id=client, longest_retry_s=5.0),
         topics.of_coordinator(),
-        last_will(topics, store.run, store.epoch),
+        last_will(topics, store.run, store.epoch, store.instance),
         rng=np.random.default_rng(),
     )
     try:

@@ -14,6 +14,7 @@ from coordinator.schema import DATABASE, LOST, locked, open_reader
 from coordinator.settings import RoundSettings
 from protocol.database import damaged, is_damage
 from protocol.errors import NothingToDoError
+from protocol.messages import TWO_AGENTS
 
 # A line of status names so many devices; `round N` has them all.
 MOST_LISTED = 8
@@ -23,7 +24,7 @@ MOST_LISTED = 8
 class Status:
     """The run at a glance. `open_round` is None between rounds and after the last, `open_s` its age. delivered: updates
     that wait for its fold. carried: devices still at work for closed rounds. late, discarded: updates folded into later
-    versions than their round's, and into none.
+    versions than their round's, and into none. doubled: devices under whose names two agents were heard lately.
 
     `waiting_for` says in words what the next step hangs on: whom the operator should look at.
     """
@@ -47,6 +48,7 @@ class Status:
     carried: int
     late: int
     discarded: int
+    doubled: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class DeviceRow:
     """One device over the whole run. variant, codec: of its last update; rounds: how many it was asked to join.
 
     bytes_today: either way, since midnight UTC. rests: why it is not asked today, None where it may be. late,
-    discarded: of its accepted updates.
+    discarded: of its accepted updates. warning: what is wrong with it, as two agents under its name; None if nothing.
     """
 
     device: str
@@ -75,6 +77,7 @@ class DeviceRow:
     last_seen_s: float
     late: int
     discarded: int
+    warning: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,8 @@ class TrainedRow:
     update_bytes: int
 
 
+# The two greet each other's absence within minutes, so that an hour of silence is the end of it.
+_DOUBLED = "doubled_s > :now - 3600"
 _ROUND = (
     "SELECT round, version, devices, accuracy, loss, seconds, overhead_s, evaluation_s, fold_s, extensions, "
     "bytes_up, bytes_down, (SELECT count(*) FROM updates u WHERE u.fold = rounds.version AND u.round < rounds.round) "
@@ -235,6 +240,7 @@ class Reports:
             carried=self._number("SELECT count(*) FROM tasks WHERE phase = 'carried'"),
             late=self._number("SELECT count(*) FROM updates WHERE fold > round"),
             discarded=self._number("SELECT count(*) FROM updates WHERE discarded IS NOT NULL"),
+            doubled=self._doubled(),
         )
 
     def _waiting_for(
@@ -267,10 +273,13 @@ class Reports:
             f"{device} ({reason if phase == 'out' else 'at work' if there else 'gone'})"
             for device, phase, reason, there in tasks
         ]
-        listed = ", ".join(said[:MOST_LISTED]) + (
-            f" and {len(said) - MOST_LISTED} more" if len(said) > MOST_LISTED else ""
-        )
-        return f"updates of {listed}" if said else f"devices, {present} are there"
+        return f"updates of {_listed(said)}" if said else f"devices, {present} are there"
+
+    def _doubled(self) -> str:
+        found = self._sql.execute(
+            f"SELECT device FROM devices WHERE {_DOUBLED} ORDER BY device", {"now": time.time()}
+        ).fetchall()
+        return _listed([device for (device,) in found]) or "none"
 
     def devices(self) -> tuple[DeviceRow, ...]:
         running = locked(self._state)
@@ -290,9 +299,9 @@ class Reports:
             "CASE WHEN resting_day = :day THEN 'budget' END, "
             "last_loss, step_ms, last_seen_s, "
             "(SELECT count(*) FROM updates u WHERE u.device = d.device AND fold > round), "
-            "(SELECT count(*) FROM updates u WHERE u.device = d.device AND discarded IS NOT NULL) "
-            "FROM devices d ORDER BY device",
-            {"day": day_of(time.time())},
+            "(SELECT count(*) FROM updates u WHERE u.device = d.device AND discarded IS NOT NULL), "
+            f"CASE WHEN {_DOUBLED} THEN '{TWO_AGENTS}' END FROM devices d ORDER BY device",
+            {"day": day_of(time.time()), "now": time.time()},
         )
         return tuple(DeviceRow(device, bool(present) and running, *rest) for device, present, *rest in rows)
 
@@ -388,3 +397,8 @@ class Reports:
     def _number(self, query: str, *values: int | str | None) -> int:
         found: int = self._sql.execute(query, values).fetchone()[0]
         return found
+
+
+def _listed(said: list[str]) -> str:
+    more = f" and {len(said) - MOST_LISTED} more" if len(said) > MOST_LISTED else ""
+    return ", ".join(said[:MOST_LISTED]) + more

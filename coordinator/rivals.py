@@ -1,10 +1,12 @@
 """Whether another coordinator serves the same fleet through the same broker, which harms both and must be said plainly.
 
 All coordinators of a fleet speak on one topic and hear themselves there. What stands there from an earlier life comes
-before the echo of our own words; what says after it that another accepts work is alive.
+before the echo of our own words; what says after it that another accepts work is alive. One that was started from a
+copy of our state folder has our run, and perhaps our epoch: each start draws an instance, which tells the two apart.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from protocol.errors import ConfigurationError
 from protocol.messages import CoordinatorState
@@ -13,6 +15,12 @@ from protocol.messages import CoordinatorState
 NEWCOMER_S = 10.0
 # The answer that shows a newcomer that we are alive; not so often that two answer each other without end.
 ANSWER_EVERY_S = 5.0
+# Where another says that it accepts work, it may have died without a word, or be about to answer: so long nobody's
+# update is taken, for it would be receipted by one and folded by the other.
+UNSURE_S = 2.0
+
+# What to make of a state that was heard: nothing; say our own again, because it was overwritten; that, and complain.
+Heard = Literal["nothing", "overwritten", "rival"]
 
 
 @dataclass(slots=True)
@@ -23,24 +31,43 @@ class Rivals:
     _echoed: bool = False
     _first_s: float | None = None
     _answered_s: float = float("-inf")
+    _unsure_until_s: float = float("-inf")
+    _suspect: CoordinatorState | None = None
 
     def connected(self, now: float) -> None:
         self._echoed = False
         if self._first_s is None:
             self._first_s = now
 
-    def hear(self, said: CoordinatorState, fleet: str, now: float) -> bool:
-        """Whether to say our own state again. Raises ConfigurationError when another was here first."""
-        # How long greetings are spread changes in one life.
-        if replace(said, spread_s=None) == replace(self.own, spread_s=None):
+    def unsure(self, now: float) -> bool:
+        """Whether somebody else may be at work still, so that nothing is to be asked or taken."""
+        return now < self._unsure_until_s
+
+    def hear(self, said: CoordinatorState, fleet: str, now: float) -> Heard:
+        """Takes a state in. Raises ConfigurationError when another was here first."""
+        if _same(said, self.own):
             self._echoed = True
-            return False
-        if not (self._echoed and said.accepting) or now - self._answered_s < ANSWER_EVERY_S:
-            return False
-        if self._first_s is not None and now - self._first_s < NEWCOMER_S:
+            return "nothing"
+        if self._suspect is not None and _same(said, replace(self._suspect, accepting=False)):
+            self._unsure_until_s = float("-inf")
+        newcomer = self._first_s is not None and now - self._first_s < NEWCOMER_S
+        if not self._echoed:
+            if said.accepting and newcomer:
+                self._suspect, self._unsure_until_s = said, now + UNSURE_S
+            return "nothing"
+        if now - self._answered_s < ANSWER_EVERY_S:
+            return "nothing"
+        if said.accepting and newcomer:
+            copy = "; it was started from a copy of this state folder" if said.run == self.own.run else ""
             raise ConfigurationError(
                 f"fleet: another coordinator (run {said.run or 'unknown'}, start {said.epoch}) serves fleet {fleet!r} "
-                "through this broker; stop it, or give this one another fleet name or broker"
+                f"through this broker{copy}; stop it, or give this one another fleet name or broker"
             )
         self._answered_s = now
-        return True
+        # The last words of a connection of ours that the broker took for alive, or of one that has left.
+        return "rival" if said.accepting else "overwritten"
+
+
+def _same(one: CoordinatorState, other: CoordinatorState) -> bool:
+    """Whether both are of one life. How long greetings are spread changes in it."""
+    return replace(one, spread_s=None) == replace(other, spread_s=None)

@@ -103,7 +103,10 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class DeviceActivity:
-    """What is written of a device now and then; nothing that was promised to it depends on it."""
+    """What is written of a device now and then; nothing that was promised to it depends on it.
+
+    doubled_s: when two agents were last heard under its name, None where there is one.
+    """
 
     device: str
     agent: str
@@ -112,6 +115,7 @@ class DeviceActivity:
     examples: int | None
     last_seen_s: float
     resting_day: int | None = None
+    doubled_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,12 +337,12 @@ def insert_receipt(
 
 def put_device(sql: sqlite3.Connection, d: DeviceActivity) -> None:
     sql.execute(
-        "INSERT INTO devices (device, agent, backend, present, examples, last_seen_s, resting_day) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device) DO UPDATE SET agent = excluded.agent, "
+        "INSERT INTO devices (device, agent, backend, present, examples, last_seen_s, resting_day, doubled_s) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device) DO UPDATE SET agent = excluded.agent, "
         "backend = excluded.backend, present = excluded.present, "
         "examples = coalesce(excluded.examples, examples), last_seen_s = excluded.last_seen_s, "
-        "resting_day = excluded.resting_day",
-        (d.device, d.agent, d.backend, d.present, d.examples, d.last_seen_s, d.resting_day),
+        "resting_day = excluded.resting_day, doubled_s = excluded.doubled_s",
+        (d.device, d.agent, d.backend, d.present, d.examples, d.last_seen_s, d.resting_day, d.doubled_s),
     )
 
 

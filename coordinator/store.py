@@ -5,6 +5,7 @@ promised to anybody and is swept away at the next commit. Updates and models hav
 disk limit each, so that no device can name a model's blob as its update.
 """
 
+import secrets
 import sqlite3
 import time
 import uuid
@@ -38,6 +39,7 @@ from protocol.messages import BlobRef, Difference, Offer, Receipt, Task
 
 # Receipts of rejections, for a device that offers again what was refused; a flood of them is not worth the disk.
 MAX_REJECTED_RECEIPTS = 256
+INSTANCE_BITS = 47
 # An update this many rounds old is offered again by nobody who still listens.
 RECEIPT_ROUNDS = 1000
 
@@ -50,7 +52,8 @@ def run_name() -> str:
 class Store:
     """Opens the folder for this process alone and counts one more start (`epoch`). Raises ConfigurationError.
 
-    wall: the time of day. run: the name of a run that begins here.
+    wall: the time of day. run: the name of a run that begins here. draw: a random number of so many bits, for
+    `instance`, which no other start of any coordinator has.
     """
 
     def __init__(
@@ -60,8 +63,9 @@ class Store:
         disk: Disk = LOCAL,
         wall: Callable[[], float] = time.time,
         run: Callable[[], str] = run_name,
+        draw: Callable[[int], int] = secrets.randbits,
     ) -> None:
-        self._wall = wall
+        self._wall, self.instance = wall, draw(INSTANCE_BITS)
         self._joined = False
         self._unlock = lock_folder(state, disk)
         try:

@@ -13,6 +13,7 @@ _CAME: dict[int, tuple[tuple[str, str], ...]] = {
     5: (("models", "public"), ("models", "difference"), ("models", "difference_size")),
     6: (("traffic", "day"), ("traffic", "before_bytes"), ("devices", "resting_day")),
     7: (("updates", "fold"), ("updates", "discount"), ("updates", "discarded"), ("rounds", "opened_uptime_s")),
+    8: (("devices", "doubled_s"),),
 }
 # And which indexes, over such columns.
 _INDEXES: dict[int, tuple[str, ...]] = {7: ("waiting_updates", "folded_updates", "carried_tasks")}

@@ -343,7 +343,7 @@ class Simulation:
 
     def start(self) -> None:
         self.store = Store(self.folder / "state", self.settings.limits)
-        will = last_will(TOPICS, self.store.run, self.store.epoch)
+        will = last_will(TOPICS, self.store.run, self.store.epoch, self.store.instance)
         self.transport = self.broker.connect(self.client, TOPICS.of_coordinator(), will)
         self.coordinator = Coordinator(
             self.settings,

@@ -1,5 +1,6 @@
 """Two agents under one name are noticed and told apart from restarts, replaced disks and messages that came late."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.doubles import QUIET_S, RETURNS, Doubles
+from coordinator.reports import Reports
 from protocol.messages import TWO_AGENTS, Hello, Welcome
 from tests.coordinator.simulation import Simulation
 
@@ -79,6 +81,7 @@ def test_devices_are_told_apart_and_older_agents_say_nothing() -> None:
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Simulation]:
     made = Simulation.make(tmp_path, devices=3, count=2)
+    made.wall_s = time.time()
     yield made
     made.store.close()
 
@@ -101,6 +104,32 @@ def test_the_coordinator_says_so_in_its_log_its_counts_and_to_the_agents_and_goe
     assert set(others) == {None}
     assert {e.device for e in fleet.rejected} == {"dev-1"}
     assert len(fleet.committed) == 2
+    fleet.coordinator.stop()
+    reports = Reports(fleet.folder / "state")
+    with reports:
+        assert {row.device: row.warning for row in reports.devices()} == {
+            "dev-0": None,
+            "dev-1": TWO_AGENTS,
+            "dev-2": None,
+        }
+        assert reports.status(fleet.settings.rounds).doubled == "dev-1"
+
+
+def test_what_is_over_is_no_longer_shown(fleet: Simulation) -> None:
+    agent = fleet.agents["dev-1"]
+    for _ in range(4):
+        for instance in (11, 22):
+            agent.instance = instance
+            agent.hello()
+            fleet.turn()
+    assert fleet.coordinator._fleet["dev-1"].doubled_s is not None
+    fleet.now += QUIET_S
+    agent.hello()
+    fleet.until(lambda: fleet.coordinator._fleet["dev-1"].doubled_s is None)
+    fleet.coordinator.stop()
+    with Reports(fleet.folder / "state") as reports:
+        assert {row.warning for row in reports.devices()} == {None}
+        assert reports.status(fleet.settings.rounds).doubled == "none"
 
 
 def test_a_hello_without_an_instance_is_answered_as_ever(fleet: Simulation) -> None:

@@ -105,7 +105,8 @@ def device_settings(device: str, schedule: Schedule) -> agent_settings.AgentSett
         state=str(STATE),
         broker=agent_settings.BrokerSettings("mqtt://127.0.0.1:1883"),
         data=DataSettings(path=str(shard(device, schedule.large))),
-        training=agent_settings.TrainingSettings(backend="numpy"),
+        # A checkpoint after every step, so that kills and power cuts fall around it too.
+        training=agent_settings.TrainingSettings(backend="numpy", checkpoint_s=1e-9),
     )
 
 
@@ -118,10 +119,11 @@ def examine(model: Vector) -> Evaluation:
 def start_coordinator(host: Host, network: Network, schedule: Schedule, emit: Emit) -> Process:
     """As coordinator/process.py does."""
     settings, bundle = coordinator_settings(schedule), material(schedule.large).bundle
-    store = Store(STATE, settings.limits, host.disk, host.wall, lambda: f"{host.rng.getrandbits(48):012x}")
+    draw = host.rng.getrandbits
+    store = Store(STATE, settings.limits, host.disk, host.wall, lambda: f"{host.rng.getrandbits(48):012x}", draw)
     store.belongs_to(bundle.digest, settings.bundle, settings.fleet)
     topics = Topics(settings.fleet)
-    will = coordinator_link.last_will(topics, store.run, store.epoch)
+    will = coordinator_link.last_will(topics, store.run, store.epoch, store.instance)
     transport = SimulatedTransport(network, COORDINATOR, topics.of_coordinator(), will, host.life, host.wake)
     daemon = Coordinator(settings, bundle, store, transport, host.watch.read, emit, examine, host.wall)
     return Process(
