@@ -7,6 +7,8 @@ what was receipted, lost or folded twice is counted from the stores (tests/audit
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +23,7 @@ from devices.processes import Child
 from protocol.errors import SparsefleetError
 from protocol.failpoints import FAILPOINTS
 from tests.audit import Findings, examine
-from tests.real_fleet import RealFleet, broker_pid
+from tests.real_fleet import ROOT, RealFleet, broker_pid
 
 Victim = Literal["agent", "coordinator", "broker"]
 Progress = Callable[[str], None]
@@ -196,6 +198,8 @@ def run(kills: int, seed: int, progress: Progress) -> list[Row]:
     for number, size in enumerate(sizes):
         found.append(_audited(number, size, seed, recoveries, killed))
         last = found[-1]
+        if not last.clean:
+            progress(f"seed {seed}, schedule {number} is not clean, its folder is kept: {last}")
         progress(
             f"real schedule {number + 1}/{len(sizes)}: {sum(killed.values())} kills, {last.rounds} rounds, "
             f"{last.receipted} receipted, {last.lost} lost, {last.doubled} doubled"
@@ -205,7 +209,18 @@ def run(kills: int, seed: int, progress: Progress) -> list[Row]:
             f"{victim}: {killed[victim]} kills, serving again after {median(seconds):.2f} s (median), "
             f"{max(seconds):.2f} s (longest)"
         )
+    progress(f"Python and a coordinator's imports alone take {_imports_s():.2f} s")
     return [_row(found, sum(killed.values()), recoveries)]
+
+
+def _imports_s() -> float:
+    """Seconds that a coordinator takes before its first own line: the median of three starts."""
+    took = []
+    for _ in range(3):
+        began = time.monotonic()
+        subprocess.run((sys.executable, "-c", "import coordinator.process"), cwd=ROOT, check=True)
+        took.append(time.monotonic() - began)
+    return median(took)
 
 
 def _row(found: list[Findings], kills: int, recoveries: Recoveries) -> Row:
@@ -225,7 +240,7 @@ def _row(found: list[Findings], kills: int, recoveries: Recoveries) -> Row:
 def _audited(number: int, kills: int, seed: int, recoveries: Recoveries, killed: dict[str, int]) -> Findings:
     folder = Path(tempfile.mkdtemp(prefix=f"faults-{seed}-{number}-"))
     features, rounding = FLEETS[number % len(FLEETS)]
-    fleet = RealFleet(folder, "mosquitto", 100_000, DEVICES, TRAINING, rounding, features)
+    fleet = RealFleet(folder, "mosquitto", 100_000, DEVICES, TRAINING, rounding=rounding, features=features)
     try:
         findings = _Schedule(fleet, np.random.default_rng((seed, number)), kills, recoveries, killed).run()
     finally:

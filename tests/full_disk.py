@@ -25,7 +25,9 @@ SAID = "the disk failed us"
 def main() -> None:
     folder, part, url = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     training = 'local_steps = 2\ncodec = "all/float32"'
-    fleet = RealFleet(folder, url, 10_000, devices=2, training=training, features=FEATURES, port=parse_url(url).port)
+    fleet = RealFleet(
+        folder, url, 10_000, devices=2, training=training, features=FEATURES, deadline_s=2.0, port=parse_url(url).port
+    )
     state = folder / ("coordinator" if part == "coordinator" else f"{part}/state")
     state.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(state)], check=True)

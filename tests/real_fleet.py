@@ -37,6 +37,7 @@ class RealFleet:
     rounds: int
     devices: int = 3
     training: str = 'local_steps = 5\ncodec = "topk:0.5/float32/bitmap"'
+    deadline_s: float = 20.0
     # More lines of [rounds].
     rounding: str = ""
     # The model's inputs: with 80000 it is 10 chunks of 64 KiB, and so is an update that holds all of it.
@@ -67,7 +68,7 @@ port = {self.port}
 [rounds]
 count = {self.rounds}
 devices = {self.devices}
-deadline_s = 20.0
+deadline_s = {self.deadline_s}
 {self.rounding}
 [training]
 batch_size = 8

@@ -199,6 +199,35 @@ def test_an_agent_whose_power_is_cut_keeps_its_updates_and_doubles_none(fleet: R
     assert audit(fleet.folder) == fleet.version()
 
 
+def test_power_cuts_in_the_middle_of_transfers_leave_no_promise_of_chunks_that_are_gone(
+    tmp_path: Path, mosquitto: Broker
+) -> None:
+    rng = np.random.default_rng(9)
+    how = {"training": 'local_steps = 2\ncodec = "all/float32"', "features": 80_000}
+    fleet = RealFleet(tmp_path, mosquitto.url, 10_000, devices=1, port=parse_url(mosquitto.url).port, **how)  # type: ignore[arg-type]
+    try:
+        fleet.start_coordinator()
+        for name in ("agent.chunk-written:5", "agent.transfer-checkpointed:3", "agent.chunk-written:9"):
+            life = Life.begin(fleet, "device-00")
+            fleet.start_agent("device-00", failpoint=name)
+            life.end(fleet.agents["device-00"], rng)
+        fleet.start_agent("device-00")
+        for name in ("coordinator.chunk-written:5", "coordinator.transfer-checkpointed:1", "coordinator.blob-finished"):
+            assert fleet.coordinator is not None
+            if fleet.coordinator.exit_code is None:
+                fleet.kill(fleet.coordinator)
+            life = Life.begin(fleet, "coordinator")
+            fleet.start_coordinator(failpoint=name)
+            life.end(fleet.coordinator, rng)
+        fleet.start_coordinator()
+        fleet.end_after(2)
+        fleet.finish()
+        fleet.settle()
+        assert audit(fleet.folder) == fleet.version()
+    finally:
+        fleet.stop()
+
+
 def test_a_coordinator_that_does_not_sync_is_caught(fleet: RealFleet) -> None:
     """The proof that the tests above can fail: the same, with a store whose commits are not made durable."""
     careless = """
