@@ -42,7 +42,7 @@ from protocol.topics import Topics
 FLEET = "ingest"
 DISK_MIB = 16384
 # Nothing here takes so long that it is not a failure.
-PATIENCE_S = 180.0
+PATIENCE_S = 600.0
 LOOK_EVERY_S = 0.005
 
 CONFIG = """\
