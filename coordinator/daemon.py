@@ -310,7 +310,7 @@ class Coordinator:
         spread_s, said = self._fleet.spread_s, self._rivals.own.spread_s or 0.0
         if self._course.connected and spread_s >= max(2.0 * said, 1.0):
             self._rivals.own = replace(self._rivals.own, spread_s=spread_s)
-            self._link.tell_everyone("coordinator", self._rivals.own, retain=True)
+            self._link.tell_everyone("coordinator", self._rivals.say(self._clock()), retain=True)
 
     def _show(self, device: str) -> None:
         seen = self._fleet[device]
