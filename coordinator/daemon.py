@@ -119,7 +119,7 @@ class Coordinator:
                 log.info("connected epoch=%d", self._store.epoch)
                 self._course.connected, self._outage_logged = True, False
                 self._rivals.connected(now)
-                self._link.tell_everyone("coordinator", self._rivals.own, retain=True)
+                self._link.tell_everyone("coordinator", self._rivals.say(now), retain=True)
             case Disconnected(reason):
                 # Once per outage: the transport goes on trying, and says so at every attempt.
                 if not self._outage_logged:
@@ -159,7 +159,7 @@ class Coordinator:
         heard = "nothing" if said is None else self._rivals.hear(said, self._settings.fleet, now)
         if said is None or heard == "nothing":
             return
-        self._link.tell_everyone("coordinator", self._rivals.own, retain=True)
+        self._link.tell_everyone("coordinator", self._rivals.say(now), retain=True)
         if heard == "rival" and self._restraint.unsaid("rival", now) is not None:
             log.error(
                 "another coordinator serves this fleet through this broker: run=%s; stop one of the two, "
@@ -310,7 +310,7 @@ class Coordinator:
         spread_s, said = self._fleet.spread_s, self._rivals.own.spread_s or 0.0
         if self._course.connected and spread_s >= max(2.0 * said, 1.0):
             self._rivals.own = replace(self._rivals.own, spread_s=spread_s)
-            self._link.tell_everyone("coordinator", self._rivals.own, retain=True)
+            self._link.tell_everyone("coordinator", self._rivals.say(self._clock()), retain=True)
 
     def _show(self, device: str) -> None:
         seen = self._fleet[device]

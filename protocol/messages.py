@@ -297,7 +297,8 @@ class CoordinatorState:
 
     spread_s: over how many seconds a fleet of this size is to spread its greetings when it comes back all at once.
     instance: drawn anew by every start, for two that were started from copies of one state folder have the same run and
-    may have the same epoch; None from older coordinators.
+    may have the same epoch. serving_s: since this start's first connection, so that of two the one that came second can
+    know that it did. Both None from older coordinators.
     """
 
     epoch: int
@@ -305,6 +306,7 @@ class CoordinatorState:
     run: str = ""
     instance: int | None = None
     spread_s: float | None = None
+    serving_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.spread_s is not None:

@@ -35,6 +35,39 @@ def test_the_one_that_was_there_first_stays_and_answers_but_not_without_end() ->
     assert rivals.hear(OTHER, "f", 200.0) == "rival"
 
 
+@pytest.mark.parametrize(
+    ("serving_s", "instance", "goes"),
+    [(1.0, 99, False), (8.0, 1, True), (5.5, 99, True), (4.5, 99, True), (5.5, 1, False)],
+    ids=["it came second", "it was first", "a tie", "a tie", "a tie won"],
+)
+def test_of_two_newcomers_the_one_that_came_second_goes(serving_s: float, instance: int, goes: bool) -> None:
+    said = replace(OTHER, serving_s=serving_s, instance=instance)
+    rivals = served()
+    if goes:
+        with pytest.raises(ConfigurationError):
+            rivals.hear(said, "f", 5.0)
+    else:
+        assert rivals.hear(said, "f", 5.0) == "rival"
+
+
+def test_one_that_has_long_served_stays_whatever_another_says_of_itself() -> None:
+    assert served(-20.0).hear(replace(OTHER, serving_s=1e9), "f", 1.0) == "rival"
+
+
+def test_of_two_on_copies_of_one_folder_the_second_goes_however_late_it_hears_of_the_first() -> None:
+    with pytest.raises(ConfigurationError, match="copy of this state folder"):
+        served(-20.0).hear(replace(COPY, serving_s=300.0), "f", 1.0)
+    assert served(-300.0).hear(replace(COPY, serving_s=21.0), "f", 1.0) == "rival"
+
+
+def test_what_we_say_ourselves_is_known_again_whenever_it_was_said() -> None:
+    rivals = Rivals(OURS)
+    rivals.connected(10.0)
+    assert rivals.say(12.5) == replace(OURS, serving_s=2.5)
+    assert rivals.hear(rivals.say(11.0), "f", 13.0) == "nothing"
+    assert rivals.hear(OTHER, "f", 30.0) == "rival"
+
+
 def test_what_stood_there_before_our_own_words_is_of_an_earlier_life() -> None:
     rivals = Rivals(OURS)
     rivals.connected(0.0)
