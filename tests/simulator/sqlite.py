@@ -55,9 +55,6 @@ def open_database(disk: "SimulatedDisk", path: Path, isolation_level: Isolation)
     return Database(disk, connection, isolation_level, str(key))
 
 
-Values = Sequence[Any] | Mapping[str, Any]
-
-
 class Rows:
     """What a statement found, and how many rows it changed."""
 
