@@ -131,8 +131,8 @@ class Versions:
         )
 
     def _undamaged(self, accepted: tuple[AcceptedUpdate, ...], fault: DamagedError) -> tuple[AcceptedUpdate, ...]:
-        """Those whose payloads are as they came. The altered ones are discarded, which is stated and counted. A round
-        of which nothing is left stops the run; and so does a file that is gone, which bits that flip do not explain."""
+        """Those whose payloads are as they came. Altered ones are discarded, which is stated and counted. A round of
+        which nothing is left stops the run; and so does a file that is gone, which bits that flip do not explain."""
         lost: dict[tuple[int, str], DamagedError] = {}
         for update in accepted:
             try:

@@ -232,10 +232,12 @@ class Agent:
         if isinstance(outcome, Rejection):
             self.rejected += 1
             return
-        self._receiving, new = outcome
+        receiving, new = outcome
         if new:
-            self._store.blobs.write_chunk(self._receiving.blob, chunk.index, chunk.data)
+            # First: a disk that does not take it leaves it to be asked for again.
+            self._store.blobs.write_chunk(receiving.blob, chunk.index, chunk.data)
             reached("agent.chunk-written")
+        self._receiving = receiving
 
     def _settle(self, receipt: Receipt, now: float) -> None:
         accepted = receipt.verdict == "accepted"
