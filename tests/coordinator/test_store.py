@@ -123,8 +123,8 @@ def test_updates_of_rounds_long_folded_are_pruned_and_their_figures_stay(tmp_pat
     kept = {u.digest.hex() for n in (4, 5) for u in fleet.store.accepted(n)}
     assert {p.name for p in fleet.store.updates.root.iterdir()} == kept
     assert len(fleet.store.accepted(1)) == 3
-    # Five versions and the first, and the server state of the newest alone.
-    assert len(list(fleet.store.models.root.iterdir())) == 7
+    # Five versions and the first, the server state of the newest, and those from which the kept rounds are refolded.
+    assert len(list(fleet.store.models.root.iterdir())) == 9
     fleet.store.close()
 
 
