@@ -170,6 +170,7 @@ class _Connection:
 
     async def run(self, to: BrokerAddress, lanes: tuple[_Lane, ...]) -> None:
         self.client.setblocking(False)
+        self.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await self.proxy.while_mode("stalled")
         if self.proxy.link.mode == "half-open":
             self.silent = True
@@ -207,7 +208,7 @@ class _Connection:
                 data = await loop.sock_recv(source, lane.piece_bytes(self.proxy.link))
             except OSError:
                 # A reset is news as well, and a silent link passes none on.
-                if not self.silent:
+                if not self.silent and self.proxy.link.mode != "half-open":
                     raise
                 data = b""
             left, arrives = lane.send(len(data), self.proxy.link, loop.time())

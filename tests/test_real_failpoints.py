@@ -78,7 +78,7 @@ def test_an_agent_killed_at_every_step_in_turn_loses_and_doubles_nothing(make: M
 
 
 def test_an_agent_killed_behind_a_checkpoint_of_its_training_goes_on_from_there(make: Make) -> None:
-    fleet = make(devices=1, training="local_steps = 20000")
+    fleet = make(devices=1, training="local_steps = 8000")
     fleet.start_coordinator()
     fleet.start_agent("device-00", failpoint="agent.checkpoint-written")
     await_kill(fleet, fleet.agents["device-00"], "agent.checkpoint-written")
