@@ -85,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--without", metavar="DEVICE", help="the history as it would have been without its updates")
     replay.add_argument("--out", type=Path, help="with --without: an inference file to write; compressed if .gz")
 
+    discard = add("discard", _discard, "give up one accepted update whose payload is lost; stop the coordinator first")
+    discard.add_argument("--round", type=int, required=True, metavar="N")
+    discard.add_argument("--device", required=True)
+    discard.add_argument("--reason", required=True, metavar="TEXT", help="kept with the update, and shown by round")
+
     config = commands.add_parser("config", help="about the configuration file")
     actions = config.add_subparsers(required=True, metavar="ACTION")
     sample = actions.add_parser("sample", help="print a configuration with every key")
@@ -250,6 +255,12 @@ def _evaluate_model(options: argparse.Namespace) -> int:
 
 def _replay(options: argparse.Namespace) -> int:
     from coordinator.replay_command import run
+
+    return run(options)
+
+
+def _discard(options: argparse.Namespace) -> int:
+    from coordinator.give_up import run
 
     return run(options)
 

@@ -205,7 +205,7 @@ class Course:
             self._open_next(now)
             if self.round is not None:
                 self.asking.say_again(now, self.round.deadline)
-                yield from self.asking.due()
+                yield self.asking.due()
         if self.round is not None:
             yield self.round.deadline
         yield from (seat.horizon for seat in self.carried.values())

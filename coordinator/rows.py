@@ -218,6 +218,11 @@ def accepted(sql: sqlite3.Connection, number: int) -> tuple[AcceptedUpdate, ...]
     )
 
 
+def fate(sql: sqlite3.Connection, number: int, device: str) -> tuple[int | None, str | None] | None:
+    row = sql.execute("SELECT fold, discarded FROM updates WHERE round = ? AND device = ?", (number, device)).fetchone()
+    return None if row is None else (row[0], row[1])
+
+
 def insert_task(sql: sqlite3.Connection, number: int, device: str, task: Task) -> None:
     sql.execute(
         "INSERT OR REPLACE INTO tasks (round, device, phase, task) VALUES (?, ?, 'invited', ?)",

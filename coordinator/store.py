@@ -241,6 +241,10 @@ class Store:
             reached("coordinator.round-committing")
         reached("coordinator.round-committed")
 
+    def fate(self, number: int, device: str) -> tuple[int | None, str | None] | None:
+        """The version that took an accepted update, and why it was discarded; None where there is no such update."""
+        return rows.fate(self._sql, number, device)
+
     def discard(self, number: int, device: str, reason: str) -> None:
         """States that an accepted update will be in no fold, and why."""
         with self._transaction() as sql:
