@@ -8,8 +8,8 @@ A device has one task at a time, so one that is carried is asked for nothing els
 since the seat's round was opened, which the caller measures, and rounds, by which its update is behind.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,14 @@ class CarriedSeat:
 Carried = Mapping[str, CarriedSeat]
 
 
-def carry(carried: Carried, devices: Iterable[str], seat: CarriedSeat) -> Carried:
-    """With the devices of a round that closed. None of them was carried: who is, has no seat in a later round."""
-    added = dict.fromkeys(devices, seat)
+def carry(
+    carried: Carried, devices: Iterable[str], seat: CarriedSeat, silent: Container[str] = (), now: float = 0.0
+) -> Carried:
+    """With the devices of a round that closed. None of them was carried: who is, has no seat in a later round.
+
+    silent: those that were for a whole deadline before, and whose place others have by now.
+    """
+    added = {device: replace(seat, busy_until=now) if device in silent else seat for device in devices}
     assert not added.keys() & carried.keys(), "a device has one seat"
     return {**carried, **added}
 

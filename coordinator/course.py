@@ -195,9 +195,10 @@ class Course:
 
     # What is due
 
-    def advance(self, now: float) -> Iterator[float]:
+    def advance(self, now: float) -> list[float]:
         """Does what is due, and says when something will be."""
         self._end_overdue(now)
+        due = [seat.horizon for seat in self.carried.values()]
         if self.round is not None:
             # Any event lets the table see that the round is complete; after a resume there may be no other.
             self.decide(rounds.Tick(), now)
@@ -205,10 +206,10 @@ class Course:
             self._open_next(now)
             if self.round is not None:
                 self.asking.say_again(now, self.round.deadline)
-                yield self.asking.due()
+                due.append(self.asking.due())
         if self.round is not None:
-            yield self.round.deadline
-        yield from (seat.horizon for seat in self.carried.values())
+            due.append(self.round.deadline)
+        return due
 
     def _end_overdue(self, now: float) -> None:
         wanted, number = self._settings.rounds, self.versions.number + 1
@@ -238,7 +239,7 @@ class Course:
             return
         number = self.versions.number + 1
         state, decisions = rounds.decide(
-            self._empty_round(number, now, {}, 0), rounds.Tick(), now, self._spare(), seats.busy(self.carried, now)
+            self._empty_round(number, now, {}, 0), rounds.Tick(), now, self._spare(), self._busy(now)
         )
         self.round = state
         tasks = {d.device: self._make_task(d.device) for d in decisions if isinstance(d, rounds.Invite)}
@@ -295,8 +296,7 @@ class Course:
             if self.connected:
                 self._open_next(now)
             return
-        at_work = seats.busy(self.carried, now)
-        self.round, decisions = rounds.decide(self.round, event, now, self._spare(), at_work)
+        self.round, decisions = rounds.decide(self.round, event, now, self._spare(), self._busy(now))
         for decision in decisions:
             self._carry_out(decision, now)
 
@@ -340,9 +340,9 @@ class Course:
             # Nothing is left to fold, and all that is stated; the round goes on as the store has it.
             self.recover(now)
             return
+        left = [task.device for task in self._store.carried() if task.number == number]
         seat = self._carried_seat(number, self._opened_uptime_s, closed.deadline, now)
-        left = (task.device for task in self._store.carried() if task.number == number)
-        self.carried = seats.carry(self.carried, left, seat)
+        self.carried = seats.carry(self.carried, left, seat, silent=closed.devices("late"), now=now)
         self.round = None
         self.asking.resume({}, (), self._clock())
         self._uploads.keep_only(self.carried)
@@ -363,6 +363,10 @@ class Course:
                 figures.late,
             )
         )
+
+    def _busy(self, now: float) -> int:
+        """How many carried devices take a place of those that work at once, which only buffered rounds share."""
+        return seats.busy(self.carried, now) if self._settings.rounds.buffered else 0
 
     def _carried_seat(self, number: int, opened_uptime_s: float, busy_until: float, now: float) -> CarriedSeat:
         left_s = 3600.0 * self._settings.rounds.late_hours - (self.uptime_s(now) - opened_uptime_s)

@@ -208,9 +208,9 @@ def insert_update(sql: sqlite3.Connection, device: str, offer: Offer, weight: in
 def accepted(sql: sqlite3.Connection, number: int) -> tuple[AcceptedUpdate, ...]:
     found = sql.execute(
         "SELECT round, device, digest, weight, train_s, codec, variant, task FROM updates "
-        "JOIN tasks USING (round, device) WHERE fold = :number OR (fold IS NULL AND discarded IS NULL "
-        "AND :number > (SELECT max(version) FROM models)) ORDER BY round, device",
-        {"number": number},
+        "JOIN tasks USING (round, device) WHERE fold = ? OR (fold IS NULL AND discarded IS NULL "
+        "AND ? > (SELECT max(version) FROM models)) ORDER BY round, device",
+        (number, number),
     )
     return tuple(
         AcceptedUpdate(number, device, bytes(digest), weight, train_s, codec, variant, unpack_task(task))
@@ -281,8 +281,8 @@ def commit_round(sql: sqlite3.Connection, number: int, model: ModelVersion, figu
 def set_uptime(sql: sqlite3.Connection, uptime_s: float) -> None:
     """Never less than what is there: it only grows."""
     sql.execute(
-        "INSERT INTO meta VALUES ('uptime_s', :s) ON CONFLICT (key) DO UPDATE SET value = max(value, :s)",
-        {"s": uptime_s},
+        "INSERT INTO meta VALUES ('uptime_s', ?) ON CONFLICT (key) DO UPDATE SET value = max(value, excluded.value)",
+        (uptime_s,),
     )
 
 
@@ -316,12 +316,12 @@ def end_open_tasks(sql: sqlite3.Connection, number: int, *, carry: bool) -> None
 def set_fold(sql: sqlite3.Connection, version: int, folded: Iterable[Counted]) -> None:
     """Gives updates their one fate. Each waited for it until now."""
     for update in folded:
-        changed = sql.execute(
+        sql.execute(
             "UPDATE updates SET fold = ?, discount = ? WHERE round = ? AND device = ? AND fold IS NULL "
             "AND discarded IS NULL",
             (version, update.discount, update.number, update.device),
         )
-        assert changed.rowcount == 1, "an update is folded once"
+        assert sql.execute("SELECT changes()").fetchone()[0] == 1, "an update is folded once"
 
 
 def insert_receipt(

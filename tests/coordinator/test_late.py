@@ -13,6 +13,7 @@ from coordinator.reports import Reports
 from coordinator.settings import RoundSettings
 from protocol.messages import CHUNK_BYTES, WINDOW, Task, Withdraw
 from tests.audit import refold
+from tests.coordinator.old_stores import age
 from tests.coordinator.simulation import Simulation
 
 SLOW = "dev-3"
@@ -60,7 +61,6 @@ def test_a_device_that_is_slow_holds_nobody_up_and_its_work_is_folded_by_stalene
     assert discarded is None
     assert all(event.seconds < 15.0 for event in fleet.committed), "no round took as long as the slow device"
     assert [event.late for event in fleet.committed if event.round == fold] == [1]
-    assert not told(fleet, SLOW, Withdraw) or fleet.coordinator.finished
     assert audited(fleet) == 10
 
 
@@ -173,6 +173,8 @@ def test_killed_and_started_again_a_coordinator_still_knows_who_is_late(fleet: S
     fleet.kill()
     fleet.start()
     assert list(fleet.coordinator._course.carried) == [SLOW]
+    fleet.until(lambda: bool(fleet.agents[SLOW].settled))
+    assert not told(fleet, SLOW, Withdraw), "its hello named the task that it holds"
     fleet.finish()
     assert fates(fleet, SLOW)[0][0] == 1
     assert fleet.agents[SLOW].updates == len(fates(fleet, SLOW))
@@ -198,6 +200,16 @@ def test_the_run_ends_with_a_fate_for_every_update_and_no_device_at_work(fleet: 
     waiting = fleet.store._sql.execute("SELECT count(*) FROM updates WHERE fold IS NULL AND discarded IS NULL")
     assert waiting.fetchone() == (0,)
     assert not fleet.store.carried()
+
+
+def test_an_older_store_says_of_every_update_which_fold_took_it(fleet: Simulation) -> None:
+    fleet.agents["dev-0"].train_s = 5.0
+    fleet.until(lambda: len(fleet.committed) == 2 and len(fleet.store.accepted(3)) == 1)
+    fleet.kill()
+    age(fleet.folder / "state", 6)
+    fleet.start()
+    found = fleet.store._sql.execute("SELECT round, fold, discount FROM updates ORDER BY round").fetchall()
+    assert found == [*[(1, 1, 1.0)] * 3, *[(2, 2, 1.0)] * 3, (3, None, None)]
 
 
 def test_the_discount_is_the_polynomial_of_the_papers() -> None:
