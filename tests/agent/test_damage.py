@@ -1,5 +1,7 @@
 """An agent whose disk holds what it never wrote: nothing is overwritten or acted on, and the remedy is said."""
 
+import errno
+import os
 import random
 import shutil
 import sqlite3
@@ -12,7 +14,7 @@ import pytest
 from edge_agent import daemon
 from edge_agent.store import FILE, SCHEMA, AgentStore
 from protocol.database import damage_named, sealed, unsealed
-from protocol.disk import disk_named
+from protocol.disk import LocalDisk, disk_named
 from protocol.errors import ConfigurationError, DamagedError, SparsefleetError
 from protocol.messages import Offer, Task
 from protocol.transport import Event
@@ -251,8 +253,39 @@ def test_damage_met_at_work_ends_the_daemon_with_a_sentence(tmp_path: Path, corr
     assert agent.gave_back == 0
 
 
-@pytest.mark.parametrize("name", [FILE, "lock", "blobs"])
-def test_what_cannot_be_opened_is_named_with_a_remedy(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).mkdir() if name != "blobs" else (tmp_path / name).write_bytes(b"")
-    with pytest.raises((SparsefleetError, IsADirectoryError, FileExistsError)), disk_named(tmp_path):
-        AgentStore(tmp_path, 1 << 20).close()
+class Refusing(LocalDisk):
+    """A disk on which nothing may be made: read-only, or another user's."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def make_folder(self, path: Path) -> None:
+        raise OSError(self.number, os.strerror(self.number))
+
+    def lock(self, path: Path) -> Callable[[], None] | None:
+        raise OSError(self.number, os.strerror(self.number))
+
+
+class Folder(Refusing):
+    """One where only the folder itself is there already."""
+
+    def make_folder(self, path: Path) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", [Refusing, Folder])
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_may_not_be_written_is_named_with_a_remedy(
+    state: Path, kind: type[Refusing], number: int
+) -> None:
+    before = files(state)
+    said = pytest.raises(SparsefleetError, match=f"{state}: .*{os.strerror(number)}.*; (set `state`|free disk space)")
+    with said, disk_named(state):
+        AgentStore(state, 1 << 20, kind(number))
+    assert files(state) == before
+
+
+def test_a_folder_in_place_of_the_database_is_named_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(SparsefleetError, match="unable to open database file; free disk space"), disk_named(tmp_path):
+        AgentStore(tmp_path, 1 << 20)

@@ -11,7 +11,7 @@ from edge_agent import agent, progress
 from edge_agent.settings import TrainingSettings
 from edge_agent.training import LocalTraining
 from protocol.disk import Disk
-from protocol.messages import Offer, OptimizerSpec, Task
+from protocol.messages import Offer, OptimizerSpec, Task, Withdraw
 from protocol.transport import MemoryBroker
 from tests.agent.fake_coordinator import FakeCoordinator
 from tests.agent.test_agent import Fleet
@@ -178,6 +178,7 @@ def test_another_task_from_the_same_model_does_not_go_on_from_this_ones_checkpoi
     at_step(fleet, 5)
     (kept,) = checkpoints(fleet)
     of_the_first = kept.read_bytes()
+    fleet.coordinator.say(Withdraw("run/1", "round-closed"))
     fleet.coordinator.say(fleet.coordinator.task(2, MODEL, steps=STEPS))
     fleet.until(lambda: fleet.agent.job.task is not None and fleet.agent.job.task.round == 2)
     kept.write_bytes(of_the_first)

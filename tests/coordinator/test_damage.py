@@ -1,5 +1,7 @@
 """A coordinator whose disk holds what it never wrote: nothing is overwritten, the daemon ends with a sentence."""
 
+import errno
+import os
 import random
 import resource
 import shutil
@@ -20,6 +22,7 @@ from coordinator.store import Store
 from protocol.disk import disk_named
 from protocol.errors import DamagedError, SparsefleetError
 from protocol.transport import Event
+from tests.agent.test_damage import Refusing
 from tests.coordinator.simulation import Simulation
 from tests.coordinator.test_process import BROKER, Polled, signals
 
@@ -230,3 +233,13 @@ def test_a_coordinator_that_cannot_begin_on_a_full_disk_says_so_and_leaves_the_f
     with full_disk(), pytest.raises(SparsefleetError, match="free disk space"), disk_named(tmp_path):
         Store(tmp_path / "state", LIMITS)
     Store(tmp_path / "state", LIMITS).close()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_may_not_be_written_is_named_with_a_remedy(state: Path, number: int) -> None:
+    before = files(state)
+    with pytest.raises(
+        SparsefleetError, match=rf"state: {state} cannot be used \({os.strerror(number)}\); name another"
+    ):
+        Store(state, LIMITS, Refusing(number))
+    assert files(state) == before
