@@ -20,8 +20,8 @@ Row = Mapping[str, object]
 SEEDS_APART = 1_000_000
 _BATCH = 50
 NOTES = (
-    "simulated: recovery in simulated seconds, from the start after a kill to the next message of a device, where only the "
-    "coordinator was killed",
+    "simulated: recovery in simulated seconds, from the start after a kill to the next message of a device, where only "
+    "the coordinator was killed",
 )
 REPRODUCE = "python -m benchmarks.faults --replay-seed"
 
