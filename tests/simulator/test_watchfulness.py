@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from coordinator import next_model
+from coordinator import version_step
 from coordinator.fold import Folded
 from coordinator.reception import Reception
 from coordinator.store import Store
@@ -78,13 +78,13 @@ def test_a_residual_that_does_not_wait_for_its_receipt_is_found_out(monkeypatch:
 
 
 def test_a_fold_of_other_bits_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    fold = next_model.fold
+    fold: Callable[..., Folded] = version_step.fold  # type: ignore[attr-defined]
 
     def almost(*arguments: Any) -> Folded:
         folded = fold(*arguments)
         return replace(folded, parameters=folded.parameters * (1 + 1e-6))
 
-    monkeypatch.setattr(next_model, "fold", almost)
+    monkeypatch.setattr(version_step, "fold", almost)
     assert "is not the fold of" in found(power_cut)
 
 
