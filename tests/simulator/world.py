@@ -131,6 +131,12 @@ class World:
             seconds=self.timeline.now,
         )
 
+    def close(self) -> None:
+        """Lets go of the databases, which SQLite would hold for good."""
+        for host in self.hosts.values():
+            host.life.end()
+            host.disk.close_databases()
+
     @property
     def _disturbed(self) -> bool:
         """Whether anything but the coordinator's own start decides when it hears a device again."""
@@ -246,7 +252,11 @@ class World:
 def simulate(schedule: Schedule, *, quiet: bool = True) -> Outcome:
     """Runs a schedule to its end, or to where it would have to have ended."""
     with _silence(quiet):
-        return World(schedule).run()
+        world = World(schedule)
+        try:
+            return world.run()
+        finally:
+            world.close()
 
 
 @contextmanager
