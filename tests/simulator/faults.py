@@ -11,7 +11,7 @@ HEAL_S = 60.0
 COORDINATOR = "coordinator"
 # Machines take so many steps in a run of three rounds, about: half of them or twice as many, as its settings are.
 COORDINATOR_STEPS, DEVICE_STEPS = 700, 400
-CODECS = ("all/float32", "topk:0.2/float32", "topk:0.1/ternary", "all/sign", "all/qsgd:4", "randk:0.3/int8")
+CODECS = ("all/float32", "topk:0.2/float32/rice", "topk:0.1/ternary/rice", "all/sign", "all/qsgd:4", "randk:0.3/int8")
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ EXAMPLES = 12
 # A device holds the bundle, a model and an update or two; and not much more.
 DEVICE_LIMIT_BYTES = 1 << 20
 COORDINATOR_LIMIT_MIB = 16
+# Collecting garbage takes longer than a whole run does; only those that wait for long let go of their data.
+UNLOAD_S = 300.0
 # What cannot be measured in a simulation, as an agent would say it.
 PEAK_MIB = 64.0
 
@@ -106,7 +108,7 @@ def device_settings(device: str, schedule: Schedule) -> agent_settings.AgentSett
         broker=agent_settings.BrokerSettings("mqtt://127.0.0.1:1883"),
         data=DataSettings(path=str(shard(device, schedule.large))),
         # A checkpoint after every step, so that kills and power cuts fall around it too.
-        training=agent_settings.TrainingSettings(backend="numpy", checkpoint_s=1e-9),
+        training=agent_settings.TrainingSettings(backend="numpy", checkpoint_s=1e-9, idle_unload_s=UNLOAD_S),
     )
 
 

@@ -91,6 +91,8 @@ class Host:
 
     def start(self) -> None:
         self.trace(f"{self.name}: starts")
+        if self.deaths:
+            self.recovering_since = self.timeline.now
         self.life = Life(self.steps)
         self.disk = SimulatedDisk(self.platter, self.life, self.checkpoint_pages)
         try:
@@ -177,8 +179,6 @@ class Host:
         power, seconds = self._down()
         self.trace(f"{self.name}: dead power={power}")
         self.deaths += 1
-        if self.recovering_since is None:
-            self.recovering_since = self.timeline.now
         self._gone(power)
         self.timeline.after(seconds, self.start)
 

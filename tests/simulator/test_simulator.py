@@ -31,7 +31,7 @@ from tests.simulator.world import simulate
 
 DEVICES = 3
 BATCH = 25
-SEEDS = 200
+SEEDS = 150
 TROUBLES: tuple[Trouble, ...] = ("full", "read-only", "failing")
 
 

@@ -1,12 +1,15 @@
 """The simulator sees what it is there to see: daemons and disks that break a law are found out."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from coordinator import version_step
+from coordinator.fold import Folded
 from coordinator.reception import Reception
 from coordinator.store import Store
 from edge_agent.store import AgentStore
@@ -75,10 +78,21 @@ def test_a_residual_that_does_not_wait_for_its_receipt_is_found_out(monkeypatch:
 
 
 def test_a_fold_of_other_bits_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    fold: Callable[..., Folded] = version_step.fold  # type: ignore[attr-defined]
+
+    def almost(*arguments: Any) -> Folded:
+        folded = fold(*arguments)
+        return replace(folded, parameters=folded.parameters * (1 + 1e-6))
+
+    monkeypatch.setattr(version_step, "fold", almost)
+    assert "is not the fold of" in found(power_cut)
+
+
+def test_an_update_that_no_fold_takes_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     accepted = Store.accepted
 
     def without_the_last(store: Store, number: int) -> Any:
         return accepted(store, number)[:-1]
 
     monkeypatch.setattr(Store, "accepted", without_the_last)
-    assert "is not the fold of" in found(power_cut)
+    assert "is in no fold" in found(power_cut)
