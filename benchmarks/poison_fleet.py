@@ -28,7 +28,7 @@ from protocol.layout import Layout, layout_of, take
 from protocol.manifest import FULL
 from sparse.codecs import encode_update, parse_codec
 
-Attack = Literal["none", "sign-flip", "scaled", "random"]
+Attack = Literal["none", "absent", "sign-flip", "scaled", "random"]
 CODEC = "all/float32"
 # A lying device sends so many times its honest update, the other way; or so much noise.
 SCALE = 10.0
@@ -83,6 +83,8 @@ def run(
     for number in range(1, schedule.rounds + 1):
         taken, most = _Round(), hard_bounds(defence.norm, recent[:RECENT])
         for name, data in fleet.items():
+            if attack == "absent" and name in liars:
+                continue
             recipe = _recipe(schedule, number, seed, name)
             local = LocalTraining(engine, manifest, data, recipe, model)
             try:

@@ -5,8 +5,9 @@
 HAPT: 21 people, a device each, nine others held out. A fifth of the devices, drawn by seed, send their update with its
 sign turned (sign-flip), ten times the other way (scaled), or noise of ten times its norm (random), and say that they
 have as many examples as the coordinator believes. clean_accuracy is of the plain mean with everyone honest; rows of
-attack "none" say what a fold costs then. Settings were chosen with --validate, which measures on a part of the training
-people. What is finished is kept in --cache, and a run that was broken off goes on.
+attack "none" say what a fold costs then, and "absent" is the plain mean of the honest alone. Settings were chosen with
+--validate, which measures on a part of the training people. What is finished is kept in --cache, and a run that was
+broken off goes on.
 """
 
 import argparse
@@ -63,7 +64,7 @@ def main() -> None:
         f"a share of {SHARE} of the devices lies; seeds {', '.join(map(str, seeds))}; {asdict(task.schedule)}",
         "accuracy on " + ("a part of the training people" if chosen.validate else "the nine people held out"),
     ]
-    found: dict[tuple[Attack, str], list[Outcome]] = {(a, f): [] for a in attacks for f in folds}
+    found: dict[tuple[Attack, str], list[Outcome]] = {(a, f): [] for a in attacks for f in folds_under(a, folds)}
     console, data = progress_console(), load_dataset(task.data)
     with tempfile.TemporaryDirectory(prefix="poisoning-") as folder:
         bundle = bundle_of(task, data, Path(folder) / "bundle")
@@ -71,7 +72,7 @@ def main() -> None:
         # Seed by seed, so that what is broken off still compares all folds.
         for seed in seeds:
             for attack in attacks:
-                for fold in folds:
+                for fold in folds_under(attack, folds):
                     found[attack, fold].append(runs.outcome(attack, fold, seed, chosen.clip_factor, chosen.weight))
     clean = found["none", PLAIN]
     rows = [row_of(attack, fold, outcomes, clean) for (attack, fold), outcomes in found.items()]
@@ -118,6 +119,10 @@ class Runs:
 
     def _examples(self, places: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Dataset:
         return Dataset((self._data.x[places],), (self._data.y[places],))
+
+
+def folds_under(attack: Attack, folds: tuple[str, ...]) -> tuple[str, ...]:
+    return (PLAIN,) if attack == "absent" else folds
 
 
 def liars(devices: Sequence[str], seed: int) -> frozenset[str]:

@@ -12,7 +12,7 @@ from coordinator.masking import check_mask
 from coordinator.next_model import Made, first_model, load_model, load_public, next_model, structure_of
 from coordinator.norms import RECENT, Norms, hard_bounds
 from coordinator.privacy import check_privacy
-from coordinator.rows import AcceptedUpdate, Counted, ModelVersion, RoundFigures
+from coordinator.rows import AcceptedUpdate, Counted, ModelVersion, RoundFigures, Trust
 from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.structure import Structure
@@ -66,6 +66,11 @@ class Versions:
     @property
     def loss(self) -> float | None:
         return self._current.loss
+
+    @property
+    def trust(self) -> Trust:
+        """What was done so that the current version need not believe its devices."""
+        return self._current.trust
 
     @property
     def hard_bounds(self) -> Norms:

@@ -176,6 +176,7 @@ def test_epsilon_is_told_after_every_round_and_a_refold_has_the_same_noise(
         told.append(status.epsilon)
         assert status.delta == 1e-5
     assert told == [epsilon_of([{2.0: number}], 1e-5) for number in (1, 2, 3)]
+    assert [(event.epsilon, event.delta) for event in fleet.committed] == [(epsilon, 1e-5) for epsilon in told]
     assert folded[::2] == folded[1::2]
     assert len(set(folded)) == 3
     fleet.store.close()
