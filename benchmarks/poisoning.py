@@ -51,7 +51,7 @@ RULES: Mapping[str, Rule] = {
 }
 FOLDS = tuple(RULES)
 ATTACKS: tuple[Attack, ...] = get_args(Attack)
-TASK = Task("hapt", hapt_network, Schedule(rounds=40, steps=5, batch_size=16, learning_rate=0.05))
+TASK = Task("hapt", hapt_network, Schedule(rounds=20, steps=10, batch_size=16, learning_rate=0.05))
 
 
 def main() -> None:
