@@ -361,6 +361,7 @@ class Course:
                 figures.bytes_up,
                 figures.bytes_down,
                 figures.late,
+                *(self.versions.trust.epsilon, self.versions.trust.delta),
             )
         )
 

@@ -18,6 +18,7 @@ from coordinator.events import DeviceSeen, Emit, UpdateRejected
 from coordinator.fleet import Fleet
 from coordinator.library import Library
 from coordinator.link import Link
+from coordinator.quotas import Quotas
 from coordinator.reception import Reception, Rejected, Taken, Uncounted
 from coordinator.rivals import UNSURE_S, Rivals
 from coordinator.settings import Settings
@@ -70,7 +71,12 @@ class Coordinator:
         self._link.begin_day(day_of(wall()))
         self._fleet = Fleet(store.devices())
         self._uploads = Uploads(store.updates, self._link, settings.limits.uploads)
-        self._reception = Reception(store, self._link, self._uploads, bundle.manifest, settings.limits.examples)
+        limits = settings.limits
+        self._reception = Reception(
+            *(store, self._link, self._uploads, bundle.manifest, limits.examples),
+            lambda: self._course.versions.hard_bounds,
+        )
+        self._quotas = Quotas(limits.device_messages_per_minute, limits.device_mib_per_minute)
         candidates = Candidates(
             settings, bundle.manifest, store, self._fleet, self._link, self._uploads, wall, self._count
         )
@@ -129,6 +135,11 @@ class Coordinator:
                 self._read(event, now)
 
     def _read(self, message: Incoming, now: float) -> None:
+        speaker = self._link.speaker(message)
+        over = None if speaker is None else self._quotas.take(speaker, len(message.topic) + len(message.payload), now)
+        if speaker is not None and over is not None:
+            self._count(speaker, over)
+            return
         read = self._link.read(message)
         if read is None:
             self._hear(self._link.read_coordinator(message), now)

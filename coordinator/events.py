@@ -40,7 +40,8 @@ class RoundCommitted:
     """A model version exists. devices: updates in its fold, `late` of them of earlier rounds. Bytes are those of this
     round, in each direction, as their senders counted them.
 
-    overhead_s: seconds without the longest training time of a device and without the evaluation.
+    overhead_s: seconds without the longest training time of a device and without the evaluation. epsilon, delta: what
+    the run has given away of any device so far, where there is noise (privacy.py).
     """
 
     round: int
@@ -53,6 +54,8 @@ class RoundCommitted:
     bytes_up: int
     bytes_down: int
     late: int = 0
+    epsilon: float | None = None
+    delta: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,19 @@ little, and nothing is made up.
 A late update was trained under an older mask. Where that kept what the present one leaves out, its delta is a report
 of the best kind, the coordinate was trained, so it moves the dense weights there, in the same mean. Where the present
 mask keeps what the older one left out, it says nothing and does not count.
+
+No report moves the weights further than `factor` times the median report of the fold: gradients are bounded in their
+number by the codec, and in nothing else.
 """
 
+import math
 from collections.abc import Callable, Iterable
+from statistics import median_low
 
 import numpy as np
 
 from coordinator.fold import Delta, Folded
+from coordinator.norms import length
 from coordinator.rows import AcceptedUpdate
 from edge_agent.runtimes.engine import Vector
 from protocol.messages import OptimizerSpec, Task
@@ -38,16 +44,20 @@ def motion(
     report: Callable[[AcceptedUpdate], Vector],
     n: int,
     discounted: Callable[[AcceptedUpdate], float],
+    factor: float = math.inf,
 ) -> Delta:
     """The mean of what the reports move, by weight: float64[n]. report: of an update that was asked for one, its
-    gradient over all parameters, float32[n], 0 where it tells none. discounted: its share of its weight. In the order
-    of rounds, then devices, so the same bits in any."""
+    gradient over all parameters, float32[n], 0 where it tells none. discounted: its share of its weight. factor: how
+    many times the median any may move. In the order of rounds, then devices, so the same bits in any."""
     ordered = sorted(updates, key=lambda update: (update.number, update.device))
+    told = [update for update in ordered if update.task.mask is not None and update.task.mask.report]
+    reaches = [reach(update.task, update.weight) * length(report(update)) for update in told]
+    most = factor * median_low(reaches) if reaches else math.inf
     moved = np.zeros(n)
-    for update in ordered:
-        if update.task.mask is not None and update.task.mask.report:
-            counted = update.weight * discounted(update)
-            moved -= counted * reach(update.task, update.weight) * report(update).astype(np.float64)
+    for update, far in zip(told, reaches, strict=True):
+        clip = most / far if far > most else 1.0
+        counted = update.weight * discounted(update) * clip
+        moved -= counted * reach(update.task, update.weight) * report(update).astype(np.float64)
     return moved / max(1, sum(update.weight for update in ordered))
 
 

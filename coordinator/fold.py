@@ -39,6 +39,7 @@ class Weighted:
     layout: of its own vector. places: where each value of that vector lies in the whole model, or None where its vector
     is the whole model. number: of its round. discount: of its weight, for being late. mask: bool over the layout's
     parameters, those that it trained, or None for all that anybody trains.
+    clip, clip_buffers: what its values are multiplied by, to bound their norms.
     """
 
     device: str
@@ -48,6 +49,8 @@ class Weighted:
     number: int = 0
     discount: float = 1.0
     mask: Mask | None = None
+    clip: float = 1.0
+    clip_buffers: float = 1.0
 
     def __post_init__(self) -> None:
         assert self.weight > 0
@@ -74,20 +77,26 @@ def fold(
     decode: the decoded payload of an update, in its own layout, called once for each, so that one payload is in memory
     at a time. A pure function of the set of updates, which has at least one.
     """
-    ordered = sorted(updates, key=lambda update: (update.number, update.device))
-    assert ordered, "a round closes with at least one update"
-    assert len({(u.number, u.device) for u in ordered}) == len(ordered), "a device counts once a round"
+    ordered = in_order(updates)
     mean = np.zeros(n_parameters + n_buffers)
     weights = np.zeros(n_parameters + n_buffers, dtype=np.int64)
-    widest = max(_width(update) for update in ordered)
+    widest = max(width(update) for update in ordered)
     for update in ordered:
         parameters, buffers = decode(update)
-        _add(mean, weights, update, update.layout.parameters, parameters, update.mask)
-        if _width(update) == widest:
-            _add(mean, weights, update, update.layout.buffers, buffers)
+        _add(mean, weights, update, update.layout.parameters, parameters, update.clip, update.mask)
+        if width(update) == widest:
+            _add(mean, weights, update, update.layout.buffers, buffers, update.clip_buffers)
     # Nobody's coordinates are zero already.
     mean /= np.maximum(weights, 1)
     return Folded(mean[:n_parameters], mean[n_parameters:], weights[:n_parameters] > 0)
+
+
+def in_order(updates: Iterable[Weighted]) -> list[Weighted]:
+    """The updates in the one order in which every fold takes them."""
+    ordered = sorted(updates, key=lambda update: (update.number, update.device))
+    assert ordered, "a round closes with at least one update"
+    assert len({(u.number, u.device) for u in ordered}) == len(ordered), "a device counts once a round"
+    return ordered
 
 
 def _add(
@@ -96,10 +105,11 @@ def _add(
     update: Weighted,
     parts: tuple[slice, ...],
     delta: npt.NDArray[np.float32],
+    clip: float,
     mask: Mask | None = None,
 ) -> None:
     """Adds an update's values at their places, and its weight where it trained."""
-    counted, at = float(update.weight) * update.discount, 0
+    counted, at = float(update.weight) * update.discount * clip, 0
     for part in parts:
         where, end = part if update.places is None else update.places[part], at + part.stop - part.start
         mean[where] += counted * delta[at:end].astype(np.float64)
@@ -108,6 +118,6 @@ def _add(
     assert at == len(delta), f"{len(delta)} values for parts of {at}"
 
 
-def _width(update: Weighted) -> float:
+def width(update: Weighted) -> float:
     """How many values its device's model had: of a whole one more than any slice has."""
     return float("inf") if update.places is None else len(update.places)

@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from coordinator import rows
+from coordinator.folding import CREDULOUS, Caution, caution_of
+from coordinator.ledger import recent_norms
+from coordinator.norms import ENOUGH
 from coordinator.rows import AcceptedUpdate
 from coordinator.schema import open_reader
 from coordinator.server_step import ServerState, initial_state, unpack_state
+from coordinator.settings import Settings
 from coordinator.structure import Structure, unpack_structure
 from edge_agent.runtimes.engine import Vector
 from protocol.blobs import read_blob
@@ -61,6 +65,15 @@ class History:
         discounts = {(number, device): float(discount) for number, device, discount, _ in found}
         accepted = rows.accepted(self._sql, version)
         return Fold(version, accepted, discounts, sum(kept for *_, kept in found))
+
+    def caution(self, settings: Settings, version: int) -> Caution:
+        """With which a version was made, if the settings are still those. Raises ConfigurationError where the key of
+        its noise is gone."""
+        row = self._sql.execute("SELECT trust FROM models WHERE version = ?", (version,)).fetchone()
+        if row is None or row[0] is None:
+            return CREDULOUS
+        recent = recent_norms(self._sql, version - 1, ENOUGH)
+        return caution_of(settings, self.run, self._state, recent, make_key=False)
 
     def has_device(self, device: str) -> bool:
         found = self._sql.execute("SELECT 1 FROM updates WHERE device = ? LIMIT 1", (device,)).fetchone()

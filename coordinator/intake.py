@@ -1,8 +1,8 @@
 """The checks every update passes, in one order, each with its own reason: see `check_offer` and `check_payload`.
 
 identity, freshness (run, round, task), declared codec, variant and size, base model, examples, figures; then, once
-its blob is whole and its digest right: bounded decode, layout and shape, finite. A rejection is a value and changes
-nothing.
+its blob is whole and its digest right: bounded decode, layout and shape, finite; and last its norm (norms.py). What is
+taken then has its weight clamped. A rejection is a value and changes nothing.
 """
 
 import math

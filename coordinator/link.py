@@ -34,6 +34,11 @@ class Link:
     def tell_everyone(self, channel: FleetChannel, body: Body, *, retain: bool = False) -> bool:
         return self._publish(EVERYONE, self._topics.everyone(channel), body, retain=retain)
 
+    def speaker(self, message: Incoming) -> str | None:
+        """Whose message this is, before any of it is read; None for topics that are not a device's to speak on."""
+        topic = self._topics.parse(message.topic)
+        return None if topic is None or topic.channel not in ("state", "up", "up/blob") else topic.device
+
     def read(self, message: Incoming) -> tuple[DeviceTopic, Envelope | Rejection] | None:
         """Who says what; None for topics that are not a device's to speak on."""
         topic = self._topics.parse(message.topic)

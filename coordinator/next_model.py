@@ -1,21 +1,26 @@
 """From a round's accepted set to the next model version, its blobs on disk, not yet committed."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from coordinator.accountant import epsilon_of
 from coordinator.downlink import Published, publish
 from coordinator.evaluate import Examine
 from coordinator.fold import discount
+from coordinator.folding import caution_of
+from coordinator.ledger import take_part
 from coordinator.masking import deployed
+from coordinator.norms import ENOUGH
 from coordinator.refresh import first_structure, next_structure
-from coordinator.rows import AcceptedUpdate, ModelVersion
+from coordinator.rows import AcceptedUpdate, ModelVersion, Trust
 from coordinator.server_step import initial_state, pack_state, unpack_state
 from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.structure import Structure, pack_structure, unpack_structure
-from coordinator.version_step import version_step
+from coordinator.version_step import Stepped, version_step
 from coordinator.views import View, Views
 from edge_agent.runtimes.engine import Evaluation, Vector
 from edge_agent.runtimes.parameters import initial_model
@@ -70,7 +75,7 @@ def next_model(
     base: ModelVersion,
     views: Views,
     view_for: Callable[[int, str], View],
-    accepted: Iterable[AcceptedUpdate],
+    accepted: Sequence[AcceptedUpdate],
     examine: Examine | None,
     clock: Callable[[], float],
 ) -> Made:
@@ -79,7 +84,7 @@ def next_model(
     view_for: the view of a version and variant, by which an update of that version is read.
     """
     started = clock()
-    state, dense = version_step(
+    made = version_step(
         manifest,
         settings.server,
         base.version,
@@ -90,15 +95,38 @@ def next_model(
         lambda update: store.updates.read(update.digest),
         view_for,
         lambda update: discount(base.version - update.task.version, settings.rounds.staleness),
+        caution_of(settings, store.run, store.folder, store.recent_norms(base.version, ENOUGH)),
     )
+    state, dense = made.state, made.dense
     structure = next_structure(settings, manifest, views.structure, dense, base.version + 1)
     layout = layout_of(manifest, FULL)
     published = publish(settings, layout, views.public, dense, base.version + 1, store.put_model)
     done = clock()
     found = examine(deployed(dense, structure)) if examine is not None else None
     evaluated = clock() - done
-    version = _stored(store, base.version + 1, dense, published, pack_state(state), structure, found)
+    version = replace(
+        _stored(store, base.version + 1, dense, published, pack_state(state), structure, found),
+        trust=_trust(store, settings, base.version, accepted, made),
+    )
     return Made(version, dense, published.model, structure, clock() - started - evaluated, evaluated)
+
+
+def _trust(
+    store: Store,
+    settings: Settings,
+    base: int,
+    accepted: Sequence[AcceptedUpdate],
+    made: Stepped,
+) -> Trust:
+    """What is said of a version besides: what was cut, and what its noise protects."""
+    privacy = settings.privacy
+    if not privacy.on:
+        return Trust(made.clipped, made.clamped)
+    spent = store.participations(base)
+    for device, count in Counter(update.device for update in accepted).items():
+        take_part(spent, device, privacy.noise_multiplier, count)
+    epsilon = epsilon_of(spent.values(), privacy.delta)
+    return Trust(made.clipped, made.clamped, privacy.noise_multiplier, epsilon, privacy.delta)
 
 
 def _stored(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from coordinator.intake import NOT_THE_TASKS_END, Seat, check_offer, check_payload, weigh
 from coordinator.link import Link
+from coordinator.norms import Norms, check_norms, norms_of
 from coordinator.store import Store
 from coordinator.uploads import Uploads
 from coordinator.views import View
@@ -27,9 +28,10 @@ NO_DISK_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The update is the coordinator's now."""
+    """The update is the coordinator's now. norms: of what it holds."""
 
     offer: Offer
+    norms: Norms
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +68,19 @@ ViewOf = Callable[[Task, str], View | Rejection]
 
 
 class Reception:
-    """Takes updates in. most_examples: what the update of one device may count for."""
+    """Takes updates in. most_examples: what the update of one device may count for. bounds: the norms it may have."""
 
-    def __init__(self, store: Store, link: Link, uploads: Uploads, manifest: Manifest, most_examples: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        link: Link,
+        uploads: Uploads,
+        manifest: Manifest,
+        most_examples: int,
+        bounds: Callable[[], Norms],
+    ) -> None:
         self._store, self._link, self._uploads, self._manifest = store, link, uploads, manifest
-        self._most_examples = most_examples
+        self._most_examples, self._bounds = most_examples, bounds
         self._tasks: dict[str, Task] = {}
         self._decided: dict[str, _Decided] = {}
 
@@ -148,28 +158,31 @@ class Reception:
         if payload is None:
             self._reject(device, offer, Rejection("digest", "the bytes are not those of the offer"))
             return
-        wrong = self._check(payload, offer, self._tasks[device], view)
-        if wrong is not None:
+        checked = self._check(payload, offer, self._tasks[device], view)
+        if isinstance(checked, Rejection):
             if not self._used(offer.blob.digest):
                 self._uploads.discard(offer.blob)
-            self._reject(device, offer, wrong)
+            self._reject(device, offer, checked)
             return
-        self._decided[device] = _Decided(
-            device, offer, Receipt(offer.blob.digest, offer.task, "accepted"), Taken(offer)
-        )
+        receipt = Receipt(offer.blob.digest, offer.task, "accepted")
+        self._decided[device] = _Decided(device, offer, receipt, Taken(offer, checked))
 
     def _used(self, digest: bytes) -> bool:
         waiting = any(one.offer.blob.digest == digest for one in self._decided.values())
         return waiting or self._store.uses(digest)
 
-    def _check(self, payload: bytes, offer: Offer, task: Task, view: ViewOf) -> Rejection | None:
+    def _check(self, payload: bytes, offer: Offer, task: Task, view: ViewOf) -> Norms | Rejection:
+        """The norms of a payload that is right."""
         if len(payload) != offer.blob.size:
             return Rejection("size", f"{len(payload)} bytes where {offer.blob.size} were offered")
         seen = view(task, offer.variant)
         if isinstance(seen, Rejection):
             return seen
         checked = check_payload(payload, task.codec, seen.layout, seen.model, seen.shared(task))
-        return checked if isinstance(checked, Rejection) else None
+        if isinstance(checked, Rejection):
+            return checked
+        norms = norms_of(checked)
+        return check_norms(norms, self._bounds()) or norms
 
     def _reject(self, device: str, offer: Offer, why: Rejection) -> None:
         """The device's task ends with it unless the update was just out of place."""
@@ -182,8 +195,8 @@ class Reception:
 
     def _write(self, one: _Decided) -> None:
         match one.verdict:
-            case Taken(offer):
-                self._store.accept(one.device, offer, weigh(offer.examples, self._most_examples), one.receipt)
+            case Taken(offer, norms):
+                self._store.accept(one.device, offer, weigh(offer.examples, self._most_examples), norms, one.receipt)
             case Rejected(_, number, ends_task):
                 self._store.reject(one.device, one.offer, number, one.receipt, ends_task=ends_task)
 

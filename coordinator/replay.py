@@ -132,7 +132,7 @@ def _step(
             raise SparsefleetError(f"version {version}: the structure of version {of} is not kept")
         return late_view(manifest, structure, base.dense, _NO_BLOB, variant)
 
-    return version_step(
+    made = version_step(
         manifest,
         settings.server,
         version - 1,
@@ -143,7 +143,9 @@ def _step(
         history.payload,
         view_for,
         lambda update: fold.discounts[update.number, update.device],
+        history.caution(settings, version),
     )
+    return made.state, made.dense
 
 
 def _why_not(history: History, fold: Fold, settings: Settings) -> str | None:

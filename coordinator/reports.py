@@ -10,6 +10,7 @@ from typing import Self
 
 from coordinator.budget import day_of
 from coordinator.evaluate import accuracy_of
+from coordinator.rows import unpack_trust
 from coordinator.schema import DATABASE, LOST, locked, open_reader
 from coordinator.settings import RoundSettings
 from protocol.database import damaged, is_damage
@@ -26,7 +27,9 @@ class Status:
     that wait for its fold. carried: devices still at work for closed rounds. late, discarded: updates folded into later
     versions than their round's, and into none. doubled: devices under whose names two agents were heard lately.
 
-    `waiting_for` says in words what the next step hangs on: whom the operator should look at.
+    `waiting_for` says in words what the next step hangs on: whom the operator should look at. clipped, clamped: updates
+    of the whole run whose norm or weight was cut. epsilon, delta: of central differential privacy (privacy.py); without
+    it, or where something reached the model without noise, there is no epsilon.
     """
 
     run: str
@@ -49,6 +52,10 @@ class Status:
     late: int
     discarded: int
     doubled: str
+    clipped: int
+    clamped: int
+    epsilon: float | None
+    delta: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +221,7 @@ class Reports:
         """`wanted` are the settings of rounds, which say when the run is over or can go on."""
         meta = dict(self._sql.execute("SELECT key, value FROM meta"))
         version, loss, metrics = self._newest()
+        trusts = [unpack_trust(row[0]) for row in self._sql.execute("SELECT trust FROM models ORDER BY version")]
         running = locked(self._state)
         opened = self._sql.execute("SELECT round, opened_s FROM rounds WHERE state = 'open'").fetchone()
         number, opened_s = opened or (None, None)
@@ -241,6 +249,10 @@ class Reports:
             late=self._number("SELECT count(*) FROM updates WHERE fold > round"),
             discarded=self._number("SELECT count(*) FROM updates WHERE discarded IS NOT NULL"),
             doubled=self._doubled(),
+            clipped=sum(trust.clipped for trust in trusts),
+            clamped=sum(trust.clamped for trust in trusts),
+            epsilon=trusts[-1].epsilon,
+            delta=trusts[-1].delta,
         )
 
     def _waiting_for(

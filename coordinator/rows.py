@@ -7,11 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from coordinator.norms import Norms
 from coordinator.round import OPEN, Phase
 from coordinator.schema import DATABASE, LOST
 from coordinator.traffic import Sender, Traffic
 from protocol.database import damaged
 from protocol.messages import BlobRef, Envelope, Offer, Receipt, Task, decode, encode
+from protocol.records import read_record, write_record
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What was done so that a version need not believe its devices.
+
+    clipped: updates whose norm was cut; clamped: those whose weight was. noise_multiplier: of the noise in it, 0 for
+    none. epsilon: what the run has given away of any device at delta; None where that has no limit, or nobody asked.
+    """
+
+    clipped: int = 0
+    clamped: int = 0
+    noise_multiplier: float = 0.0
+    epsilon: float | None = None
+    delta: float | None = None
+
 
 T = TypeVar("T")
 
@@ -32,6 +50,7 @@ class ModelVersion:
     structure: bytes | None = None
     public: BlobRef | None = None
     difference: BlobRef | None = None
+    trust: Trust = Trust()
 
     @property
     def published(self) -> BlobRef:
@@ -70,7 +89,8 @@ class CarriedTask:
 
 @dataclass(frozen=True, slots=True)
 class AcceptedUpdate:
-    """An update in a fold's set, and the task of round `number` that it is for."""
+    """An update in a fold's set, and the task of round `number` that it is for. norms: None if it is from before any
+    were kept."""
 
     number: int
     device: str
@@ -80,6 +100,7 @@ class AcceptedUpdate:
     codec: str
     variant: str
     task: Task
+    norms: Norms | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +158,7 @@ class RoundFigures:
 def insert_model(sql: sqlite3.Connection, model: ModelVersion) -> None:
     sql.execute(
         "INSERT INTO models (version, digest, size, server_state, loss, metrics, structure, public, difference, "
-        "difference_size) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "difference_size, trust) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             model.version,
             model.blob.digest,
@@ -149,14 +170,20 @@ def insert_model(sql: sqlite3.Connection, model: ModelVersion) -> None:
             None if model.public is None else model.public.digest,
             None if model.difference is None else model.difference.digest,
             None if model.difference is None else model.difference.size,
+            json.dumps(write_record(model.trust)),
         ),
     )
 
 
+def unpack_trust(packed: str | None) -> Trust:
+    """None is of a version from before anything was kept of it."""
+    return Trust() if packed is None else read_record(Trust, json.loads(packed))
+
+
 def model(sql: sqlite3.Connection, number: int) -> ModelVersion | None:
     row = sql.execute(
-        "SELECT version, digest, size, server_state, loss, metrics, structure, public, difference, difference_size "
-        "FROM models WHERE version = ? AND (kept = 1 OR version = (SELECT max(version) FROM models))",
+        "SELECT version, digest, size, server_state, loss, metrics, structure, public, difference, difference_size, "
+        "trust FROM models WHERE version = ? AND (kept = 1 OR version = (SELECT max(version) FROM models))",
         (number,),
     ).fetchone()
     if row is None:
@@ -165,6 +192,7 @@ def model(sql: sqlite3.Connection, number: int) -> ModelVersion | None:
         *(row[0], BlobRef(row[1], row[2]), row[3], row[4], json.loads(row[5]), row[6]),
         public=None if row[7] is None else BlobRef(row[7], row[2]),
         difference=None if row[8] is None else BlobRef(row[8], row[9]),
+        trust=unpack_trust(row[10]),
     )
 
 
@@ -182,10 +210,11 @@ def server_states(sql: sqlite3.Connection, number: int, *, of_no_other: bool = F
     return {bytes(row[0]) for row in found}
 
 
-def insert_update(sql: sqlite3.Connection, device: str, offer: Offer, weight: int) -> None:
+def insert_update(sql: sqlite3.Connection, device: str, offer: Offer, weight: int, norms: Norms) -> None:
     sql.execute(
         "INSERT INTO updates (round, device, update_boot, update_sequence, digest, size, examples, weight, steps, "
-        "loss, train_s, codec, variant, peak_mib) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "loss, train_s, codec, variant, peak_mib, norm, buffers_norm) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             offer.round,
             device,
@@ -201,20 +230,25 @@ def insert_update(sql: sqlite3.Connection, device: str, offer: Offer, weight: in
             offer.codec,
             offer.variant,
             offer.peak_mib,
+            norms.parameters,
+            norms.buffers,
         ),
     )
 
 
 def accepted(sql: sqlite3.Connection, number: int) -> tuple[AcceptedUpdate, ...]:
     found = sql.execute(
-        "SELECT round, device, digest, weight, train_s, codec, variant, task FROM updates "
+        "SELECT round, device, digest, weight, train_s, codec, variant, task, norm, buffers_norm FROM updates "
         "JOIN tasks USING (round, device) WHERE fold = ? OR (fold IS NULL AND discarded IS NULL "
         "AND ? > (SELECT max(version) FROM models)) ORDER BY round, device",
         (number, number),
     )
     return tuple(
-        AcceptedUpdate(number, device, bytes(digest), weight, train_s, codec, variant, unpack_task(task))
-        for number, device, digest, weight, train_s, codec, variant, task in found
+        AcceptedUpdate(
+            *(number, device, bytes(digest), weight, train_s, codec, variant, unpack_task(task)),
+            norms=None if norms[0] is None else Norms(*norms),
+        )
+        for number, device, digest, weight, train_s, codec, variant, task, *norms in found
     )
 
 

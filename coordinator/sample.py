@@ -47,6 +47,18 @@ proximal = 0.0                  # FedProx's mu
 # beta2 = 0.999
 # epsilon = 1e-8
 
+[fold]                          # how updates become one (docs/robustness.md)
+rule = "mean"                   # or "median", "trimmed-mean", "krum", "multi-krum", "geometric-median"
+trim = 0.25                     # of trimmed-mean: the share of values left out at either end
+byzantine = 1                   # of krum and multi-krum: how many devices may lie; they need 2 x this + 3 updates
+clip = "median"                 # no update counts beyond clip_factor times the median norm; or a norm; or "none"
+clip_factor = 2.0
+
+[privacy]                       # central differential privacy (docs/robustness.md); needs the extra privacy
+noise_multiplier = 0.0          # noise on the sum of updates, in parts of clip, as 1.0; 0: none
+clip = 1.0                      # the norm that every update is clipped to where there is noise
+delta = 1e-5                    # at which epsilon is told; well below 1 / devices
+
 [server]
 step = "add"                    # or "momentum", "adam"
 learning_rate = 1.0
@@ -85,5 +97,9 @@ disk_mib = 4096                 # half for updates, half for models; the oldest 
 keep_rounds = 10                # updates of so many folded rounds are kept
 uploads = 256                   # so many send at once, each half a MiB in the broker; the others wait their turn
 examples = 1000000              # no device counts for more examples than this
+weight = 2.0                    # nor for more than this times the median device of its round; 0: no limit
+norm = 50.0                     # an update over this times the median norm is refused; 0: none is
+device_messages_per_minute = 12000   # of one device; what is beyond is not read; 0: no limit
+device_mib_per_minute = 1024    # the same in bytes
 device_bytes_per_day = 0        # up and down, from midnight to midnight UTC; then a device rests; 0: no limit
 """

@@ -11,7 +11,7 @@ from protocol.database import check_before_writing, damaged
 from protocol.disk import LOCAL, Disk, disk_named, exists, is_disk_trouble
 from protocol.errors import ConfigurationError, NothingToDoError
 
-VERSION = 8
+VERSION = 9
 DATABASE = "coordinator.sqlite"
 LOCK = "lock"
 # What it costs to do without a state folder.
@@ -32,7 +32,7 @@ CREATE TABLE traffic (
 CREATE TABLE models (
   version INTEGER PRIMARY KEY, digest BLOB NOT NULL, size INTEGER NOT NULL, kept INTEGER NOT NULL DEFAULT 1,
   server_state BLOB NOT NULL, loss REAL, metrics TEXT NOT NULL, structure BLOB,
-  public BLOB, difference BLOB, difference_size INTEGER
+  public BLOB, difference BLOB, difference_size INTEGER, trust TEXT
 );
 CREATE TABLE rounds (
   round INTEGER PRIMARY KEY, state TEXT NOT NULL, base_version INTEGER NOT NULL, opened_s REAL NOT NULL,
@@ -50,6 +50,7 @@ CREATE TABLE updates (
   digest BLOB NOT NULL, size INTEGER NOT NULL, kept INTEGER NOT NULL DEFAULT 1, examples INTEGER NOT NULL,
   weight INTEGER NOT NULL, steps INTEGER NOT NULL, loss REAL NOT NULL, train_s REAL NOT NULL, codec TEXT NOT NULL,
   variant TEXT NOT NULL DEFAULT 'full', peak_mib REAL, fold INTEGER, discount REAL, discarded TEXT,
+  norm REAL, buffers_norm REAL,
   UNIQUE (round, device), UNIQUE (device, update_boot, update_sequence)
 );
 CREATE TABLE receipts (
@@ -94,6 +95,10 @@ _STEPS = {
         "WHERE round IN (SELECT round FROM rounds WHERE state = 'committed');" + _INDEXES
     ),
     8: "ALTER TABLE devices ADD COLUMN doubled_s REAL;",
+    9: (
+        "ALTER TABLE updates ADD COLUMN norm REAL; ALTER TABLE updates ADD COLUMN buffers_norm REAL;"
+        "ALTER TABLE models ADD COLUMN trust TEXT;"
+    ),
 }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from coordinator.trust_settings import FoldSettings, PrivacySettings
 from edge_agent.runtimes.optimizers import OptimizerSettings
 from protocol.errors import ConfigurationError
 from protocol.messages import MAX_DIFFERENCES, OptimizerSpec
@@ -281,13 +282,18 @@ class EvaluationSettings:
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
     """What the coordinator will hold: disk for blobs, updates of folded rounds, uploads at once (others wait for their
-    turn), the weight of one device; and what a device may send and receive from midnight to midnight UTC, 0 for no
-    limit."""
+    turn); what it will believe: the examples of one device, its weight and its update's norm as multiples of the
+    median; what it will listen to, of each device; and what a device may send and receive from midnight to midnight
+    UTC. 0 is for no limit of the last five."""
 
     disk_mib: int = 4096
     keep_rounds: int = 10
     uploads: int = 256
     examples: int = 1_000_000
+    weight: float = 2.0
+    norm: float = 50.0
+    device_messages_per_minute: int = 12_000
+    device_mib_per_minute: int = 1024
     device_bytes_per_day: int = 0
 
     def __post_init__(self) -> None:
@@ -295,7 +301,12 @@ class LimitSettings:
         _at_least("keep_rounds", self.keep_rounds, 0)
         _at_least("uploads", self.uploads, 1)
         _at_least("examples", self.examples, 1)
-        _at_least("device_bytes_per_day", self.device_bytes_per_day, 0)
+        for name in ("weight", "norm"):
+            value = getattr(self, name)
+            if not (value == 0.0 or (math.isfinite(value) and value >= 1.0)):
+                raise ValueError(f"{name}: {value} times the median must be at least 1; 0 is for no limit")
+        for name in ("device_messages_per_minute", "device_mib_per_minute", "device_bytes_per_day"):
+            _at_least(name, getattr(self, name), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +320,8 @@ class Settings:
     state: str = "coordinator-state"
     seed: int = 0
     broker: BrokerSettings = field(default_factory=BrokerSettings)
+    fold: FoldSettings = field(default_factory=FoldSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
     server: ServerSettings = field(default_factory=ServerSettings)
     tiers: TierSettings = field(default_factory=TierSettings)
     sparsity: SparsitySettings = field(default_factory=SparsitySettings)
@@ -322,6 +335,7 @@ class Settings:
         if self.rounds.target_accuracy is not None and self.evaluation.data is None:
             raise ValueError("rounds.target_accuracy: needs held-out data; set evaluation.data, or leave it out")
         _check_sparsity(self)
+        _check_fold(self)
 
 
 def _check_mode(rounds: RoundSettings) -> None:
@@ -384,6 +398,19 @@ def _check_sparsity(settings: Settings) -> None:
             "sparsity.report_every: how far adamw would move a parameter does not follow from its mean gradient; set "
             "it to 0, or training.optimizer.name to sgd"
         )
+
+
+def _check_fold(settings: Settings) -> None:
+    training = settings.training
+    sparsity = settings.sparsity
+    if training.codec == AUTO and not training.codecs:
+        # Its ladder ends in top-k, but for models under a mask.
+        sparse = [] if sparsity.final else [AUTO]
+    else:
+        codecs = training.codecs or (training.codec,)
+        sparse = [codec for codec in codecs if parse_codec(codec).selection in ("topk", "randk")]
+    settings.fold.check(settings.rounds.least, sparse)
+    settings.privacy.check(settings.fold, reports=bool(sparsity.final and sparsity.report_every))
 
 
 def _at_least(name: str, value: int, least: int) -> None:

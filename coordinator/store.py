@@ -15,7 +15,8 @@ from itertools import takewhile
 from pathlib import Path
 from statistics import median_low
 
-from coordinator import rows
+from coordinator import ledger, rows
+from coordinator.norms import Norms
 from coordinator.round import Phase
 from coordinator.rows import (
     AcceptedUpdate,
@@ -68,6 +69,7 @@ class Store:
         self._wall, self.instance = wall, draw(INSTANCE_BITS)
         self._joined = False
         self._unlock = lock_folder(state, disk)
+        self.folder = state
         try:
             self._sql = open_writer(state, disk)
             half = limits.disk_mib * (1 << 20) // 2
@@ -275,10 +277,10 @@ class Store:
             return None
         return bytes(row[0]), rows.unpack(Receipt, row[1])
 
-    def accept(self, device: str, offer: Offer, weight: int, receipt: Receipt) -> None:
+    def accept(self, device: str, offer: Offer, weight: int, norms: Norms, receipt: Receipt) -> None:
         """Takes an update whose blob is whole and durable, with its receipt, in one transaction."""
         with self._transaction() as sql:
-            rows.insert_update(sql, device, offer, weight)
+            rows.insert_update(sql, device, offer, weight, norms)
             rows.insert_receipt(sql, device, offer, receipt)
             rows.set_phase(sql, offer.round, device, "done")
             step_ms = 1000 * offer.train_s / max(1, offer.steps)
@@ -323,6 +325,12 @@ class Store:
         """The devices whose update of a round was accepted."""
         found = self._sql.execute("SELECT device FROM updates WHERE round = ?", (number,))
         return frozenset(row[0] for row in found)
+
+    def recent_norms(self, version: int, most: int) -> tuple[Norms, ...]:
+        return ledger.recent_norms(self._sql, version, most)
+
+    def participations(self, version: int) -> dict[str, dict[float, int]]:
+        return ledger.participations(self._sql, version)
 
     # -- devices
 

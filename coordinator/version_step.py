@@ -1,12 +1,15 @@
 """One version further: a fold's set, read as it was trained, its mean and the server step. Pure, given the payloads."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from coordinator.feedback import motion, with_feedback
-from coordinator.fold import Decoded, Weighted, fold
+from coordinator.fold import Decoded, Weighted
+from coordinator.folding import Caution, bound_weights, fold_bounded
 from coordinator.intake import decode_payload
+from coordinator.privacy import fold_label
 from coordinator.rows import AcceptedUpdate
 from coordinator.server_step import ServerState, server_step
 from coordinator.settings import ServerSettings
@@ -19,6 +22,16 @@ from sparse.codecs import decode_report
 from sparse.masks import Mask
 
 
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """A version's server state and dense model, float32[total]. clipped, clamped: updates cut in norm or in weight."""
+
+    state: ServerState
+    dense: Vector
+    clipped: int
+    clamped: int
+
+
 def version_step(
     manifest: Manifest,
     server: ServerSettings,
@@ -26,17 +39,19 @@ def version_step(
     dense: Vector,
     mask: Mask | None,
     state: ServerState,
-    accepted: Iterable[AcceptedUpdate],
+    accepted: Sequence[AcceptedUpdate],
     payload: Callable[[AcceptedUpdate], bytes],
     view_for: Callable[[int, str], View],
     discounted: Callable[[AcceptedUpdate], float],
-) -> tuple[ServerState, Vector]:
-    """The server state and the dense model, float32[total], of version base + 1.
+    caution: Caution,
+) -> Stepped:
+    """Version base + 1.
 
     dense, mask, state: of version `base`. payload: is asked for each update when it is its turn, so that one is in
     memory at a time. view_for: the view of a version and variant, by which an update of that version is read.
     """
-    updates = {(update.number, update.device): update for update in accepted}
+    bounded = bound_weights(accepted, caution.weight)
+    updates = {(update.number, update.device): update for update in bounded}
     seen = {(u.task.version, u.variant): view_for(u.task.version, u.variant) for u in updates.values()}
 
     def view_of(update: AcceptedUpdate) -> View:
@@ -62,8 +77,13 @@ def version_step(
         # Nobody else trained under an older mask; under the present one all did, and off it all count as 0.
         own = view.mask if late else None
         weighted.append(Weighted(u.device, u.weight, view.layout, view.places, u.number, discounted(u), own))
-    folded = fold(weighted, decode, manifest.parameters, manifest.buffers)
+    norms = {name: update.norms for name, update in updates.items() if update.norms is not None}
+    label = fold_label(caution.run, base + 1, ((u.number, u.device, u.digest) for u in bounded))
+    found = fold_bounded(caution, weighted, norms, decode, manifest.parameters, manifest.buffers, label)
     reached("coordinator.round-folded")
+    folded = found.folded
     if mask is not None:
-        folded = with_feedback(folded, mask, motion(updates.values(), report, manifest.parameters, discounted))
-    return server_step(server, state, dense, folded)
+        moved = motion(bounded, report, manifest.parameters, discounted, caution.fold.report_factor)
+        folded = with_feedback(folded, mask, moved)
+    clamped = sum(before.weight != after.weight for before, after in zip(accepted, bounded, strict=True))
+    return Stepped(*server_step(server, state, dense, folded), found.clipped, clamped)

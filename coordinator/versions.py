@@ -4,12 +4,15 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from coordinator.accountant import check_installed
 from coordinator.downlink import check_downlink, steps_for
 from coordinator.evaluate import Examine, accuracy_of
 from coordinator.fold import discount
 from coordinator.masking import check_mask
 from coordinator.next_model import Made, first_model, load_model, load_public, next_model, structure_of
-from coordinator.rows import AcceptedUpdate, Counted, ModelVersion, RoundFigures
+from coordinator.norms import RECENT, Norms, hard_bounds
+from coordinator.privacy import check_privacy
+from coordinator.rows import AcceptedUpdate, Counted, ModelVersion, RoundFigures, Trust
 from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.structure import Structure
@@ -32,6 +35,9 @@ class Versions:
         self._settings, self._manifest, self._store = settings, bundle.manifest, store
         self._clock, self._examine = clock, examine
         check_mask(settings, bundle.manifest)
+        check_privacy(settings.privacy, bundle.manifest)
+        if settings.privacy.on:
+            check_installed()
         check_downlink(settings, masked=bundle.manifest.mask is not None)
         version = store.current() or first_model(store, bundle, settings, examine)
         before = store.version(version.version - 1)
@@ -60,6 +66,16 @@ class Versions:
     @property
     def loss(self) -> float | None:
         return self._current.loss
+
+    @property
+    def trust(self) -> Trust:
+        """What was done so that the current version need not believe its devices."""
+        return self._current.trust
+
+    @property
+    def hard_bounds(self) -> Norms:
+        """Updates whose norms are beyond these are refused."""
+        return self._hard_bounds
 
     def view(self, variant: str) -> View:
         """What a device of a variant works on."""
@@ -165,5 +181,7 @@ class Versions:
     ) -> None:
         self._current = version
         steps = self._store.differences(version.version, self._settings.downlink.keep_versions)
+        recent = self._store.recent_norms(version.version, RECENT)
+        self._hard_bounds = hard_bounds(self._settings.limits.norm, recent)
         put = self._store.put_model
         self._views = Views(self._manifest, dense, version.published, structure, put, held, public, steps)

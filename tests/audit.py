@@ -2,10 +2,11 @@
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 
 import numpy as np
 
@@ -90,31 +91,51 @@ def _refold(
     coordinator: Path, bundle: Bundle, store: sqlite3.Connection
 ) -> tuple[list[int], list[tuple[str, int]], int | None]:
     """The committed rounds, the device and round of every update that a fold took, and the first version that differs
-    from the fold of its set in any bit. Of whole models, with the plain server step."""
+    from the fold of its set in any bit. Of whole models, with the default bounds and the plain server step."""
     manifest, model = bundle.manifest, initial_model(bundle)
     layout, moved = layout_of(manifest, "full").digest, manifest.parameters + manifest.buffers
     rounds = [row[0] for row in store.execute("SELECT round FROM rounds WHERE state = 'committed' ORDER BY round")]
     taken: list[tuple[str, int]] = []
+    earlier: list[Sequence[float]] = []
     differing = None
     for number in rounds:
         total, weights = np.zeros(moved), 0
         rows = store.execute(
-            "SELECT device, round, digest, weight, discount, codec FROM updates WHERE fold = ? ORDER BY round, device",
+            "SELECT device, round, digest, weight, discount, codec, norm, buffers_norm FROM updates WHERE fold = ? "
+            "ORDER BY round, device",
             (number,),
-        )
-        for device, of_round, digest, weight, discount, codec in rows.fetchall():
+        ).fetchall()
+        most_weight = 2 * median_low(row[3] for row in rows)
+        limits = _limits([row[6:] for row in rows], earlier)
+        for device, of_round, digest, weight, discount, codec, *norms in rows:
             payload = (coordinator / "updates" / digest.hex()).read_bytes()
             delta = decode_update(payload, manifest.parameters, manifest.buffers, layout, parse_codec(codec))
-            # What is late moves the model less; it is not made up for by the others.
-            total += (weight * discount) * np.concatenate(delta).astype(np.float64)
+            weight = min(weight, most_weight)
+            parts = []
+            for values, norm, limit in zip(delta, norms, limits, strict=True):
+                found = np.sqrt(np.square(values, dtype=np.float64).sum() / max(1, len(values)))
+                assert np.isclose(norm, found), "another norm than that of the payload"
+                # What is late moves the model less; it is not made up for by the others.
+                counted = weight * discount * min(1.0, limit / norm if norm else 1.0)
+                parts.append(counted * values.astype(np.float64))
+            total += np.concatenate(parts)
             weights += weight
             taken.append((device, of_round))
+        # The newest first, in a fold by round, then device.
+        earlier = [row[6:] for row in sorted(rows, key=lambda row: (-row[1], row[0]))] + earlier
         model[:moved] = (model[:moved].astype(np.float64) + total / weights).astype(np.float32)
         kept = store.execute("SELECT digest FROM models WHERE version = ?", (number,)).fetchone()[0]
         stored = (coordinator / "models" / kept.hex()).read_bytes()
         if stored != model.tobytes() and differing is None:
             differing = number
     return rounds, taken, differing
+
+
+def _limits(norms: Sequence[Sequence[float]], earlier: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Twice the median norm of parameters and of buffers: of the fold's updates, and of earlier ones up to sixteen."""
+    looked_at = [*norms, *earlier[: max(0, 16 - len(norms))]]
+    columns = [[norm for norm in column if norm > 0] for column in zip(*looked_at, strict=True)]
+    return tuple(2.0 * median_low(column) if column else np.inf for column in columns)
 
 
 def _discards(store: sqlite3.Connection) -> list[tuple[str, int]]:

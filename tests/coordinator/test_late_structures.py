@@ -11,6 +11,7 @@ import pytest
 from coordinator.next_model import structure_of
 from coordinator.rows import AcceptedUpdate
 from coordinator.settings import DownlinkSettings, Settings, TierSettings
+from coordinator.trust_settings import FoldSettings
 from edge_agent.runtimes.engine import Vector
 from protocol.layout import layout_of
 from protocol.messages import Task
@@ -29,7 +30,8 @@ def simulated(folder: Path, change: Callable[[Settings], Settings] = lambda s: s
     wanted: dict[str, Any] = {"count": 8, "deadline_s": 400.0} | BUFFERED | rounds
     fleet = Simulation.make(folder, 0, tiers=TierSettings(select="rolling", assign={SLOW: HALF}), **wanted)
     fleet.kill()
-    fleet.settings = change(fleet.settings)
+    # The formulas below are of whole updates.
+    fleet.settings = change(replace(fleet.settings, fold=FoldSettings(clip="none")))
     fleet.start()
     for i in range(3):
         fleet.add(f"dev-{i}").train_s = 35.0 if f"dev-{i}" == SLOW else 10.0

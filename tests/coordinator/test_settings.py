@@ -149,3 +149,43 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_what_a_task_says_of_the_optimiser_is_all_that_a_device_can_set() -> None:
     """The wire's record and the runtimes' are two, because the runtimes know nothing of messages."""
     assert write_record(OptimizerSpec()) == dataclasses.asdict(OptimizerSettings())
+
+
+FOLDS = {
+    "a rule that is not known": ('[fold]\nrule = "mode"', r"fold\.rule: 'mode' is not one of .*'krum'"),
+    "half of all trimmed": ("[fold]\ntrim = 0.5", r"fold\.trim: 0\.5 must be above 0 and below 0\.5.*median"),
+    "no norm at all": ("[fold]\nclip = 0.0", r"fold\.clip: 0\.0 must be a finite number above 0"),
+    "a norm by a word": ('[fold]\nclip = "mean"', r"fold\.clip: 'mean' is unknown; use \"median\", \"none\""),
+    "Krum with too many liars": (
+        '[fold]\nrule = "krum"\nbyzantine = 2',
+        r"fold\.byzantine: 2 of 5 updates .* at least 2f \+ 3 = 7 updates; the nearest that works is 1",
+    ),
+    "Krum with too few devices": (
+        '[fold]\nrule = "multi-krum"\n[limits]\n',
+        r"fold\.byzantine: 1 of 2 updates .* = 5 updates; use fold\.rule = median, or that many updates",
+    ),
+    "a median of what most did not send": (
+        '[fold]\nrule = "median"\n[downlink]\n',
+        r"fold\.rule: median goes by each coordinate.*training\.codec topk:0\.1/int8.*all/int8",
+    ),
+    "noise under a median": (
+        '[fold]\nrule = "median"\n[privacy]\nnoise_multiplier = 1.0',
+        r"privacy\.noise_multiplier: .* fold\.rule is median",
+    ),
+    "negative noise": ("[privacy]\nnoise_multiplier = -1.0", r"privacy\.noise_multiplier: -1\.0 .* 0 is for no noise"),
+    "a delta of one": ("[privacy]\ndelta = 1.0", r"privacy\.delta: 1\.0 must be above 0 and below 1"),
+    "less than the median": ("[limits]\nweight = 0.5", r"limits\.weight: 0\.5 times the median must be at least 1"),
+    "fewer than no messages": ("[limits]\ndevice_messages_per_minute = -1", r"device_messages_per_minute: -1"),
+}
+
+
+@pytest.mark.parametrize("case", FOLDS)
+def test_what_would_protect_nothing_is_refused_with_what_would(case: str, tmp_path: Path) -> None:
+    said, expected = FOLDS[case]
+    minimal = MINIMAL
+    if "few devices" in case:
+        minimal = minimal.replace("devices = 5", "devices = 5\nminimum = 2")
+    if "most did not send" in case:
+        minimal += 'codec = "topk:0.1/int8"\n'
+    with pytest.raises(ConfigurationError, match=expected):
+        read(tmp_path, minimal + said)

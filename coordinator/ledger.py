@@ -1,0 +1,39 @@
+"""What the store says of all that was folded so far: how large updates were, and who took part under which noise."""
+
+import sqlite3
+
+from coordinator.norms import Norms
+from coordinator.rows import unpack_trust
+
+# Of each device: how often it took part, by what its noise multiplier came to.
+Participations = dict[str, dict[float, int]]
+
+
+def recent_norms(sql: sqlite3.Connection, version: int, most: int) -> tuple[Norms, ...]:
+    """Of the updates that are folded into the versions up to this one, the newest first."""
+    found = sql.execute(
+        "SELECT norm, buffers_norm FROM updates WHERE fold <= ? AND norm IS NOT NULL "
+        "ORDER BY fold DESC, round DESC, device LIMIT ?",
+        (version, most),
+    )
+    return tuple(Norms(*norms) for norms in found)
+
+
+def participations(sql: sqlite3.Connection, version: int) -> Participations:
+    """In the folds that made the versions up to this one."""
+    noise = {
+        number: unpack_trust(packed).noise_multiplier
+        for number, packed in sql.execute("SELECT version, trust FROM models WHERE version <= ?", (version,))
+    }
+    found: Participations = {}
+    for device, number, count in sql.execute(
+        "SELECT device, fold, count(*) FROM updates WHERE fold <= ? GROUP BY device, fold", (version,)
+    ):
+        take_part(found, device, noise[number], count)
+    return found
+
+
+def take_part(found: Participations, device: str, multiplier: float, count: int) -> None:
+    """Notes that one fold took `count` updates of a device, whose sum changes by so many times the clipping norm."""
+    of_device = found.setdefault(device, {})
+    of_device[multiplier / count] = of_device.get(multiplier / count, 0) + 1
