@@ -76,7 +76,10 @@ learning_rate = 0.1
 {self.training}
 [evaluation]
 data = "test.npz"
+[fold]
+clip = "none"
 [limits]
+weight = 0.0
 keep_rounds = 1000
 """
         )

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from coordinator.folding import Caution
 from coordinator.planner import make_task
 from coordinator.rows import AcceptedUpdate
 from coordinator.server_step import initial_state
 from coordinator.settings import ServerSettings
 from coordinator.structure import Structure
+from coordinator.trust_settings import FoldSettings
 from coordinator.version_step import version_step
 from coordinator.views import Views
 from protocol.layout import layout_of
@@ -60,6 +62,7 @@ def test_a_fold_of_many_devices_takes_no_more_memory_than_one_of_few(tmp_path: P
             lambda _: (tmp_path / "payload").read_bytes(),
             lambda _, variant: views.of(variant),
             lambda _: 1.0,
+            Caution(FoldSettings()),
         )
 
     few, many = peak_bytes(lambda: fold_of(2)), peak_bytes(lambda: fold_of(24))

@@ -22,6 +22,7 @@ from coordinator.settings import (
     TrainingSettings,
 )
 from coordinator.store import Store
+from coordinator.trust_settings import FoldSettings
 from edge_agent import link as agent_link
 from edge_agent import settings as agent_settings
 from edge_agent.agent import Agent
@@ -96,7 +97,9 @@ def coordinator_settings(schedule: Schedule) -> Settings:
         server=ServerSettings(step="momentum" if schedule.momentum else "add"),
         downlink=DownlinkSettings(schedule.downlink),
         evaluation=EvaluationSettings(data="unread: the simulation brings its own"),
-        limits=LimitSettings(disk_mib=COORDINATOR_LIMIT_MIB),
+        # So that the oracle needs no opinion on what is too large.
+        fold=FoldSettings(clip="none"),
+        limits=LimitSettings(disk_mib=COORDINATOR_LIMIT_MIB, weight=0.0),
     )
 
 
