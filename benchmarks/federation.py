@@ -27,7 +27,7 @@ from devices.facts import DeviceFacts, Finished, Listening, RoundCommitted, pars
 from devices.partition import split, write_shards
 from devices.presets import PRESETS, WHOLE
 from devices.processes import Child, output_lines, start, stop, wait
-from devices.workspace import BUNDLE, Plan, write_settings
+from devices.workspace import BUNDLE, Plan, write_agents, write_settings
 from protocol.errors import ConfigurationError
 from protocol.mqtt import free_port
 
@@ -113,7 +113,8 @@ def _prepare(home: Path, bundle: Path, plan: Plan, dataset: Dataset, seed: int) 
     (home / BUNDLE).symlink_to(bundle)
     shares = split(dataset, plan.devices, plan.preset.alpha, np.random.default_rng(seed))
     write_shards(dataset, shares, home)
-    write_settings(home, plan)
+    write_settings(home, plan, plain=True)
+    write_agents(home, plan, tls=False)
     config = home / "coordinator.toml"
     seeded = config.read_text().replace("fleet = ", f"seed = {seed}\nfleet = ", 1)
     config.write_text(seeded)

@@ -54,6 +54,7 @@ seed = {seed}
 [broker]
 url = "{url}"
 port = {port}
+plain = "loopback"
 
 [rounds]
 count = 1000

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Literal
 
+from coordinator.authority import BrokerFiles
 from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.messages import MAX_MESSAGE_BYTES
 from protocol.mqtt import BrokerAddress, parse_url
+from protocol.tls import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +42,7 @@ MAX_LOG_BYTES = 1 << 20
 MOSQUITTO_CONFIGURATION = """\
 # Written by fleet-coordinator at each start; changes are lost.
 listener {port} {host}
-allow_anonymous true
-# Everything that must survive is kept by coordinator and devices; a broker that keeps nothing cannot be wrong.
+{access}# Everything that must survive is kept by coordinator and devices; a broker that keeps nothing cannot be wrong.
 persistence false
 # The largest message of ours with its topic; longer ones are not from us.
 max_packet_size {max_packet}
@@ -56,6 +58,36 @@ log_type error
 log_type warning
 log_type notice
 connection_messages false
+"""
+
+# Anybody on this machine is let in.
+PLAIN = "allow_anonymous true\n"
+
+# The name in a certificate is who a client is, in everything that it does.
+TLS = """\
+allow_anonymous false
+tls_version tlsv1.2
+cafile {roots}
+certfile {certificate}
+keyfile {key}
+crlfile {revoked}
+require_certificate true
+use_identity_as_username true
+use_username_as_clientid true
+acl_file {acl}
+"""
+
+# %u is the name in a certificate: no device speaks or hears for another.
+ACL = """\
+# Written by fleet-coordinator at each start; changes are lost.
+user {coordinator}
+topic readwrite {root}/#
+
+pattern write {root}/%u/state
+pattern write {root}/%u/up
+pattern write {root}/%u/up/blob
+pattern read {root}/%u/down/#
+pattern read {root}/all/+
 """
 
 # Runs between fork and exec, as a program of its own because code in a forked copy of a threaded process may hang: asks
@@ -138,6 +170,11 @@ class Broker:
     description: str
     child: Supervised | None = None
 
+    def reload(self) -> None:
+        """Has a private mosquitto read its list of revoked certificates again; those who are connected stay."""
+        if self.child is not None and self.child.process is not None and self.child.process.poll() is None:
+            self.child.process.send_signal(signal.SIGHUP)
+
     def check(self, now: float) -> None:
         """Keeps a private broker alive; for the daemon's loop, with a monotonic clock. Never waits."""
         if self.child is not None:
@@ -149,11 +186,22 @@ class Broker:
             self.child.stop()
 
 
-def start_broker(url: str, port: int, state: Path, host: str = "127.0.0.1") -> Broker:
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who a private mosquitto lets in: who has a certificate of the fleet, each to its own topics. root: of all topics;
+    coordinator: the name that may use all of them."""
+
+    files: BrokerFiles
+    root: str
+    coordinator: str
+
+
+def start_broker(url: str, port: int, state: Path, host: str = "127.0.0.1", access: Access | None = None) -> Broker:
     """The broker for a setting of `auto`, `mosquitto`, `embedded` or an address, ready to be connected to.
 
-    A private one listens on host:port and has its files in the folder `state`. Raises ConfigurationError for a setting
-    that cannot be followed, among them a port that is taken.
+    A private one listens on host:port and has its files in the folder `state`. access: for TLS; without it everybody
+    is let in who reaches it. Raises ConfigurationError for a setting that cannot be followed, among them a port that is
+    taken.
     """
     if url not in ("auto", "mosquitto", "embedded"):
         try:
@@ -168,10 +216,12 @@ def start_broker(url: str, port: int, state: Path, host: str = "127.0.0.1") -> B
             "broker: no mosquitto of version 2.0 or later was found; install it (apt install mosquitto), "
             "or set broker to embedded for trying out"
         )
-    child = _mosquitto(mosquitto, host, port, state) if mosquitto else _embedded(host, port, state)
+    child = _mosquitto(mosquitto, host, port, state, access) if mosquitto else _embedded(host, port, state)
     _check_port_free(host, port, state)
     child.start(time.monotonic())
-    reachable = BrokerAddress({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
+    reachable = BrokerAddress(
+        {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, tls=bool(mosquitto and access)
+    )
     try:
         _await_ready(child, reachable)
     except BaseException:
@@ -206,14 +256,31 @@ def pid_file(state: Path) -> Path:
     return state / "broker.pid"
 
 
-def _mosquitto(found: Mosquitto, host: str, port: int, state: Path) -> Supervised:
+def _mosquitto(found: Mosquitto, host: str, port: int, state: Path, access: Access | None) -> Supervised:
     configuration = state / "mosquitto.conf"
     # Started as root it would change to a user of its own, and a process that does so is no longer tied to its parent.
     user = "user root\n" if os.geteuid() == 0 else ""
-    text = MOSQUITTO_CONFIGURATION.format(host=host, port=port, max_packet=MAX_MESSAGE_BYTES + 1024, user=user)
+    allowed = PLAIN if access is None else _write_access(access, state)
+    packet = MAX_MESSAGE_BYTES + 1024
+    text = MOSQUITTO_CONFIGURATION.format(host=host, port=port, max_packet=packet, user=user, access=allowed)
     configuration.write_text(text)
     command = (found.path, "-c", str(configuration.resolve()))
-    return Supervised(f"mosquitto {found.version} (private)", command, state / "broker.log")
+    how = "plain" if access is None else "mTLS"
+    return Supervised(f"mosquitto {found.version} (private, {how})", command, state / "broker.log")
+
+
+def _write_access(access: Access, state: Path) -> str:
+    acl, files = state / "acl", access.files
+    acl.write_text(ACL.format(root=access.root, coordinator=access.coordinator))
+    # A private file that others may write to is one that mosquitto warns of.
+    acl.chmod(0o600)
+    return TLS.format(
+        roots=files.roots.resolve(),
+        certificate=files.certificate.resolve(),
+        key=files.key.resolve(),
+        revoked=files.revoked.resolve(),
+        acl=acl.resolve(),
+    )
 
 
 def _embedded(host: str, port: int, state: Path) -> Supervised:
@@ -222,7 +289,12 @@ def _embedded(host: str, port: int, state: Path) -> Supervised:
             "broker: neither mosquitto nor amqtt is installed; install mosquitto (apt install mosquitto), "
             "or amqtt for trying out (pip install 'sparsefleet[coordinator]')"
         )
-    name = f"embedded (amqtt {version('amqtt')}, for trying out only: it keeps nothing and is slow)"
+    if not is_loopback(host):
+        raise ConfigurationError(
+            f"broker.host: {host} is open to other machines, and the embedded broker knows no identities: it is for "
+            "trying out on 127.0.0.1; install mosquitto (apt install mosquitto)"
+        )
+    name = f"embedded (amqtt {version('amqtt')}, for trying out only: plain, keeps nothing, slow)"
     # By its path, so that it starts whatever the working folder; -P so that its neighbours shadow no library.
     program = str(Path(__file__).with_name("embedded_broker.py"))
     command = (sys.executable, "-P", program, "--host", host, "--port", str(port))

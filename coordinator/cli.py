@@ -25,6 +25,7 @@ EPILOG = f"""\
 examples:
   fleet-coordinator config sample > coordinator.toml      # every key, with what it means
   fleet-coordinator plan --config coordinator.toml        # what each codec would cost a device
+  fleet-coordinator token --config coordinator.toml       # for a device to enrol with
   fleet-coordinator run --config coordinator.toml         # train until the target or the last round
   fleet-coordinator status --config coordinator.toml      # while it runs or not
   fleet-coordinator export-model --config coordinator.toml --out inference.onnx
@@ -34,7 +35,7 @@ examples:
 """
 
 # Of a table in a file or a pipe.
-WIDTH = 200
+WIDTH = 250
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     run = add("run", _run, "run the daemon; stops on Ctrl-C or SIGTERM")
     run.add_argument("--exit-when-finished", action="store_true", help="end after the last round")
     add("status", _status, "the run at a glance")
-    add("devices", _devices, "every device, with bytes and counts")
+    _add_devices(add("devices", _devices, "every device, with its identity, bytes and counts"))
+    _add_token(add("token", _token, "print tokens that devices enrol with, each once"))
     add("rounds", _rounds, "every committed round")
     add("round", _round, "one round: its devices, rejections and decisions").add_argument("number", type=int)
     plan = add("plan", _plan, "what each codec will cost a device, before it is used")
@@ -97,6 +99,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_devices(devices: argparse.ArgumentParser) -> None:
+    # Not required here: it may also stand behind the action.
+    for action in devices._actions:
+        action.required = False
+    actions = devices.add_subparsers(metavar="ACTION", help="none: list them")
+    revoke = actions.add_parser(
+        "revoke",
+        help="take a device's identity away, from its next message on",
+        epilog="example: fleet-coordinator devices revoke kitchen-pi --config coordinator.toml",
+    )
+    revoke.add_argument("device", help="as fleet-coordinator devices lists it")
+    revoke.add_argument("--config", type=Path, default=argparse.SUPPRESS, help="coordinator.toml")
+    revoke.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="JSON instead of text")
+    revoke.set_defaults(command=_revoke)
+
+
+def _add_token(token: argparse.ArgumentParser) -> None:
+    token.add_argument("--count", type=int, default=1, metavar="N", help="how many, one a device (default: 1)")
+    token.add_argument("--ttl", default="1h", metavar="TIME", help="how long they hold: 30m, 1h, 2d (default: 1h)")
+    token.add_argument("--device", metavar="ID", help="for this device alone, which may have been enrolled before")
+
+
 def _run(options: argparse.Namespace) -> int:
     # The daemon's modules are loaded for the daemon alone, so that the questions below are answered quickly.
     from coordinator.process import run
@@ -119,8 +143,31 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _devices(options: argparse.Namespace) -> int:
-    with _reports(options) as reports:
-        return _rows(options, "devices", reports.devices())
+    from coordinator.trust_commands import with_identities
+
+    settings = coordinator_settings.load(_config_of(options))
+    with Reports(Path(settings.state)) as reports:
+        return _rows(options, "devices", with_identities(reports.devices(), Path(settings.trust.folder)))
+
+
+def _revoke(options: argparse.Namespace) -> int:
+    from coordinator.trust_commands import revoke
+
+    return revoke(coordinator_settings.load(_config_of(options)), options.device, as_json=options.json)
+
+
+def _token(options: argparse.Namespace) -> int:
+    from coordinator.trust_commands import token
+
+    settings = coordinator_settings.load(options.config)
+    return token(settings, options.count, options.ttl, options.device, as_json=options.json)
+
+
+def _config_of(options: argparse.Namespace) -> Path:
+    if options.config is None:
+        raise ConfigurationError("devices: --config is missing; name the coordinator.toml")
+    found: Path = options.config
+    return found
 
 
 def _rounds(options: argparse.Namespace) -> int:
@@ -301,6 +348,7 @@ def _table(title: str, names: list[str], rows: list[list[str]]) -> None:
             "rests",
             "warning",
             "discarded",
+            "identity",
             "phase",
             "reason",
             "detail",
@@ -318,6 +366,8 @@ def _table(title: str, names: list[str], rows: list[list[str]]) -> None:
 def _cell(name: str, value: object) -> str:
     if name == "last_seen_s" and isinstance(value, float):
         return datetime.fromtimestamp(value).isoformat(" ", "seconds")
+    if name == "identity_ends_s" and isinstance(value, float):
+        return datetime.fromtimestamp(value).date().isoformat()
     return _text(value)
 
 

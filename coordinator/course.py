@@ -147,6 +147,11 @@ class Course:
         self._uploads.end(device)
         self.decide(rounds.Stopped(device), now)
 
+    def turned_away(self, device: str, why: Rejection, now: float) -> None:
+        """A device is not heard any more, so nothing is waited for from it."""
+        if device in self.carried or (self.round is not None and self.round.seats.get(device) in rounds.OPEN):
+            self.stopped(device, why.reason, why.detail, now)
+
     @property
     def counted(self) -> int:
         """How many updates count for the goal of the open round."""

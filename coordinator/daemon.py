@@ -62,7 +62,10 @@ class Coordinator:
         emit: Emit,
         examine: Examine | None = None,
         wall: Callable[[], float] = time.time,
+        admit: Callable[[str], Rejection | None] = lambda _: None,
     ) -> None:
+        """admit: why a device is not heard, asked at every message; without identities everybody is."""
+        self._admit = admit
         self._settings, self._bundle, self._store = settings, bundle, store
         self._clock, self._emit, self._examine, self._wall = clock, emit, examine, wall
         self._topics = Topics(settings.fleet)
@@ -149,6 +152,10 @@ class Coordinator:
             return
         topic, said = read
         device = topic.device
+        unwelcome = self._admit(device)
+        if unwelcome is not None:
+            self._turn_away(device, unwelcome, now)
+            return
         if isinstance(said, Rejection):
             self._count(device, said)
             return
@@ -165,6 +172,16 @@ class Coordinator:
             else:
                 self._fleet.left(device, said.boot)
         self._obey(device, said, now)
+
+    def _turn_away(self, device: str, why: Rejection, now: float) -> None:
+        """Hears nothing of a device that was revoked, or was never let in, and waits for nothing of it."""
+        self._count(device, why)
+        if self._fleet.has(device):
+            self._fleet.turned_away(device)
+        if self._reception.awaits(device):
+            # What came before counts.
+            self._settle(now)
+        self._course.turned_away(device, why, now)
 
     def _hear(self, said: CoordinatorState | None, now: float) -> None:
         heard = "nothing" if said is None else self._rivals.hear(said, self._settings.fleet, now)

@@ -11,11 +11,13 @@ FinishReason = Literal["target-accuracy", "rounds"]
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """The broker is there and devices may come."""
+    """The broker is there and devices may come. enrolment: the port where they get their certificates, None where they
+    need none."""
 
     broker: str
     url: str
     run: str
+    enrolment: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

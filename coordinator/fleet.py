@@ -82,6 +82,10 @@ class Fleet:
         if boot >= self._boots.get(device, 0):
             self._put(replace(self._devices[device], present=False))
 
+    def turned_away(self, device: str) -> None:
+        """The device is not heard any more, whatever it says."""
+        self._put(replace(self._devices[device], present=False))
+
     def rests(self, device: str, day: int | None) -> None:
         """Notes the UTC day whose bytes the device has used up, or None when it has not, or no more."""
         if self._devices[device].resting_day != day:

@@ -10,10 +10,11 @@ from types import FrameType
 
 import numpy as np
 
-from coordinator.broker import Broker, start_broker
+from coordinator.broker import Broker
 from coordinator.daemon import Coordinator
 from coordinator.evaluate import Examine, examiner, load_data
 from coordinator.events import Emit, Listening
+from coordinator.gate import Gate, open_gate
 from coordinator.link import last_will
 from coordinator.schema import DATABASE, LOST
 from coordinator.settings import Settings
@@ -24,7 +25,7 @@ from protocol.database import damage_named, is_damage
 from protocol.disk import REMEDY, disk_named, is_disk_trouble
 from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.failpoints import install_from
-from protocol.mqtt import MqttSettings, MqttTransport, free_port, parse_url
+from protocol.mqtt import MqttSettings, MqttTransport, parse_url
 from protocol.restraint import Restraint
 from protocol.topics import Topics
 from protocol.transport import Transport
@@ -76,13 +77,9 @@ def _run(
     store = Store(state, settings.limits)
     try:
         store.belongs_to(bundle.digest, settings.bundle, settings.fleet)
-        port = settings.broker.port or free_port(settings.broker.host)
-        broker = start_broker(settings.broker.url, port, state / "broker", settings.broker.host)
-        try:
-            emit(Listening(broker.description, broker.url, store.run))
-            _serve(settings, bundle, store, broker, examine, emit, signals, exit_when_finished)
-        finally:
-            broker.close()
+        with open_gate(settings, state / "broker") as gate:
+            emit(Listening(gate.broker.description, gate.broker.url, store.run, gate.enrolment_port))
+            _serve(settings, bundle, store, gate, examine, emit, signals, exit_when_finished)
     finally:
         store.close()
     log.info("stop")
@@ -107,7 +104,7 @@ def _serve(
     settings: Settings,
     bundle: Bundle,
     store: Store,
-    broker: Broker,
+    gate: Gate,
     examine: Examine | None,
     emit: Emit,
     signals: Signals,
@@ -117,21 +114,26 @@ def _serve(
     # Each start has a name of its own, so that one that runs on a copy of this state folder is heard, not thrown out.
     client = f"{settings.fleet}-coordinator-{store.run}-{store.instance:x}"
     transport = MqttTransport(
-        MqttSettings(parse_url(broker.url), client_id=client, longest_retry_s=5.0),
+        MqttSettings(
+            parse_url(gate.broker.url),
+            client_id=client,
+            longest_retry_s=5.0,
+            credentials=gate.credentials,
+        ),
         topics.of_coordinator(),
         last_will(topics, store.run, store.epoch, store.instance),
         rng=np.random.default_rng(),
     )
     try:
-        coordinator = Coordinator(settings, bundle, store, transport, time.monotonic, emit, examine)
-        _loop(coordinator, transport, broker, signals, exit_when_finished)
+        coordinator = Coordinator(settings, bundle, store, transport, time.monotonic, emit, examine, admit=gate.admit)
+        _loop(coordinator, transport, gate, signals, exit_when_finished)
         coordinator.stop()
     finally:
         transport.close()
 
 
 def _loop(
-    coordinator: Coordinator, transport: Transport, broker: Broker, signals: Signals, exit_when_finished: bool
+    coordinator: Coordinator, transport: Transport, gate: Gate | Broker, signals: Signals, exit_when_finished: bool
 ) -> None:
     faults, recovering = 0, False
     restraint = Restraint()
@@ -145,7 +147,7 @@ def _loop(
             if recovering:
                 coordinator.recover(time.monotonic())
                 recovering = False
-            broker.check(time.monotonic())
+            gate.check(time.monotonic())
             take_turn(coordinator, transport, time.monotonic, LONGEST_WAIT_S, went_well)
             went_well()
         except ConfigurationError:

@@ -64,6 +64,7 @@ class DeviceRow:
 
     bytes_today: either way, since midnight UTC. rests: why it is not asked today, None where it may be. late,
     discarded: of its accepted updates. warning: what is wrong with it, as two agents under its name; None if nothing.
+    identity: valid, expired or revoked, None where it has none; identity_ends_s: until when.
     """
 
     device: str
@@ -81,10 +82,12 @@ class DeviceRow:
     rests: str | None
     last_loss: float | None
     step_ms: float | None
-    last_seen_s: float
+    last_seen_s: float | None
     late: int
     discarded: int
     warning: str | None
+    identity: str | None = None
+    identity_ends_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

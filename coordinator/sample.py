@@ -8,9 +8,16 @@ state = "coordinator-state"     # everything the coordinator keeps
 seed = 0                        # of device choice and of the devices' shuffling
 
 [broker]
-url = "auto"                    # a private broker on this machine; or "mosquitto", "embedded", "mqtt://host:1883"
-host = "127.0.0.1"              # where a private broker listens; 0.0.0.0 lets other machines in
-port = 1883                     # 0: any free port
+url = "auto"                    # a private broker on this machine; or "mosquitto", "embedded", "mqtts://host:8883"
+host = "127.0.0.1"              # where a private broker listens; 0.0.0.0 lets other machines in, with certificates
+port = 8883                     # 0: any free port
+plain = "no"                    # without TLS: "loopback" on this machine, "trusted-network" anywhere (it warns)
+
+[trust]                         # who may join (docs/enrolment.md)
+folder = "trust"                # the fleet's own CA: keep it private, and keep a copy
+host = ""                       # where devices enrol; default: as the broker
+port = 8884                     # 0: any free port
+certificate_days = 30.0         # devices renew by themselves when two thirds are over
 
 [rounds]
 count = 30                      # no more rounds than this

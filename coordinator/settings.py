@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from coordinator.access_settings import BrokerSettings, TrustSettings
 from coordinator.trust_settings import FoldSettings, PrivacySettings
 from edge_agent.runtimes.optimizers import OptimizerSettings
 from protocol.errors import ConfigurationError
 from protocol.messages import MAX_DIFFERENCES, OptimizerSpec
-from protocol.mqtt import parse_url
 from protocol.records import write_record
 from protocol.settings import load_settings
 from protocol.topics import check_name
@@ -30,24 +30,6 @@ MAX_LATE_ROUNDS = 500
 # Of [training] codec: each device's own, by its link and its bytes today.
 AUTO = "auto"
 _CODEC = "all/float32"
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerSettings:
-    """Where the messages go: a URL, or a private broker on this machine at host and port (see broker.py)."""
-
-    url: str = "auto"
-    host: str = "127.0.0.1"
-    port: int = 1883
-
-    def __post_init__(self) -> None:
-        if self.url not in ("auto", "mosquitto", "embedded"):
-            try:
-                parse_url(self.url)
-            except ValueError as error:
-                raise ValueError(f"url: {error}; or auto, mosquitto or embedded for a private broker") from None
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port: {self.port} must be from 1 to 65535, or 0 for any free port")
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +304,7 @@ class Settings:
     broker: BrokerSettings = field(default_factory=BrokerSettings)
     fold: FoldSettings = field(default_factory=FoldSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    trust: TrustSettings = field(default_factory=TrustSettings)
     server: ServerSettings = field(default_factory=ServerSettings)
     tiers: TierSettings = field(default_factory=TierSettings)
     sparsity: SparsitySettings = field(default_factory=SparsitySettings)
@@ -367,11 +350,18 @@ def load(path: Path) -> Settings:
     evaluation = settings.evaluation
     if evaluation.data is not None:
         evaluation = replace(evaluation, data=str(folder / evaluation.data))
+    if not settings.trust.folder:
+        raise ConfigurationError(f"{path}: trust.folder: is empty; name a folder")
+    trust = replace(settings.trust, folder=str(folder / settings.trust.folder))
     for key in ("bundle", "state"):
         if not getattr(settings, key):
             raise ConfigurationError(f"{path}: {key}: is empty; name a folder")
     return replace(
-        settings, bundle=str(folder / settings.bundle), state=str(folder / settings.state), evaluation=evaluation
+        settings,
+        bundle=str(folder / settings.bundle),
+        state=str(folder / settings.state),
+        trust=trust,
+        evaluation=evaluation,
     )
 
 

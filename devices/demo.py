@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from devices.facts import (
     parse_devices,
     parse_evaluation,
     parse_event,
+    parse_tokens,
 )
 from devices.links import PROFILES, named_profile
 from devices.live import Screen
@@ -32,16 +34,19 @@ from devices.workspace import (
     MODEL,
     REPORT,
     Plan,
+    agent_config,
     bundle_key,
     forget_bundle,
     has_bundle,
     own_folder,
     remember_bundle,
+    write_agents,
     write_settings,
 )
 from protocol.bundle import open_bundle
 from protocol.errors import ConfigurationError
 from protocol.mqtt import free_port
+from protocol.private_files import write_private
 
 FLEET = "demo"
 # What every device here runs; without the training runtime's artifacts the export takes half as long.
@@ -108,12 +113,17 @@ class _Run:
         self.children.append(child)
         return child
 
+    def begin_to_ask(self, *question: str) -> Child:
+        """Starts one command of the coordinator."""
+        return self.start(question[0], *self.parts.coordinator, *question, "--config", self.config, "--json", pipe=True)
+
+    def answer(self, asked: Child) -> bytes:
+        """What a command that was started prints."""
+        return b"\n".join(output_lines(asked, (), self.screen.tick, _STALL_S))
+
     def ask(self, *question: str) -> bytes:
         """What one command of the coordinator prints."""
-        child = self.start(
-            question[0], *self.parts.coordinator, *question, "--config", self.config, "--json", pipe=True
-        )
-        return b"\n".join(output_lines(child, (), self.screen.tick, _STALL_S))
+        return self.answer(self.begin_to_ask(*question))
 
 
 def run_demo(options: Options, console: Console, parts: Parts | None = None) -> Report:
@@ -213,6 +223,8 @@ def _train(run: _Run) -> tuple[str, tuple[RoundCommitted, ...], str]:
     agents: list[Child] = []
     command = (*run.parts.coordinator, "run", "--config", run.config, "--json", "--exit-when-finished")
     with run.screen.stage("fleet", "starting the coordinator"):
+        # Meanwhile, so that it costs no time: where there is no mosquitto nobody needs them.
+        tokens = run.begin_to_ask("token", "--count", str(len(run.plan.devices)))
         # It may have a broker to end before it ends itself.
         coordinator = run.start("coordinator", *command, pipe=True, orphaned=SIGTERM)
         # `agents` fills up while the lines are read.
@@ -220,7 +232,11 @@ def _train(run: _Run) -> tuple[str, tuple[RoundCommitted, ...], str]:
             event = parse_event(line)
             if isinstance(event, Listening):
                 broker = event.broker
-                agents += _start_agents(run)
+                write_agents(run.folder, run.plan, tls=event.enrolment is not None)
+                enrolling: dict[str, Child] = {}
+                if event.enrolment is not None:
+                    enrolling = _begin_to_enrol(run, event.enrolment, parse_tokens(run.answer(tokens)))
+                agents += _start_agents(run, enrolling)
             elif isinstance(event, RoundCommitted):
                 rounds.append(event)
             elif isinstance(event, Finished):
@@ -235,8 +251,21 @@ def _train(run: _Run) -> tuple[str, tuple[RoundCommitted, ...], str]:
     return broker, tuple(rounds), reason
 
 
-def _start_agents(run: _Run) -> list[Child]:
-    agents, broker = run.folder / "agents", f"127.0.0.1:{run.plan.port}"
+def _begin_to_enrol(run: _Run, port: int, tokens: tuple[str, ...]) -> dict[str, Child]:
+    """Has every device get its identity, all at once, as an operator would one by one."""
+    enrolling = {}
+    for device, token in zip(run.plan.devices, tokens, strict=True):
+        config = agent_config(run.folder, device)
+        secret = config.with_name("token")
+        write_private(secret, token.encode("ascii"))
+        command = ("enroll", "--url", f"127.0.0.1:{port}", "--token-file", str(secret), "--config", str(config))
+        enrolling[device] = run.start(f"enrol-{device}", *run.parts.agent, *command)
+    return enrolling
+
+
+def _start_agents(run: _Run, enrolling: Mapping[str, Child]) -> list[Child]:
+    """Starts each agent as soon as it has its identity."""
+    broker = f"127.0.0.1:{run.plan.port}"
     links = [
         run.start(
             f"link-{device}",
@@ -245,10 +274,14 @@ def _start_agents(run: _Run) -> list[Child]:
         )
         for number, (device, port) in enumerate(run.plan.ports.items())
     ]
-    return links + [
-        run.start(device, *run.parts.agent, "run", "--config", str(agents / device / "agent.toml"))
-        for device in run.plan.devices
-    ]
+    agents = []
+    for device in run.plan.devices:
+        config = agent_config(run.folder, device)
+        if device in enrolling:
+            wait(enrolling[device], run.screen.tick)
+            config.with_name("token").unlink()
+        agents.append(run.start(device, *run.parts.agent, "run", "--config", str(config)))
+    return links + agents
 
 
 def _conclude(run: _Run) -> tuple[tuple[DeviceFacts, ...], Evaluation]:

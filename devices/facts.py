@@ -13,11 +13,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """The broker is up and devices may join."""
+    """The broker is up and devices may join. enrolment: the port where they get their identity, if they need one."""
 
     broker: str
     url: str = ""
     run: str | None = None
+    enrolment: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,11 @@ class _Evaluated:
     metrics: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    tokens: tuple[str, ...]
+
+
 Event = Listening | DeviceJoined | RoundOpened | RoundCommitted | UpdateRejected | Finished
 
 _EVENTS: Mapping[str, type[Event]] = {
@@ -130,6 +136,11 @@ def parse_event(line: bytes) -> Event | None:
 def parse_devices(text: bytes) -> tuple[DeviceFacts, ...]:
     """The devices of `fleet-coordinator devices --json`."""
     return _table(DeviceFacts, text, "devices")
+
+
+def parse_tokens(text: bytes) -> tuple[str, ...]:
+    """The tokens of `fleet-coordinator token --json`."""
+    return _read(_Tokens, _object(text, "tokens"), "tokens").tokens
 
 
 def parse_evaluation(text: bytes) -> Evaluation:

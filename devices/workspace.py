@@ -22,7 +22,7 @@ MODEL = "inference.onnx"
 REPORT = "report.html"
 _KEY = "bundle.key"
 # What a run makes and the next one clears; the bundle stays, for a warm start.
-_MADE = ("agents", "coordinator", "logs", "coordinator.toml", "test.npz", REPORT, MODEL)
+_MADE = ("agents", "coordinator", "trust", "logs", "coordinator.toml", "test.npz", REPORT, MODEL)
 # All that decides what an export writes, besides the example itself.
 _EXPORTER = ("export", "edge_agent/runtimes", "protocol", "sparse")
 _EXPORTER_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime-training-cpu")
@@ -95,13 +95,14 @@ class Plan:
     ports: Mapping[str, int] = field(default_factory=dict)
 
 
-def write_settings(folder: Path, plan: Plan) -> None:
-    """Writes coordinator.toml and agents/<device>/agent.toml."""
+def write_settings(folder: Path, plan: Plan, *, plain: bool = False) -> None:
+    """Writes coordinator.toml. plain: for a mosquitto without TLS on this machine."""
     p, n = plan.preset, len(plan.devices)
     length = ("local_epochs", p.local_epochs) if p.local_epochs else ("local_steps", p.local_steps)
     sections: dict[str, dict[str, object]] = {
         "": {"fleet": plan.fleet, "state": "coordinator", "bundle": BUNDLE},
-        "broker": {"url": "auto", "port": plan.port},
+        "broker": {"url": "auto", "port": plan.port, "plain": "loopback" if plain else "no"},
+        "trust": {"folder": "trust", "port": 0},
         "rounds": {
             "count": plan.rounds,
             "target_accuracy": plan.target_accuracy,
@@ -123,14 +124,23 @@ def write_settings(folder: Path, plan: Plan) -> None:
         "evaluation": {"data": "test.npz"},
     }
     (folder / "coordinator.toml").write_text(_toml("the demo's coordinator", sections), encoding="utf-8")
+
+
+def agent_config(folder: Path, device: str) -> Path:
+    return folder / "agents" / device / "agent.toml"
+
+
+def write_agents(folder: Path, plan: Plan, *, tls: bool) -> None:
+    """Writes agents/<device>/agent.toml. tls: whether the broker that there is speaks it."""
+    scheme = "mqtts" if tls else "mqtt"
     for device in plan.devices:
         agent: dict[str, dict[str, object]] = {
             "": {"device": device, "fleet": plan.fleet, "state": "state"},
-            "broker": {"url": f"mqtt://127.0.0.1:{plan.ports.get(device, plan.port)}"},
+            "broker": {"url": f"{scheme}://127.0.0.1:{plan.ports.get(device, plan.port)}"},
             "data": {"path": "shard.npz"},
             "training": {"backend": "auto", "threads": 1},
         }
-        (folder / "agents" / device / "agent.toml").write_text(_toml(f"the demo's {device}", agent), encoding="utf-8")
+        agent_config(folder, device).write_text(_toml(f"the demo's {device}", agent), encoding="utf-8")
 
 
 def _toml(subject: str, sections: Mapping[str, Mapping[str, object]]) -> str:

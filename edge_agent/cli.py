@@ -8,6 +8,7 @@ from protocol.command import EXIT_CODES, Parser, run_command
 EPILOG = f"""\
 examples:
   edge-agent config sample > agent.toml     # every key, with its default
+  edge-agent enroll --url server:8884 --token TOKEN --device kitchen-pi    # once, before the first run
   edge-agent run --config agent.toml        # join the fleet and train when asked
   edge-agent train --bundle bundle --data shard.npz --steps 20
   edge-agent check --bundle bundle          # does this device compute what torch computes?
@@ -36,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--backend", help="in place of the configuration's; auto, or a backend's name")
     run.set_defaults(command=_run)
 
+    _add_enroll(commands)
     _add_train(commands)
 
     check = commands.add_parser(
@@ -66,6 +68,34 @@ def _parser() -> argparse.ArgumentParser:
     sample = actions.add_parser("sample", help="print a configuration with every key")
     sample.set_defaults(command=_sample)
     return parser
+
+
+def _add_enroll(commands: "argparse._SubParsersAction[Parser]") -> None:
+    enroll = commands.add_parser(
+        "enroll",
+        help="get an identity in a fleet: makes the key here, and has it certified",
+        epilog="""\
+examples:
+  edge-agent enroll --url server:8884 --token TOKEN --device kitchen-pi   # writes agent.toml if there is none
+  edge-agent enroll --url server:8884 --token-file - < token              # no secret in the list of processes""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    enroll.add_argument("--url", required=True, metavar="HOST:PORT", help="where the coordinator enrols devices")
+    given = enroll.add_mutually_exclusive_group(required=True)
+    given.add_argument("--token", help="of fleet-coordinator token")
+    given.add_argument("--token-file", type=Path, metavar="FILE", help="the token is in a file; - for standard input")
+    enroll.add_argument("--device", metavar="ID", help="this device's name (default: the configuration's)")
+    enroll.add_argument("--config", type=Path, default=Path("agent.toml"), help="default: %(default)s; made if absent")
+    enroll.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    enroll.set_defaults(command=_enroll)
+
+    renew = commands.add_parser(
+        "renew",
+        help="get the next certificate; a running agent does so by itself",
+        epilog="example: edge-agent renew --config agent.toml",
+    )
+    renew.add_argument("--config", type=Path, required=True, help="agent.toml")
+    renew.set_defaults(command=_renew)
 
 
 def _add_train(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -120,6 +150,18 @@ def _run(options: argparse.Namespace) -> int:
     return run(options.config, options.backend)
 
 
+def _enroll(options: argparse.Namespace) -> int:
+    from edge_agent.enroll_command import run
+
+    return run(options)
+
+
+def _renew(options: argparse.Namespace) -> int:
+    from edge_agent.enroll_command import renew_now
+
+    return renew_now(options.config)
+
+
 def _train(options: argparse.Namespace) -> int:
     from edge_agent.offline import train
 
@@ -139,7 +181,7 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 
 def _sample(_: argparse.Namespace) -> int:
-    from edge_agent.settings import SAMPLE
+    from edge_agent.sample import SAMPLE
 
     print(SAMPLE, end="")
     return 0

@@ -13,13 +13,15 @@ import numpy as np
 
 from edge_agent import settings as agent_settings
 from edge_agent.agent import Agent
+from edge_agent.identity import Identity, credentials, load_identity
 from edge_agent.link import last_will
 from edge_agent.memory import available_mib
+from edge_agent.renewal import Renewal, renew_command
 from edge_agent.settings import AgentSettings
 from edge_agent.store import FILE, LOST, AgentStore
 from protocol.database import damage_named, is_damage
 from protocol.disk import REMEDY, disk_named, is_disk_trouble
-from protocol.errors import DamagedError
+from protocol.errors import ConfigurationError, DamagedError
 from protocol.failpoints import install_from
 from protocol.mqtt import MqttSettings, MqttTransport, parse_url
 from protocol.restraint import Restraint
@@ -71,6 +73,10 @@ def run(config: Path, backend: str | None = None) -> int:
 
 def _run(settings: AgentSettings, config: Path, folder: Path, signals: _Signals) -> int:
     rng = np.random.default_rng()
+    address = parse_url(settings.broker.url)
+    identity = _identity(settings, folder) if address.tls else None
+    if address.exposed:
+        log.warning('broker.plain = "trusted-network": %s is not encrypted, and nobody is who they say', address.url)
     with disk_named(folder):
         store = AgentStore(folder, settings.limits.disk_mib << 20)
     topics = Topics(settings.fleet)
@@ -79,10 +85,11 @@ def _run(settings: AgentSettings, config: Path, folder: Path, signals: _Signals)
     )
     transport = MqttTransport(
         MqttSettings(
-            parse_url(settings.broker.url),
+            address,
             client_id=f"{settings.fleet}-{settings.device}",
             keepalive_s=settings.broker.keepalive_s,
             longest_retry_s=settings.broker.longest_retry_s,
+            credentials=None if identity is None else credentials(folder),
         ),
         topics.of_agent(settings.device),
         last_will(topics, settings.device, store.boot),
@@ -91,9 +98,12 @@ def _run(settings: AgentSettings, config: Path, folder: Path, signals: _Signals)
     # Once: what the agent takes itself while it trains must not count against it.
     memory_mib = available_mib(settings.limits.memory_mib)
     agent = Agent(settings, config.parent, store, transport, rng, memory_mib)
+    renewal = None if identity is None else Renewal(identity, folder, rng, renew_command(config))
     try:
-        _loop(agent, transport, signals)
+        _loop(agent, transport, signals, renewal)
     finally:
+        if renewal is not None:
+            renewal.close()
         agent.stop()
         transport.close()
         store.close()
@@ -101,11 +111,24 @@ def _run(settings: AgentSettings, config: Path, folder: Path, signals: _Signals)
     return 130 if signals.number == signal.SIGINT else 0
 
 
-def _loop(agent: Agent, transport: Transport, signals: _Signals) -> None:
+def _identity(settings: AgentSettings, state: Path) -> Identity:
+    """Who this device is, which must be who its configuration says. Raises NotEnrolledError."""
+    identity = load_identity(state)
+    if (identity.device, identity.fleet) != (settings.device, settings.fleet):
+        raise ConfigurationError(
+            f"device: this is {settings.device!r} of fleet {settings.fleet!r}, and the identity in {state} is of "
+            f"{identity.device!r} of fleet {identity.fleet!r}; set both names to those, or enrol again"
+        )
+    return identity
+
+
+def _loop(agent: Agent, transport: Transport, signals: _Signals, renewal: Renewal | None = None) -> None:
     restraint = Restraint()
     while not signals.received():
         try:
-            wait = agent.advance(time.monotonic())
+            if renewal is not None:
+                renewal.check(time.time(), time.monotonic())
+            wait = min(agent.advance(time.monotonic()), LONGEST_WAIT_S if renewal is None else renewal.wait_s)
             signals.waiting = wait > 0
             event = None if signals.received() else transport.poll(min(wait, LONGEST_WAIT_S))
             signals.waiting = False

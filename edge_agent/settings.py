@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from edge_agent.data import DataSettings
 from edge_agent.runtimes.backends import AUTO, BACKENDS
@@ -11,47 +12,23 @@ from protocol.mqtt import parse_url
 from protocol.settings import load_settings
 from protocol.topics import check_name
 
-SAMPLE = """\
-# edge-agent settings. Every key is shown with its default, or with an example where there is none.
-device = "kitchen-pi"              # this device's name in the fleet: 2 to 63 of a-z 0-9 -
-fleet = "demo"                     # the fleet it belongs to, named likewise
-state = "state"                    # folder for what must survive; relative to this file
-
-[broker]
-url = "mqtt://127.0.0.1:1883"
-longest_retry_s = 60.0             # waits between attempts to connect grow up to this, with chance in them
-keepalive_s = 60                   # a connection gone silent is noticed, and left, after twice this
-
-[data]
-path = "shard.npz"                 # a file, folder or glob of .npz shards or .npy pairs; or
-# source = "my_sensors:load"       # module:function that returns the arrays
-inputs = ["x"]                     # names of the input arrays
-target = "y"                       # name of the target array
-
-[training]
-backend = "auto"                   # auto, or a backend's name
-variant = "auto"                   # auto: what the coordinator asks for; a name pins this device to it
-threads = 1                        # threads for one training step
-idle_unload_s = 60.0               # let go of runtime and data after so long without work
-residual_rounds = 50               # after more missed rounds, what codecs left unsent is dropped
-checkpoint_s = 60.0                # seconds of training between checkpoints of a task; 0: none (docs/sparsity.md)
-
-[limits]
-disk_mib = 512                     # for bundle, model and outbox together
-memory_mib = 0                     # for training, which width tiers go by; 0: what the system has free
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
-    """Where the broker is."""
+    """Where the broker is. plain: whether to go there without TLS over a network."""
 
     url: str
     longest_retry_s: float = 60.0
     keepalive_s: int = 60
+    plain: Literal["no", "trusted-network"] = "no"
 
     def __post_init__(self) -> None:
-        parse_url(self.url)
+        if parse_url(self.url).exposed and self.plain != "trusted-network":
+            raise ValueError(
+                f"url: {self.url} is not encrypted and leaves this machine: whoever is on the way could read and "
+                "change everything. Enrol this device (edge-agent enroll) and use mqtts://, or set plain = "
+                '"trusted-network" if you trust everybody there'
+            )
         if not 5 <= self.keepalive_s <= 3600:
             raise ValueError(f"keepalive_s: {self.keepalive_s} is outside 5..3600 seconds")
         if not 1 <= self.longest_retry_s <= 3600:

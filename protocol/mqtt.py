@@ -18,10 +18,13 @@ import numpy as np
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
+from protocol.errors import SparsefleetError
 from protocol.messages import MAX_MESSAGE_BYTES
+from protocol.tls import Credentials, FleetContext, in_words, is_loopback, own_context
 from protocol.transport import Connected, Disconnected, Event, Incoming, Will, matches
 
 DEFAULT_PORT = 1883
+DEFAULT_TLS_PORT = 8883
 # Messages this side may have sent without the broker's acknowledgement; later ones wait inside paho, in order.
 MAX_INFLIGHT = 64
 # And how many may wait before `publish` refuses. Receivers ask for chunks in windows, so most of these are small.
@@ -43,33 +46,39 @@ JOIN_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """Where a broker listens."""
+    """Where a broker listens, and whether TLS is spoken there."""
 
     host: str
     port: int
+    tls: bool = False
 
     @property
     def url(self) -> str:
-        return f"mqtt://[{self.host}]:{self.port}" if ":" in self.host else f"mqtt://{self.host}:{self.port}"
+        scheme, host = "mqtts" if self.tls else "mqtt", f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{host}:{self.port}"
+
+    @property
+    def exposed(self) -> bool:
+        """Whether anybody on the way can read and write what is said."""
+        return not self.tls and not is_loopback(self.host)
 
 
 def parse_url(url: str) -> BrokerAddress:
-    """The address in mqtt://host[:port]. Raises ValueError that names what is accepted."""
-    accepted = f"{url!r} must be mqtt://host or mqtt://host:port"
+    """The address in mqtts://host[:port] or mqtt://host[:port]. Raises ValueError that names what is accepted."""
+    accepted = f"{url!r} must be mqtts://host:port, or mqtt://host:port without encryption"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise ValueError(f"{accepted} ({error})") from None
-    if parts.scheme in ("mqtts", "ssl", "tls"):
-        raise ValueError(f"{accepted}; encrypted connections ({parts.scheme}://) are not supported yet")
-    if parts.scheme != "mqtt" or not host or not all(0 < len(label) <= 63 for label in host.split(".")):
+    tls = parts.scheme == "mqtts"
+    if parts.scheme not in ("mqtt", "mqtts") or not host or not all(0 < len(label) <= 63 for label in host.split(".")):
         raise ValueError(accepted)
     if parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError(f"{accepted}, without a user name or path")
     if port == 0:
         raise ValueError(f"{accepted}; port 0 cannot be connected to")
-    return BrokerAddress(host, DEFAULT_PORT if port is None else port)
+    return BrokerAddress(host, port or (DEFAULT_TLS_PORT if tls else DEFAULT_PORT), tls)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -80,15 +89,21 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 @dataclass(frozen=True, slots=True)
 class MqttSettings:
-    """How one client connects. Retries wait a random time between 0 and a ceiling that doubles up to the longest."""
+    """How one client connects. Retries wait a random time between 0 and a ceiling that doubles up to the longest.
+
+    credentials: who we are to a broker that speaks TLS; read anew for each connection, so that they may be renewed.
+    """
 
     address: BrokerAddress
     client_id: str
     keepalive_s: int = 60
     first_retry_s: float = 0.5
     longest_retry_s: float = 60.0
+    credentials: Credentials | None = None
 
     def __post_init__(self) -> None:
+        if self.address.tls != (self.credentials is not None):
+            raise ValueError(f"credentials: are for mqtts:// and needed there; the address is {self.address.url}")
         if not self.client_id:
             raise ValueError("client_id: must not be empty")
         if not 5 <= self.keepalive_s <= 65535:
@@ -214,7 +229,8 @@ class _Session:
         self.client.on_message = self._on_message
         self._settings, self._filters = settings, filters
         self._left = threading.Event()
-        self._ready = False
+        self._ready = self._welcome = False
+        self._tls: FleetContext | None = None
         # What arrived before the subscriptions were confirmed (retained messages, with some brokers).
         self._early: list[_Arrived] = []
         self._reason = ""
@@ -235,19 +251,35 @@ class _Session:
         # quarter is sent well before the broker's limit of one and a half: 4 wake-ups a minute at 60 s, not paho's 60.
         tick_s = self._settings.keepalive_s / 4
         try:
+            if self._settings.credentials is not None:
+                self._tls = own_context(self._settings.credentials)
+                self.client.tls_set_context(self._tls)
             self.client.connect(address.host, address.port, self._settings.keepalive_s)
             # A session left while it connected must not introduce itself: a will would follow.
             code = paho.MQTT_ERR_NO_CONN if self._left.is_set() else paho.MQTT_ERR_SUCCESS
             while code == paho.MQTT_ERR_SUCCESS:
                 code = self.client.loop(tick_s)
-            self._reason = self._reason or paho.error_string(code)
-        except (OSError, UnicodeError) as error:
-            said = getattr(error, "strerror", None) or error
+            self._reason = self._reason or self._why_lost(paho.error_string(code))
+        except (OSError, UnicodeError, SparsefleetError) as error:
+            said = in_words(error) if isinstance(error, OSError) else error
             self._reason = self._reason or f"{address.url}: {said}"
+            if self._tls is not None:
+                self._tls.close()
         finally:
             # Also after an exception nobody foresaw: whoever polls must learn that this thread is gone.
             self._put(Disconnected(self._reason or "the MQTT client failed"))
             self.client.on_connect = self.client.on_subscribe = self.client.on_message = None
+
+    def _why_lost(self, said: str) -> str:
+        """With TLS a broker says what it has against a certificate after the handshake, and its word may be lost with
+        the connection."""
+        if self._tls is None:
+            return said
+        if self._tls.alert:
+            return f"{self._settings.address.url}: {self._tls.alert}"
+        if not self._welcome:
+            said += "; it was the broker that ended it: has this certificate been revoked, or has it expired?"
+        return said
 
     def _put(self, happened: _Arrived | Connected | Disconnected) -> None:
         while not self._left.is_set():
@@ -258,6 +290,7 @@ class _Session:
                 continue
 
     def _on_connect(self, client: paho.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
+        self._welcome = not reason.is_failure
         if reason.is_failure:
             self._reason = f"{self._settings.address.url}: the broker refused the connection ({reason})"
         elif self._filters:

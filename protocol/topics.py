@@ -46,27 +46,28 @@ class Topics:
         check_name("fleet", self.fleet)
 
     @property
-    def _root(self) -> str:
+    def root(self) -> str:
+        """What every topic of the fleet begins with."""
         return f"sf/{PROTOCOL_VERSION}/{self.fleet}"
 
     def device(self, device: str, channel: Channel) -> str:
-        return f"{self._root}/{device}/{channel}"
+        return f"{self.root}/{device}/{channel}"
 
     def everyone(self, channel: FleetChannel) -> str:
-        return f"{self._root}/all/{channel}"
+        return f"{self.root}/all/{channel}"
 
     def of_agent(self, device: str) -> tuple[str, ...]:
         """The filters one agent subscribes to."""
-        return (f"{self._root}/{device}/down/#", f"{self._root}/all/+")
+        return (f"{self.root}/{device}/down/#", f"{self.root}/all/+")
 
     def of_coordinator(self) -> tuple[str, ...]:
         """The filters the coordinator subscribes to: every device, and whoever else says to be the coordinator."""
-        return (f"{self._root}/+/state", f"{self._root}/+/up/#", self.everyone("coordinator"))
+        return (f"{self.root}/+/state", f"{self.root}/+/up/#", self.everyone("coordinator"))
 
     def parse(self, topic: str) -> DeviceTopic | None:
         """The device and channel of a topic of this fleet, or None for anything else."""
         parts = topic.split("/", 4)
-        if len(parts) != 5 or "/".join(parts[:3]) != self._root:
+        if len(parts) != 5 or "/".join(parts[:3]) != self.root:
             return None
         device, channel = parts[3], parts[4]
         if not NAME.fullmatch(device) or device in RESERVED_DEVICES:

@@ -52,6 +52,9 @@ class RealFleet:
     wrapped: tuple[str, ...] = ()
     # One for each, because a broker may have several.
     name: str = field(default_factory=lambda: f"test-{uuid.uuid4().hex[:12]}")
+    # With identities, over mTLS; else plain, on this machine.
+    enrols: bool = False
+    certificate_days: float = 30.0
 
     def __post_init__(self) -> None:
         sized = {} if self.features == FEATURES else {"features": self.features}
@@ -65,6 +68,10 @@ bundle = "bundle"
 [broker]
 url = "{self.broker}"
 port = {self.port}
+plain = "{"no" if self.enrols else "loopback"}"
+[trust]
+port = 0
+certificate_days = {self.certificate_days}
 [rounds]
 count = {self.rounds}
 devices = {self.devices}
@@ -93,7 +100,7 @@ device = "device-{index:02d}"
 fleet = "{self.name}"
 state = "state"
 [broker]
-url = "mqtt://127.0.0.1:{self.port}"
+url = "{"mqtts" if self.enrols else "mqtt"}://127.0.0.1:{self.port}"
 longest_retry_s = 1.0
 keepalive_s = 5
 [data]
@@ -106,7 +113,27 @@ checkpoint_s = 0.01
     def start(self) -> None:
         self.start_coordinator()
         for index in range(self.devices):
+            if self.enrols:
+                self.enrol(f"device-{index:02d}")
             self.start_agent(f"device-{index:02d}")
+
+    def token(self, *options: str) -> str:
+        """A token, as the operator gets it."""
+        (found,) = self.ask("token", *options)["tokens"]
+        return str(found)
+
+    def enrol(self, device: str, token: str | None = None) -> Child:
+        """Runs `edge-agent enroll` to its end, well or not."""
+        self.until(lambda: any(event["event"] == "listening" for event in self.events))
+        (port, *_) = (event["enrolment"] for event in reversed(self.events) if event["event"] == "listening")
+        secret = self.folder / device / "token"
+        secret.write_text(token or self.token())
+        config = str(self.folder / device / "agent.toml")
+        command = ("enroll", "--url", f"127.0.0.1:{port}", "--token-file", str(secret), "--config", config)
+        child = self._start(f"enrol-{device}", "edge_agent", *command)
+        child.process.wait(30)
+        secret.unlink()
+        return child
 
     def start_coordinator(self, *, exit_when_finished: bool = True, failpoint: str | None = None) -> None:
         """failpoint: as `SPARSEFLEET_FAILPOINT` says it, the durable step at which the process kills itself."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from devices.processes import start, stop
+from devices.processes import Child, start, stop
 from protocol.mqtt import free_port
 from tests.waiting import until
 
@@ -51,10 +51,12 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def on_a_free_port(*configs: Path) -> None:
-    port = free_port()
-    for config in configs:
-        config.write_text(config.read_text().replace("1883", str(port)))
+def on_free_ports(config: Path) -> int:
+    """Has a fleet listen where nobody does, and returns the port where devices enrol."""
+    enrolment = free_port()
+    text = config.read_text().replace("port = 8883", f"port = {free_port()}")
+    config.write_text(text.replace("port = 8884", f"port = {enrolment}"))
+    return enrolment
 
 
 @pytest.mark.real
@@ -76,14 +78,21 @@ def test_the_four_jobs_run_as_the_readme_says(tmp_path: Path, monkeypatch: pytes
             run(command, tmp_path)
         if command[1] in ("train", "check"):
             assert "step" in run(command, tmp_path)
-    on_a_free_port(tmp_path / "agent.toml", tmp_path / "coordinator.toml")
+    port = on_free_ports(tmp_path / "coordinator.toml")
 
-    children = []
+    def launch(command: list[str]) -> Path:
+        words = (sys.executable, "-m", MODULES[command[0]], *command[1:])
+        children.append(start(command[0], words, tmp_path / f"{command[0]}.log", folder=tmp_path))
+        return children[-1].log
+
+    children: list[Child] = []
     try:
-        for command in (next(c for c in coordinator if c[1] == "run"), next(c for c in agent if c[1] == "run")):
-            words = (sys.executable, "-m", MODULES[command[0]], *command[1:])
-            children.append(start(command[0], words, tmp_path / f"{command[0]}.log", folder=tmp_path))
-        log = tmp_path / "edge-agent.log"
+        log = launch(next(c for c in coordinator if c[1] == "run"))
+        until(lambda: log.exists() and "listening" in log.read_text())
+        token = run(next(c for c in coordinator if c[1] == "token"), tmp_path).strip()
+        known = {"server:8884": f"127.0.0.1:{port}", "TOKEN": token}
+        run([known.get(word, word) for word in next(c for c in agent if c[1] == "enroll")], tmp_path)
+        log = launch(next(c for c in agent if c[1] == "run"))
         until(lambda: log.exists() and "connected broker" in log.read_text())
         for command in coordinator:
             if command[1] in ("status", "export-model"):

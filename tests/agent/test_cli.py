@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import settings
+from edge_agent import sample, settings
 from edge_agent.cli import main
 from protocol.errors import ConfigurationError
 from protocol.records import read_record
@@ -34,7 +34,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_the_sample_is_a_valid_configuration_that_names_every_default() -> None:
-    table = tomllib.loads(settings.SAMPLE)
+    table = tomllib.loads(sample.SAMPLE)
     read = read_record(settings.AgentSettings, table)
     assert read.training == settings.TrainingSettings()
     assert read.limits == settings.LimitSettings()

@@ -11,7 +11,18 @@ from tests.tiny import write_bundle, write_shard
 ROOT = Path(__file__).parents[2]
 
 # A third party that any of these stands for would cost an idle device megabytes, or seconds at its start.
-NEVER = ("torch", "onnx", "onnxscript", "safetensors", "rich", "amqtt", "coordinator", "export", "devices")
+NEVER = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "safetensors",
+    "rich",
+    "amqtt",
+    "cryptography",
+    "coordinator",
+    "export",
+    "devices",
+)
 
 
 def modules_after(code: str, folder: Path) -> set[str]:

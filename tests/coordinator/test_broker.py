@@ -152,7 +152,7 @@ def test_a_broker_that_ends_at_once_is_told_with_its_last_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_broker("mosquitto")
-    monkeypatch.setattr(module, "MOSQUITTO_CONFIGURATION", "nonsense {port} {host} {max_packet} {user}\n")
+    monkeypatch.setattr(module, "MOSQUITTO_CONFIGURATION", "nonsense {port} {host} {max_packet} {user} {access}\n")
     with pytest.raises(SparsefleetError, match=r"ended at once; see .*broker.log \(.*nonsense"):
         start_broker("mosquitto", free_port(), tmp_path)
 
@@ -164,7 +164,7 @@ def test_an_address_is_taken_as_it_is_and_nothing_is_started(tmp_path: Path) -> 
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("setting", ["mqtts://b", "rabbitmq", ""])
+@pytest.mark.parametrize("setting", ["https://b", "rabbitmq", ""])
 def test_a_setting_that_cannot_be_followed_is_refused_with_what_can(setting: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"broker: .* auto, mosquitto or embedded"):
         start_broker(setting, 1883, tmp_path)

@@ -128,7 +128,13 @@ MISTAKES = {
     "limits.disk_mib: 1 must be at least 16": MINIMAL + "[limits]\ndisk_mib = 1\n",
     "limits.examples: 0 must be": MINIMAL + "[limits]\nexamples = 0\n",
     "broker.port: 70000 must be from": MINIMAL + "[broker]\nport = 70000\n",
-    "broker.url: 'mqtts://x' must be mqtt://host": MINIMAL + '[broker]\nurl = "mqtts://x"\n',
+    "broker.url: 'https://x' must be mqtts://host:port": MINIMAL + '[broker]\nurl = "https://x"\n',
+    "broker.url: mqtt://x is not encrypted and leaves this machine": MINIMAL + '[broker]\nurl = "mqtt://x"\n',
+    "broker.host: 0.0.0.0 is open to other machines": MINIMAL + '[broker]\nhost = "0.0.0.0"\nplain = "loopback"\n',
+    "broker.plain: 'yes' is not one of 'no', 'loopback', 'trusted-network'": MINIMAL + '[broker]\nplain = "yes"\n',
+    "trust.certificate_days: 0.0 must be from 0.0001": MINIMAL + "[trust]\ncertificate_days = 0.0\n",
+    "trust.port: -1 must be from": MINIMAL + "[trust]\nport = -1\n",
+    "trust.folder: is empty": MINIMAL + '[trust]\nfolder = ""\n',
     "not valid TOML": MINIMAL + "[[[",
 }
 

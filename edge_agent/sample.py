@@ -1,0 +1,32 @@
+"""An agent.toml with every key, printed by `edge-agent config sample` and filled in by `edge-agent enroll`."""
+
+SAMPLE = """\
+# edge-agent settings. Every key is shown with its default, or with an example where there is none.
+device = "kitchen-pi"              # this device's name in the fleet: 2 to 63 of a-z 0-9 -
+fleet = "demo"                     # the fleet it belongs to, named likewise
+state = "state"                    # folder for what must survive; relative to this file
+
+[broker]
+url = "mqtts://127.0.0.1:8883"     # edge-agent enroll sets it up; mqtt:// is without TLS, for this machine only
+plain = "no"                       # "trusted-network" lets mqtt:// go anywhere, and warns
+longest_retry_s = 60.0             # waits between attempts to connect grow up to this, with chance in them
+keepalive_s = 60                   # a connection gone silent is noticed, and left, after twice this
+
+[data]
+path = "shard.npz"                 # a file, folder or glob of .npz shards or .npy pairs; or
+# source = "my_sensors:load"       # module:function that returns the arrays
+inputs = ["x"]                     # names of the input arrays
+target = "y"                       # name of the target array
+
+[training]
+backend = "auto"                   # auto, or a backend's name
+variant = "auto"                   # auto: what the coordinator asks for; a name pins this device to it
+threads = 1                        # threads for one training step
+idle_unload_s = 60.0               # let go of runtime and data after so long without work
+residual_rounds = 50               # after more missed rounds, what codecs left unsent is dropped
+checkpoint_s = 60.0                # seconds of training between checkpoints of a task; 0: none (docs/sparsity.md)
+
+[limits]
+disk_mib = 512                     # for bundle, model and outbox together
+memory_mib = 0                     # for training, which width tiers go by; 0: what the system has free
+"""
