@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from coordinator import version_step
-from coordinator.fold import Folded
+from coordinator.folding import Bounded
 from coordinator.reception import Reception
 from coordinator.store import Store
 from edge_agent.store import AgentStore
@@ -78,13 +78,13 @@ def test_a_residual_that_does_not_wait_for_its_receipt_is_found_out(monkeypatch:
 
 
 def test_a_fold_of_other_bits_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    fold: Callable[..., Folded] = version_step.fold  # type: ignore[attr-defined]
+    fold: Callable[..., Bounded] = version_step.fold_bounded  # type: ignore[attr-defined]
 
-    def almost(*arguments: Any) -> Folded:
-        folded = fold(*arguments)
-        return replace(folded, parameters=folded.parameters * (1 + 1e-6))
+    def almost(*arguments: Any) -> Bounded:
+        found = fold(*arguments)
+        return replace(found, folded=replace(found.folded, parameters=found.folded.parameters * (1 + 1e-6)))
 
-    monkeypatch.setattr(version_step, "fold", almost)
+    monkeypatch.setattr(version_step, "fold_bounded", almost)
     assert "is not the fold of" in found(power_cut)
 
 
