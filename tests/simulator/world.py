@@ -134,7 +134,7 @@ class World:
     def close(self) -> None:
         """Lets go of the databases, which SQLite would hold for good."""
         for host in self.hosts.values():
-            host.life.end()
+            host.life.alive = False
             host.disk.close_databases()
 
     @property
