@@ -126,10 +126,13 @@ def _payload(delta: Vector, layout: Layout, attack: Attack, seed: int) -> bytes:
     if attack == "sign-flip":
         delta = -delta
     elif attack == "scaled":
-        delta = np.float32(-SCALE) * delta
+        with np.errstate(over="ignore"):
+            delta = np.float32(-SCALE) * delta
     elif attack == "random":
         noise = np.random.default_rng(seed).standard_normal(len(delta)).astype(np.float32)
         delta = noise * np.float32(SCALE * np.linalg.norm(delta) / np.linalg.norm(noise))
+    # What no float32 can say is said as the largest that it can.
+    delta = np.nan_to_num(delta)
     parameters = take(delta, layout.parameters)
     none = np.zeros(layout.n_parameters, np.float32)
     return encode_update(parameters, take(delta, layout.buffers), none, parse_codec(CODEC), layout.digest)[0]

@@ -53,7 +53,7 @@ def examine(folder: Path) -> Findings:
     coordinator = folder / "coordinator"
     with _opened(coordinator / "coordinator.sqlite") as store:
         discarded = _discards(store)
-        rounds, folds, differing = _refold(coordinator, open_bundle(folder / "bundle"), store)
+        rounds, folds, differing = _refold(coordinator, open_bundle(folder / "bundle"), store, bounded=False)
         names = store.execute("SELECT device, update_boot, update_sequence FROM updates").fetchall()
         kept = {row[0].hex() for row in store.execute("SELECT digest FROM updates")}
     strays = [f"updates/{path.name}" for path in (coordinator / "updates").iterdir() if path.name not in kept]
@@ -78,7 +78,7 @@ def refold(coordinator: Path, bundle: Bundle, staleness: float = 0.5) -> int:
     """Fails unless every model of a coordinator's store is the fold of its set, and every discount that of the
     staleness; returns how many there were. Updates may still wait for the round that is open."""
     with _opened(coordinator / "coordinator.sqlite") as store:
-        rounds, _, differing = _refold(coordinator, bundle, store)
+        rounds, _, differing = _refold(coordinator, bundle, store, bounded=True)
         folded = store.execute("SELECT fold, round, discount, discarded FROM updates WHERE fold IS NOT NULL")
         for fold, number, discount, discarded in folded.fetchall():
             # Round n begins on version n - 1, and its own fold makes version n.
@@ -88,10 +88,11 @@ def refold(coordinator: Path, bundle: Bundle, staleness: float = 0.5) -> int:
 
 
 def _refold(
-    coordinator: Path, bundle: Bundle, store: sqlite3.Connection
+    coordinator: Path, bundle: Bundle, store: sqlite3.Connection, *, bounded: bool
 ) -> tuple[list[int], list[tuple[str, int]], int | None]:
     """The committed rounds, the device and round of every update that a fold took, and the first version that differs
-    from the fold of its set in any bit. Of whole models, with the default bounds and the plain server step."""
+    from the fold of its set in any bit. Of whole models, with the plain server step; bounded: with the default bounds
+    of norms and weights, or with none."""
     manifest, model = bundle.manifest, initial_model(bundle)
     layout, moved = layout_of(manifest, "full").digest, manifest.parameters + manifest.buffers
     rounds = [row[0] for row in store.execute("SELECT round FROM rounds WHERE state = 'committed' ORDER BY round")]
@@ -105,12 +106,12 @@ def _refold(
             "ORDER BY round, device",
             (number,),
         ).fetchall()
-        most_weight = 2 * median_low(row[3] for row in rows)
-        limits = _limits([row[6:] for row in rows], earlier)
+        most_weight = 2 * median_low(row[3] for row in rows) if bounded else np.inf
+        limits = _limits([row[6:] for row in rows], earlier) if bounded else (np.inf, np.inf)
         for device, of_round, digest, weight, discount, codec, *norms in rows:
             payload = (coordinator / "updates" / digest.hex()).read_bytes()
             delta = decode_update(payload, manifest.parameters, manifest.buffers, layout, parse_codec(codec))
-            weight = min(weight, most_weight)
+            weight = int(min(weight, most_weight))
             parts = []
             for values, norm, limit in zip(delta, norms, limits, strict=True):
                 found = np.sqrt(np.square(values, dtype=np.float64).sum() / max(1, len(values)))
