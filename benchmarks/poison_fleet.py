@@ -12,7 +12,7 @@ from benchmarks.tier_fleet import accuracy
 from coordinator.fold import Decoded, Folded, Weighted
 from coordinator.folding import Caution, fold_bounded
 from coordinator.intake import check_payload, weigh
-from coordinator.norms import ENOUGH, RECENT, Norms, check_norms, hard_bounds, most_weight, norms_of
+from coordinator.norms import ENOUGH, RECENT, Norms, check_norms, hard_bounds, length, most_weight, norms_of
 from coordinator.planner import learning_rate, task_seed
 from coordinator.server_step import initial_state, server_step
 from coordinator.settings import LimitSettings, ServerSettings, TrainingSettings
@@ -130,7 +130,7 @@ def _payload(delta: Vector, layout: Layout, attack: Attack, seed: int) -> bytes:
             delta = np.float32(-SCALE) * delta
     elif attack == "random":
         noise = np.random.default_rng(seed).standard_normal(len(delta)).astype(np.float32)
-        delta = noise * np.float32(SCALE * np.linalg.norm(delta) / np.linalg.norm(noise))
+        delta = noise * np.float32(min(1e30, SCALE * length(delta) / length(noise)))
     # What no float32 can say is said as the largest that it can.
     delta = np.nan_to_num(delta)
     parameters = take(delta, layout.parameters)
