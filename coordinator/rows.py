@@ -401,3 +401,29 @@ def count_rejection(
         "ON CONFLICT DO UPDATE SET count = count + excluded.count, detail = excluded.detail",
         (number, device, reason, count, detail),
     )
+
+
+def receipt(sql: sqlite3.Connection, device: str, offer: Offer) -> tuple[bytes, Receipt] | None:
+    """The receipt an update of this name has had, and the digest it had it for."""
+    row = sql.execute(
+        "SELECT digest, receipt FROM receipts WHERE device = ? AND update_boot = ? AND update_sequence = ?",
+        (device, offer.update_boot, offer.update_sequence),
+    ).fetchone()
+    return None if row is None else (bytes(row[0]), unpack(Receipt, row[1]))
+
+
+def note_training(sql: sqlite3.Connection, device: str, offer: Offer) -> None:
+    """What a device's newest update says of it."""
+    sql.execute(
+        "UPDATE devices SET examples = ?, last_loss = ?, step_ms = ? WHERE device = ?",
+        (offer.examples, offer.loss, 1000 * offer.train_s / max(1, offer.steps), device),
+    )
+
+
+def differences(sql: sqlite3.Connection, number: int, keep: int) -> Iterable[tuple[bytes, bytes, int]]:
+    """Of a version and those before, the newest first: digest of the base, of the difference to it, and its size."""
+    return sql.execute(
+        "SELECT coalesce(b.public, b.digest), m.difference, m.difference_size FROM models m JOIN models b "
+        "ON b.version = m.version - 1 WHERE m.version <= ? AND m.version > ? ORDER BY m.version DESC",
+        (number, number - keep),
+    )

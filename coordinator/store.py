@@ -138,11 +138,7 @@ class Store:
     def differences(self, number: int, keep: int) -> tuple[Difference, ...]:
         """The steps that lead to what devices hold of a version, newest last: `keep` of them, or as many as there are
         without a gap."""
-        found = self._sql.execute(
-            "SELECT coalesce(b.public, b.digest), m.difference, m.difference_size FROM models m JOIN models b "
-            "ON b.version = m.version - 1 WHERE m.version <= ? AND m.version > ? ORDER BY m.version DESC",
-            (number, number - keep),
-        )
+        found = rows.differences(self._sql, number, keep)
         steps = takewhile(lambda row: row[1] is not None and self.models.has(row[1]), found)
         return tuple(Difference(base, BlobRef(digest, size)) for base, digest, size in steps)[::-1]
 
@@ -269,13 +265,7 @@ class Store:
 
     def receipt(self, device: str, offer: Offer) -> tuple[bytes, Receipt] | None:
         """The receipt an update of this name has had, and the digest it had it for."""
-        row = self._sql.execute(
-            "SELECT digest, receipt FROM receipts WHERE device = ? AND update_boot = ? AND update_sequence = ?",
-            (device, offer.update_boot, offer.update_sequence),
-        ).fetchone()
-        if row is None:
-            return None
-        return bytes(row[0]), rows.unpack(Receipt, row[1])
+        return rows.receipt(self._sql, device, offer)
 
     def accept(self, device: str, offer: Offer, weight: int, norms: Norms, receipt: Receipt) -> None:
         """Takes an update whose blob is whole and durable, with its receipt, in one transaction."""
@@ -283,11 +273,7 @@ class Store:
             rows.insert_update(sql, device, offer, weight, norms)
             rows.insert_receipt(sql, device, offer, receipt)
             rows.set_phase(sql, offer.round, device, "done")
-            step_ms = 1000 * offer.train_s / max(1, offer.steps)
-            sql.execute(
-                "UPDATE devices SET examples = ?, last_loss = ?, step_ms = ? WHERE device = ?",
-                (offer.examples, offer.loss, step_ms, device),
-            )
+            rows.note_training(sql, device, offer)
             reached("coordinator.update-accepting")
 
     def reject(self, device: str, offer: Offer, number: int, receipt: Receipt, *, ends_task: bool) -> None:

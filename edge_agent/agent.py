@@ -57,8 +57,7 @@ LONGEST_RETRY_S = 60.0
 GREETING_SPREAD_S = 1.0
 # A disk that was full is tried again so often, with a finished update in hand.
 PACK_AGAIN_S = 10.0
-# And a device at rest says so now and then, so that a coordinator that lost sight of it (a late will, a lost message)
-# finds it again.
+# A device at rest says so now and then, for a coordinator that lost sight of it (a late will, a lost message).
 HEARTBEAT_S = 300.0
 NEVER = float("inf")
 
