@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from coordinator.norms import Norms
 from coordinator.round import OPEN, Phase
@@ -420,7 +420,7 @@ def note_training(sql: sqlite3.Connection, device: str, offer: Offer) -> None:
     )
 
 
-def differences(sql: sqlite3.Connection, number: int, keep: int) -> Iterable[tuple[bytes, bytes, int]]:
+def differences(sql: sqlite3.Connection, number: int, keep: int) -> Iterable[tuple[bytes, Any, int]]:
     """Of a version and those before, the newest first: digest of the base, of the difference to it, and its size."""
     return sql.execute(
         "SELECT coalesce(b.public, b.digest), m.difference, m.difference_size FROM models m JOIN models b "

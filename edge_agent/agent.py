@@ -53,7 +53,7 @@ SLICE_S = 0.05
 # Hello and offers are said again until answered, ever more rarely.
 FIRST_RETRY_S = 2.0
 LONGEST_RETRY_S = 60.0
-# When a coordinator returns, its fleet greets it spread over this long, or longer where it says so.
+# A fleet greets a coordinator that returns spread over this long, or longer where it says so.
 GREETING_SPREAD_S = 1.0
 # A disk that was full is tried again so often, with a finished update in hand.
 PACK_AGAIN_S = 10.0
