@@ -40,9 +40,9 @@ learning_rate = 0.05
 schedule = "constant"           # or "cosine" over all rounds, or "step": times decay_factor every decay_every rounds
 decay_every = 10
 decay_factor = 0.5
-codec = "all/float32"           # or all/float16, topk:0.05/ternary, ..., under a mask mask/float16 (docs/codecs.md);
+codec = "all/float32"           # or all/float16, topk:0.06/int4, ..., under a mask mask/float16 (docs/codecs.md);
                                 # "auto": for each device and round by its link and its bytes today
-# codecs = ["all/float16", "topk:0.05/ternary"]   # in place of codec: what "auto" chooses from, the richest first
+# codecs = ["all/float16", "topk:0.06/int4"]   # in place of codec: what "auto" chooses from, the richest first
 
 [training.optimizer]
 name = "sgd"                    # or "adamw"
