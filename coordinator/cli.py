@@ -142,12 +142,19 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
+# Of devices: how they train and what that costs, apart from whether they are there and well.
+_WORK = frozenset({"backend", "variant", "codec", "examples", "last_loss", "step_ms"}) | {
+    f"bytes_{what}" for what in ("up", "down", "today")
+}
+
+
 def _devices(options: argparse.Namespace) -> int:
     from coordinator.trust_commands import with_identities
 
     settings = coordinator_settings.load(_config_of(options))
     with Reports(Path(settings.state)) as reports:
-        return _rows(options, "devices", with_identities(reports.devices(), Path(settings.trust.folder)))
+        rows = with_identities(reports.devices(), Path(settings.trust.folder))
+        return _rows(options, "devices", rows, _WORK)
 
 
 def _revoke(options: argparse.Namespace) -> int:
@@ -321,7 +328,8 @@ def _reports(options: argparse.Namespace) -> Reports:
     return Reports(Path(coordinator_settings.load(options.config).state))
 
 
-def _rows(options: argparse.Namespace, name: str, rows: tuple[Any, ...]) -> int:
+def _rows(options: argparse.Namespace, name: str, rows: tuple[Any, ...], apart: frozenset[str] = frozenset()) -> int:
+    """Prints rows. apart: columns for a second table, where one would be wider than a terminal."""
     if options.json:
         _print_json({name: [write_record(row) for row in rows]})
         return 0
@@ -329,8 +337,14 @@ def _rows(options: argparse.Namespace, name: str, rows: tuple[Any, ...]) -> int:
         print(f"no {name} yet")
         return 0
     names = [f.name for f in fields(rows[0])]
-    _table(name, names, [[_cell(n, getattr(row, n)) for n in names] for row in rows])
+    _table(name, *_columns([n for n in names if n not in apart], rows))
+    if apart:
+        _table(f"{name}, their work", *_columns([n for n in names if n in apart or n == names[0]], rows))
     return 0
+
+
+def _columns(names: list[str], rows: tuple[Any, ...]) -> tuple[list[str], list[list[str]]]:
+    return names, [[_cell(n, getattr(row, n)) for n in names] for row in rows]
 
 
 def _table(title: str, names: list[str], rows: list[list[str]]) -> None:
