@@ -33,6 +33,9 @@ class BlobStore:
         # Known without looking, because thousands of files take long to look at and updates come by the hundred.
         self._sizes: dict[str, int] = {}
         self._used = 0
+        # Whether every name in the folder is known to survive a power cut. One that was made by a process killed before
+        # it synced the folder is there for the next process, and gone after a power cut.
+        self._names_durable = False
         self._count_anew()
 
     def path(self, digest: bytes) -> Path:
@@ -63,13 +66,16 @@ class BlobStore:
         """Stores bytes durably and says what they are called. Raises SparsefleetError over the limit."""
         blob = BlobRef(hashlib.sha256(data).digest(), len(data))
         if self.has(blob.digest):
+            self._make_names_durable()
             return blob
         if not self.room_for(blob):
             raise SparsefleetError(
                 f"{self.root}: {blob.size} more bytes would exceed the limit of {self.limit_bytes}; "
                 "raise the disk limit in the settings or free space"
             )
+        self._names_durable = False
         write_durably(self.path(blob.digest), data, self.disk)
+        self._names_durable = True
         self._counted(self.path(blob.digest), blob.size)
         return blob
 
@@ -152,11 +158,11 @@ class BlobStore:
         fresh = [blob for blob in {blob.digest: blob for blob in blobs}.values() if not self.has(blob.digest)]
         self.disk.sync(*(self._part(blob.digest) for blob in fresh))
         for blob in fresh:
+            self._names_durable = False
             self.disk.rename(self._part(blob.digest), self.path(blob.digest))
             self._counted(self._part(blob.digest), None)
             self._counted(self.path(blob.digest), blob.size)
-        if fresh:
-            self.disk.sync(self.root)
+        self._make_names_durable()
         for blob in fresh:
             if self._have(blob.digest).name in self._sizes:
                 self._remove(self._have(blob.digest))
@@ -167,6 +173,11 @@ class BlobStore:
         for name in self.disk.names(self.root):
             if name.partition(".")[0] not in names:
                 self._remove(self.root / name)
+
+    def _make_names_durable(self) -> None:
+        if not self._names_durable:
+            self.disk.sync(self.root)
+            self._names_durable = True
 
     def _would_use(self, blob: BlobRef) -> int:
         here = sum(self._sizes.get(path.name, 0) for path in (self.path(blob.digest), self._part(blob.digest)))

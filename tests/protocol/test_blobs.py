@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from protocol.blobs import BlobStore
-from protocol.disk import write_durably
+from protocol.disk import LocalDisk, write_durably
 from protocol.errors import SparsefleetError
 from protocol.messages import CHUNK_BYTES, BlobRef
 from protocol.transfer import Receiving
@@ -264,3 +264,44 @@ def test_a_blob_damaged_behind_our_back_is_never_taken_for_whole(tmp_path: Path,
     assert not store.whole(REF)
     with pytest.raises(SparsefleetError, match="is gone; restore the state folder from a backup"):
         store.read(REF.digest)
+
+
+class Forgetful(LocalDisk):
+    """Knows which names of a folder a power cut would leave, and may be killed before it makes them so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lasting: set[str] = set()
+        self.deadly = False
+
+    def sync(self, *paths: Path) -> None:
+        folders = [path for path in paths if path.name == "blobs"]
+        if folders and self.deadly:
+            raise PowerCut
+        super().sync(*paths)
+        for folder in folders:
+            self.lasting = set(self.names(folder))
+
+
+@pytest.mark.parametrize("way", ["put", "keep"])
+def test_a_name_that_a_killed_process_left_is_made_durable_before_it_is_relied_on(tmp_path: Path, way: str) -> None:
+    disk = Forgetful()
+
+    def store_it() -> None:
+        store = BlobStore(tmp_path / "blobs", LIMIT, disk)
+        if way == "put":
+            store.put(DATA)
+            return
+        if not store.has(REF.digest):
+            for index in range(REF.chunks):
+                store.write_chunk(REF, index, piece(index))
+        assert store.verified(REF) == DATA
+        store.keep(REF)
+
+    disk.deadly = True
+    with pytest.raises(PowerCut):
+        store_it()
+    disk.deadly = False
+    assert (tmp_path / "blobs" / REF.digest.hex()).exists(), "the system knows the name, and the disk may not"
+    store_it()
+    assert REF.digest.hex() in disk.lasting
