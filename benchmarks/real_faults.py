@@ -231,7 +231,7 @@ def _row(found: list[Findings], kills: int, recoveries: Recoveries) -> Row:
         "receipted": sum(findings.receipted for findings in found),
         "lost": sum(findings.lost for findings in found),
         "doubled": sum(findings.doubled for findings in found),
-        "bit_identical": all(findings.clean for findings in found),
+        "bit_identical": all(findings.differing is None for findings in found),
         "recovery_s_max": round(max((s for of in recoveries.of.values() for s in of), default=0.0), 3),
         "broken": sum(not findings.clean for findings in found),
     }

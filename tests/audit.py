@@ -68,10 +68,18 @@ def examine(folder: Path) -> Findings:
         lost += max(0, settled - len(counted), len(told - set(counted)))
         doubled += max(0, len(counted) - settled - waiting)
         state = device / "state"
-        strays += [str(p.relative_to(folder)) for p in state.rglob("*") if p.suffix in (".part", ".have", ".tmp")]
+        strays += [str(path.relative_to(folder)) for path in _left_behind(state)]
     return Findings(
         *(len(rounds), receipted, len(folds), len(discarded), lost, doubled, differing, unsettled), tuple(strays)
     )
+
+
+def _left_behind(state: Path) -> list[Path]:
+    """Half-written files, and halves of blobs that nobody would go on with. A device may hold one half: what it fetched
+    for a task that was withdrawn, which its next task removes, or goes on with."""
+    halves = sorted(state.rglob("*.part"))
+    lonely = [path for path in state.rglob("*.have") if not path.with_suffix(".part").exists()]
+    return [*state.rglob("*.tmp"), *lonely, *halves[1:]]
 
 
 def refold(coordinator: Path, bundle: Bundle, staleness: float = 0.5) -> int:
