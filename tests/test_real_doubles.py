@@ -2,12 +2,14 @@
 
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from coordinator.broker import Broker
+from coordinator.rivals import TIE_S
 from protocol.mqtt import parse_url
 from tests.audit import audit
 from tests.real_fleet import RealFleet
@@ -61,6 +63,9 @@ def test_a_coordinator_on_a_copy_of_a_running_ones_folder_ends_and_takes_nothing
     rounds = len(fleet.committed())
     fleet.start_coordinator()
     fleet.until(lambda: len(fleet.committed()) > rounds)
+    # Of two that begin at the same time either may be the first.
+    began = time.monotonic()
+    fleet.until(lambda: time.monotonic() > began + 2 * TIE_S)
     second = (sys.executable, "-m", "coordinator", "run", "--config", str(copy / "settings.toml"), "--json")
     fleet.start_agent_elsewhere("second", second)
     ended = fleet.agents.pop("second")
