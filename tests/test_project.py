@@ -9,6 +9,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from edge_agent.runtimes.onnx_session import OLDEST
+from protocol.failpoints import FAILPOINTS
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -90,3 +91,10 @@ def test_make_takes_the_pythons_that_pip_takes() -> None:
     check = re.search(r"\((\d), (\d+)\) <= sys.version_info < \((\d), (\d+)\)", (ROOT / "Makefile").read_text())
     assert check is not None
     assert SpecifierSet(PROJECT["requires-python"]) == SpecifierSet(">={}.{},<{}.{}".format(*check.groups()))
+
+
+def test_every_failpoint_is_reached_somewhere_in_the_daemon_it_is_named_for() -> None:
+    for package, prefix in (("edge_agent", "agent."), ("coordinator", "coordinator.")):
+        source = "".join(path.read_text() for path in (ROOT / package).glob("*.py"))
+        marked = set(re.findall(r'reached\("([^"]+)"\)', source))
+        assert marked == {name for name in FAILPOINTS if name.startswith(prefix)}
