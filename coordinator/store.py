@@ -33,6 +33,7 @@ from coordinator.schema import lock_folder, open_writer
 from coordinator.settings import LimitSettings
 from coordinator.traffic import Sender, Traffic
 from protocol.blobs import BlobStore
+from protocol.database import transaction
 from protocol.disk import LOCAL, Disk
 from protocol.errors import ConfigurationError, Rejection, SparsefleetError
 from protocol.failpoints import reached
@@ -439,12 +440,5 @@ class Store:
         if self._joined:
             yield self._sql
             return
-        self._sql.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(self._sql):
             yield self._sql
-            self._sql.execute("COMMIT")
-        except BaseException:
-            # A disk that is full may end the transaction by itself, or leave it open at COMMIT.
-            if self._sql.in_transaction:
-                self._sql.execute("ROLLBACK")
-            raise

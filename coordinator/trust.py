@@ -7,12 +7,13 @@ A token is burnt in the transaction that stores its certificate. Of its secret o
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.authority import Authority, Certificate, locked
+from protocol.database import transaction
 from protocol.disk import disk_named
 from protocol.errors import ConfigurationError, Rejection
 from protocol.private_files import make_private_folder
@@ -71,7 +72,7 @@ class Trust:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         with disk_named(folder), locked(folder), closing(self.connect()) as sql:
             sql.execute("PRAGMA journal_mode=WAL")
-            with _transaction(sql):
+            with transaction(sql):
                 version = sql.execute("PRAGMA user_version").fetchone()[0]
                 if version == 0:
                     for statement in _TABLES.split(";"):
@@ -95,7 +96,7 @@ class Trust:
     ) -> tuple[Token, ...]:
         """New tokens for one use each. device: the one that they are for, which they also let in again."""
         tokens = tuple(new_token(fingerprint) for _ in range(count))
-        with closing(self.connect()) as sql, _transaction(sql):
+        with closing(self.connect()) as sql, transaction(sql):
             sql.execute("DELETE FROM tokens WHERE ends_s < ?", (now_s - FORGET_S,))
             rows = [(_hash(token.secret), device, now_s, now_s + ttl_s) for token in tokens]
             sql.executemany("INSERT INTO tokens (hash, device, made_s, ends_s) VALUES (?, ?, ?, ?)", rows)
@@ -105,7 +106,7 @@ class Trust:
         """Issues a device's first certificate for a token, and burns that, in one transaction. A refused request burns
         nothing; and who asks again with the same token and the same key, for want of the answer, gets the same
         certificate."""
-        with closing(self.connect()) as sql, _transaction(sql):
+        with closing(self.connect()) as sql, transaction(sql):
             used_for = _check_token(sql, secret, device, now_s)
             if isinstance(used_for, Rejection):
                 return used_for
@@ -125,7 +126,7 @@ class Trust:
 
     def renew(self, serial: int, now_s: float, issue: Issue) -> Certificate | Rejection:
         """Issues the next certificate to whoever holds this one."""
-        with closing(self.connect()) as sql, _transaction(sql):
+        with closing(self.connect()) as sql, transaction(sql):
             device = _check_holder(sql, serial, now_s)
             if isinstance(device, Rejection):
                 return device
@@ -137,7 +138,7 @@ class Trust:
 
     def revoke(self, device: str, now_s: float) -> int:
         """Revokes all that a device was issued, and returns how many certificates that were."""
-        with closing(self.connect()) as sql, _transaction(sql):
+        with closing(self.connect()) as sql, transaction(sql):
             return sql.execute(
                 "UPDATE certificates SET revoked_s = ? WHERE device = ? AND revoked_s IS NULL", (now_s, device)
             ).rowcount
@@ -271,15 +272,3 @@ def _insert(sql: sqlite3.Connection, issued: Certificate) -> None:
 def _hash(secret: bytes) -> bytes:
     # 128 random bits need no slow hash.
     return hashlib.sha256(secret).digest()
-
-
-@contextmanager
-def _transaction(sql: sqlite3.Connection) -> Iterator[None]:
-    sql.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        sql.execute("COMMIT")
-    except BaseException:
-        if sql.in_transaction:
-            sql.execute("ROLLBACK")
-        raise

@@ -15,7 +15,9 @@ from edge_agent.greeting import agent_version, say_warning
 from edge_agent.link import Link
 from edge_agent.masks import MaskShelf
 from edge_agent.memory import peak_mib
+from edge_agent.outgoing import Outgoing
 from edge_agent.progress import Because, Progress, clear
+from edge_agent.repeats import NEVER, Repeated
 from edge_agent.runtimes.backends import UnusableError
 from edge_agent.settings import AgentSettings
 from edge_agent.store import AgentStore
@@ -50,16 +52,12 @@ log = logging.getLogger("edge-agent")
 
 # Training is done in slices, so that a withdrawal or a need for chunks waits no longer than this.
 SLICE_S = 0.05
-# Hello and offers are said again until answered, ever more rarely.
-FIRST_RETRY_S = 2.0
-LONGEST_RETRY_S = 60.0
 # A fleet greets a coordinator that returns spread over this long, or longer where it says so.
 GREETING_SPREAD_S = 1.0
 # A disk that was full is tried again so often, with a finished update in hand.
 PACK_AGAIN_S = 10.0
 # A device at rest says so now and then, for a coordinator that lost sight of it (a late will, a lost message).
 HEARTBEAT_S = 300.0
-NEVER = float("inf")
 
 
 class Agent:
@@ -84,18 +82,18 @@ class Agent:
         self._peak = peak
         self._topics = Topics(settings.fleet)
         self._link = Link(transport, self._topics, settings.device, store.boot)
+        self._outgoing = Outgoing(store, self._link, rng)
         state, disk = store.blobs.root.parent, store.blobs.disk
         self._workshop = Workshop(settings.data, base, state, settings.training, disk, clock)
         masks, variant = MaskShelf(state / "masks", disk), settings.training.variant
-        catch_up = CatchUp(store.blobs, self._promised)
+        catch_up = CatchUp(store.blobs, self._outgoing.digests)
         self._assets = Assets(state / "bundles", store.blobs, masks, catch_up, variant, self._workshop.selected)
         self._connected, self._outage_logged = False, False
         self._epoch: int | None = None
         self._spread_s = 0.0
         self._coordinator_here = True
         self._restraint = Restraint()
-        self._hello_at, self._hello_retry_s = NEVER, FIRST_RETRY_S
-        self._offer_at, self._offer_retry_s = 0.0, FIRST_RETRY_S
+        self._hello = Repeated()
         self._pack_at, self._unload_at = 0.0, NEVER
         self._receiving: Receiving | None = None
         self._bench: Bench | None = None
@@ -134,8 +132,7 @@ class Agent:
         self._connected, self._outage_logged = True, False
         self._link.send("state", DeviceState("ready"), retain=True)
         # A broker that returns has its whole fleet back within a second.
-        self._hello_at, self._hello_retry_s = now + self._rng.uniform(0, self._spread_s), FIRST_RETRY_S
-        self._offer_at, self._offer_retry_s = self._hello_at, FIRST_RETRY_S
+        self._greet_within(self._spread_s, now)
         if self._receiving is not None:
             self._receiving = forget(self._receiving)
 
@@ -158,18 +155,23 @@ class Agent:
         """A coordinator that started anew remembers no transfer and may not know this device is here."""
         # Not only a greater one: a coordinator whose state folder is new counts from one again.
         if self._epoch is not None and epoch != self._epoch:
-            self._hello_at = now + self._rng.uniform(0, max(GREETING_SPREAD_S, self._spread_s))
-            self._offer_at, self._offer_retry_s = self._hello_at, FIRST_RETRY_S
+            self._greet_within(max(GREETING_SPREAD_S, self._spread_s), now)
             if self._receiving is not None:
                 self._receiving = forget(self._receiving)
         self._epoch = epoch
+
+    def _greet_within(self, seconds: float, now: float) -> None:
+        """Greets, and offers what waits, at a moment of its own in that time."""
+        at = now + self._rng.uniform(0, seconds)
+        self._hello.begin(at)
+        self._outgoing.begin(at)
 
     def _obey(self, body: Body, now: float) -> None:
         match body:
             case Welcome(warning=warning):
                 if warning is not None and self._restraint.unsaid("warning", now) is not None:
                     say_warning(warning, self._settings)
-                self._hello_at, self._hello_retry_s = now + HEARTBEAT_S * self._rng.uniform(0.5, 1.0), FIRST_RETRY_S
+                self._hello.begin(now + HEARTBEAT_S * self._rng.uniform(0.5, 1.0))
             case CoordinatorState(accepting=accepting):
                 if self._coordinator_here and not accepting:
                     log.warning("coordinator gone")
@@ -180,12 +182,10 @@ class Agent:
                 if self.job.task is not None and self.job.task.name == task:
                     log.info("withdrawn task=%s reason=%s", task, reason)
                 self._on(jobs.Withdrawn(task))
-            case Need(digest, indices):
-                self._serve(digest, indices)
-            case Later(digest, after_s) if any(offer.blob.digest == digest for offer in self._store.outbox()):
-                # A little later still, and not all who were told so at once. Meanwhile a Need may come.
-                self._offer_at = now + after_s * self._rng.uniform(1.0, 1.5)
-                self._offer_retry_s = FIRST_RETRY_S
+            case Need():
+                self._outgoing.serve(body)
+            case Later():
+                self._outgoing.later(body, now)
             case Chunk():
                 self._take(body, now)
             case Unavailable(digest, reason):
@@ -200,21 +200,11 @@ class Agent:
         if task.name == self._accepted_task:
             # An echo of what is done: the coordinator has the update, and said so.
             return
-        if any(offer.task == task.name for offer in self._store.outbox()):
-            # The work is done and waits for its receipt: the coordinator did not hear the offer.
-            self._offer_at, self._offer_retry_s = now, FIRST_RETRY_S
+        if self._outgoing.is_done(task.name):
+            # The work waits for its receipt: the coordinator did not hear the offer.
+            self._outgoing.begin(now)
             return
         self._on(jobs.Assigned(task))
-
-    def _serve(self, digest: bytes, indices: tuple[int, ...]) -> None:
-        if all(offer.blob.digest != digest for offer in self._store.outbox()):
-            self._link.send("up", Unavailable(digest, "not in the outbox"))
-            return
-        for index in indices:
-            data = self._store.blobs.read_chunk(digest, index)
-            if data is not None:
-                self._link.send("up/blob", Chunk(digest, index, data))
-                reached("agent.chunk-sent")
 
     def _lack(self, digest: bytes, reason: str) -> None:
         """A blob that the coordinator has no more: the task ends, unless there is another way to do it."""
@@ -239,32 +229,28 @@ class Agent:
         self._receiving = receiving
 
     def _settle(self, receipt: Receipt, now: float) -> None:
-        accepted = receipt.verdict == "accepted"
-        settled = self._store.settle(receipt.digest, receipt.task, accepted=accepted, reason=receipt.reason)
+        settled = self._outgoing.settle(receipt, now)
         if settled is None:
             return
-        if accepted:
+        if settled.accepted:
             self._accepted_task = receipt.task
-        level = logging.INFO if accepted else logging.WARNING
-        log.log(level, "update %s task=%s %s %s", receipt.verdict, receipt.task, receipt.reason, receipt.detail)
         if self.job.task is not None and self.job.task.name == receipt.task:
             self._on(jobs.Withdrawn(receipt.task))
-        self._offer_at, self._offer_retry_s = now, FIRST_RETRY_S
 
     # What is due
 
     def advance(self, now: float) -> float:
         """Does what is due and says in how many seconds something will be; 0 while there is work."""
-        if self._connected and now >= self._hello_at:
+        if self._connected and now >= self._hello.at:
             self._greet(now)
         if self.job.phase == "fetching":
             self._fetch(now)
         if self.job.phase == "training":
             self._train()
-        if self.job.phase == "packing" and now >= self._pack_at and not self._store.outbox():
+        if self.job.phase == "packing" and now >= self._pack_at and not self._outgoing.waiting:
             self._pack(now)
-        if self._connected and now >= self._offer_at:
-            self._offer(now)
+        if self._connected and now >= self._outgoing.due:
+            self._outgoing.offer(now)
         if self.job.phase == "idle" and now >= self._unload_at:
             self._workshop.unload()
             self._unload_at = NEVER
@@ -287,38 +273,16 @@ class Agent:
         if self.job.phase == "packing" and self._pack_at > now:
             due.append(self._pack_at)
         if self._connected:
-            due += [self._hello_at, self._offer_at]
+            due += [self._hello.at, self._outgoing.due]
             if self._receiving is not None and self.job.phase == "fetching":
                 due.append(self._receiving.ask_again_at)
         return max(0.0, min(due) - now)
 
     def _greet(self, now: float) -> None:
         task = self.job.task.name if self.job.task else None
-        waiting = len(self._store.outbox())
         backend, instance = self._settings.training.backend, self._store.instance
-        self._link.send("up", Hello(agent_version(), backend, task, waiting, self._memory_mib, instance))
-        self._hello_retry_s, self._hello_at = self._back_off(self._hello_retry_s, now)
-
-    def _offer(self, now: float) -> None:
-        outbox = self._store.outbox()
-        for offer in outbox:
-            if self._store.blobs.whole(offer.blob):
-                self._link.send("up", offer)
-                reached("agent.offer-sent")
-            else:
-                # Somebody removed or cut the file. Waiting for ever would hold back every later update.
-                log.error(
-                    "update lost task=%s: its payload is gone from %s, or cut short", offer.task, self._store.blobs.root
-                )
-                self._store.settle(offer.blob.digest, offer.task, accepted=False, reason="payload-gone")
-        if outbox:
-            self._offer_retry_s, self._offer_at = self._back_off(self._offer_retry_s, now)
-        else:
-            self._offer_at = NEVER
-
-    def _back_off(self, retry_s: float, now: float) -> tuple[float, float]:
-        """The next retry interval and time: doubled up to the limit, with half of it left to chance."""
-        return min(retry_s * 2, LONGEST_RETRY_S), now + retry_s * self._rng.uniform(0.5, 1.0)
+        self._link.send("up", Hello(agent_version(), backend, task, self._outgoing.waiting, self._memory_mib, instance))
+        self._hello.said(now, self._rng)
 
     def _fetch(self, now: float) -> None:
         task = self.job.task
@@ -384,7 +348,7 @@ class Agent:
             return
         if finished:
             self._on(jobs.Trained())
-        self._keep_progress("waiting" if finished and self._store.outbox() else "due")
+        self._keep_progress("waiting" if finished and self._outgoing.waiting else "due")
 
     def _keep_progress(self, because: Because) -> None:
         if self._progress is not None and self._training is not None:
@@ -415,7 +379,7 @@ class Agent:
             return
         log.info("update kept task=%s loss=%.4f train_s=%.3f", offer.task, offer.loss, offer.train_s)
         self._on(jobs.Packed())
-        self._offer_at, self._offer_retry_s = now, FIRST_RETRY_S
+        self._outgoing.begin(now)
         self._unload_at = now + self._settings.training.idle_unload_s
 
     # What the job table decides
@@ -425,16 +389,13 @@ class Agent:
         for decision in decisions:
             self._carry_out(decision)
 
-    def _promised(self) -> set[bytes]:
-        return {offer.blob.digest for offer in self._store.outbox()}
-
     def _carry_out(self, decision: jobs.Decision) -> None:
         match decision:
             case jobs.Remember(task):
                 log.info("task=%s round=%d codec=%s", task.name, task.round, task.codec)
                 self._store.remember_task(task)
                 reached("agent.task-remembered")
-                self._assets.keep_only_for(task, self._promised())
+                self._assets.keep_only_for(task, self._outgoing.digests())
             case jobs.Forget():
                 self._store.forget_task()
                 reached("agent.task-forgotten")

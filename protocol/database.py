@@ -70,6 +70,20 @@ def check_before_writing(path: Path, lost: str, check: Callable[[sqlite3.Connect
         raise damaged(path, "its names are not text", lost) from None
 
 
+@contextmanager
+def transaction(sql: sqlite3.Connection) -> Iterator[None]:
+    """All that is written inside, or nothing, on a connection that begins none by itself. It is durable at the end."""
+    sql.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        sql.execute("COMMIT")
+    except BaseException:
+        # A disk that is full may end the transaction by itself, or leave it open at COMMIT.
+        if sql.in_transaction:
+            sql.execute("ROLLBACK")
+        raise
+
+
 def sealed(data: bytes) -> bytes:
     """The bytes with their CRC-32 behind them."""
     return data + zlib.crc32(data).to_bytes(SEAL_BYTES, "little")

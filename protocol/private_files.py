@@ -5,6 +5,7 @@ import secrets
 import stat
 from pathlib import Path
 
+from protocol.disk import LOCAL
 from protocol.errors import ConfigurationError
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -35,16 +36,7 @@ def write_private(path: Path, data: bytes) -> None:
     except BaseException:
         half.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    LOCAL.sync(path.parent)
 
 
 def check_private(path: Path) -> None:

@@ -49,10 +49,10 @@ def test_an_audit_sees_what_is_lost_doubled_altered_or_left_lying_about(tmp_path
         store.execute("COMMIT")
     finally:
         store.close()
-    (tmp_path / "device-00" / "state" / "blobs" / "left.part").write_bytes(b"")
+    (tmp_path / "device-00" / "state" / "blobs" / "left.tmp").write_bytes(b"")
     after = examine(tmp_path)
     assert (after.lost, after.differing) == (1, 2)
-    assert "device-00/state/blobs/left.part" in after.strays
+    assert "device-00/state/blobs/left.tmp" in after.strays
     assert any(name.startswith("updates/") for name in after.strays)
 
     agent = sqlite3.connect(tmp_path / "device-00" / "state" / "agent.sqlite", isolation_level=None)

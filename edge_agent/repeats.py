@@ -1,0 +1,31 @@
+"""What is said again until it is answered, ever more rarely, and not by a whole fleet at once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+NEVER = float("inf")
+FIRST_RETRY_S = 2.0
+LONGEST_RETRY_S = 60.0
+
+
+@dataclass(slots=True)
+class Repeated:
+    """One such thing. at: when it is said next, on the caller's clock."""
+
+    at: float = NEVER
+    _retry_s: float = FIRST_RETRY_S
+
+    def begin(self, at: float) -> None:
+        """It is to be said at that time, for the first time."""
+        self.at, self._retry_s = at, FIRST_RETRY_S
+
+    def said(self, now: float, rng: np.random.Generator) -> None:
+        """It was said, and waits for its answer: for an interval of which half is left to chance, the next one twice as
+        long up to the limit."""
+        self.at = now + self._retry_s * rng.uniform(0.5, 1.0)
+        self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
+
+    def rest(self) -> None:
+        """There is nothing to say."""
+        self.at = NEVER
