@@ -21,7 +21,7 @@ from protocol.messages import Need, Offer, OptimizerSpec
 from protocol.transport import MemoryBroker
 from sparse.codecs import decode_update
 from tests.agent.fake_coordinator import FakeCoordinator
-from tests.agent.test_agent import Fleet
+from tests.agent.test_agent import Fleet, training_of
 from tests.tiny import CLASSES, TOTAL, write_bundle, write_shard
 
 ONES = np.ones(TOTAL, np.float32)
@@ -88,8 +88,8 @@ def test_what_is_frozen_does_not_move_whatever_the_optimiser(tmp_path: Path, nam
     fleet = made(tmp_path, variant="bias")
     wanted = DECAY if name == "sgd" else OptimizerSpec(name="adamw", weight_decay=0.1, proximal=0.1)
     fleet.coordinator.say(replace(fleet.coordinator.task(1, ONES, steps=10_000), optimizer=wanted))
-    fleet.until(lambda: fleet.agent._training is not None and fleet.agent._training.done >= 3)
-    training = fleet.agent._training
+    fleet.until(lambda: training_of(fleet) is not None and training_of(fleet).done >= 3)
+    training = training_of(fleet)
     assert training is not None
     trained = training.result().model
     assert trained[:WEIGHT].tobytes() == ONES[:WEIGHT].tobytes()
