@@ -133,9 +133,11 @@ def read_message(data: bytes) -> Order | Answer:
         said = cbor2.loads(data)
     except (ValueError, UnicodeDecodeError) as error:
         raise GarbledError(str(error)) from None
-    if not isinstance(said, list) or len(said) != 2 or said[0] not in _KINDS:
+    name, body = said if isinstance(said, list) and len(said) == 2 else (None, None)
+    kind = _KINDS.get(name) if isinstance(name, str) else None
+    if kind is None:
         raise GarbledError("it is of no known kind")
     try:
-        return read_record(_KINDS[said[0]], said[1])
+        return read_record(kind, body)
     except RecordError as error:
-        raise GarbledError(f"{said[0]}: {error}") from None
+        raise GarbledError(f"{name}: {error}") from None

@@ -39,7 +39,7 @@ def made(folder: Path, bundle: Bundle | None = None, **training: str) -> Fleet:
     return fleet
 
 
-def with_backends(folder: Path, names: Mapping[str, str]) -> Bundle:
+def with_backends(folder: Path, names: Mapping[str, str], role: str = "graph") -> Bundle:
     """The tiny bundle with backends that have a file each."""
     manifest = write_bundle(folder).manifest
     for path in names.values():
@@ -49,9 +49,7 @@ def with_backends(folder: Path, names: Mapping[str, str]) -> Bundle:
         for path in names.values()
         for data in [(folder / path).read_bytes()]
     ]
-    full = replace(
-        manifest.variants[0], backends={name: Backend({"graph": path}, "it") for name, path in names.items()}
-    )
+    full = replace(manifest.variants[0], backends={name: Backend({role: path}, "it") for name, path in names.items()})
     said = format_manifest(replace(manifest, files=(*manifest.files, *entries), variants=(full,)))
     (folder / MANIFEST_FILE).write_bytes(said)
     return open_bundle(folder)
@@ -88,7 +86,7 @@ def test_what_is_frozen_does_not_move_whatever_the_optimiser(tmp_path: Path, nam
     fleet = made(tmp_path, variant="bias")
     wanted = DECAY if name == "sgd" else OptimizerSpec(name="adamw", weight_decay=0.1, proximal=0.1)
     fleet.coordinator.say(replace(fleet.coordinator.task(1, ONES, steps=10_000), optimizer=wanted))
-    fleet.until(lambda: training_of(fleet) is not None and training_of(fleet).done >= 3)
+    fleet.until(lambda: (found := training_of(fleet)) is not None and found.done >= 3)
     training = training_of(fleet)
     assert training is not None
     trained = training.result().model
