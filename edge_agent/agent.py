@@ -16,14 +16,15 @@ from edge_agent.link import Link
 from edge_agent.masks import MaskShelf
 from edge_agent.memory import peak_mib
 from edge_agent.outgoing import Outgoing
-from edge_agent.progress import Because, Progress, clear
+from edge_agent.progress import clear
 from edge_agent.repeats import NEVER, Repeated
-from edge_agent.runtimes.backends import UnusableError
+from edge_agent.same_process import SameProcess
+from edge_agent.selector import Selector
 from edge_agent.settings import AgentSettings
 from edge_agent.store import AgentStore
-from edge_agent.training import DivergedError, LocalTraining
-from edge_agent.update import pack
-from edge_agent.workshop import Bench, Workshop, recipe_of
+from edge_agent.trainer import Broken, Facts, Finished, News, Ready, Refused, Trainer, Unusable
+from edge_agent.update import Work, pack
+from edge_agent.workshop import Workshop
 from protocol.disk import REMEDY, is_disk_trouble
 from protocol.errors import ConfigurationError, DamagedError, Rejection, SparsefleetError
 from protocol.failpoints import reached
@@ -46,7 +47,6 @@ from protocol.restraint import Restraint
 from protocol.topics import Topics
 from protocol.transfer import Receiving, ask, forget, receive
 from protocol.transport import Connected, Disconnected, Event, Incoming, Transport
-from sparse.codecs import parse_codec
 
 log = logging.getLogger("edge-agent")
 
@@ -64,7 +64,8 @@ class Agent:
     """One device of one fleet. `handle` takes what arrived, `advance` does what is due; both from one thread.
 
     memory_mib: what training may use here, which the coordinator is told; None where nobody knows. clock: in seconds,
-    for what training takes. peak: MiB that it took at the most.
+    for what training takes. peak: MiB that it took at the most. trainer: made of what holds the tasks' files; None
+    trains in this process.
     """
 
     def __init__(
@@ -77,17 +78,23 @@ class Agent:
         memory_mib: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         peak: Callable[[], float | None] = peak_mib,
+        trainer: Callable[[Assets], Trainer] | None = None,
     ) -> None:
         self._settings, self._store, self._rng, self._memory_mib = settings, store, rng, memory_mib
-        self._peak = peak
         self._topics = Topics(settings.fleet)
         self._link = Link(transport, self._topics, settings.device, store.boot)
         self._outgoing = Outgoing(store, self._link, rng)
         state, disk = store.blobs.root.parent, store.blobs.disk
-        self._workshop = Workshop(settings.data, base, state, settings.training, disk, clock)
+        selector = Selector(settings.training.backend, self._facts, state, disk)
         masks, variant = MaskShelf(state / "masks", disk), settings.training.variant
         catch_up = CatchUp(store.blobs, self._outgoing.digests)
-        self._assets = Assets(state / "bundles", store.blobs, masks, catch_up, variant, self._workshop.selected)
+        assets = Assets(state / "bundles", store.blobs, masks, catch_up, variant, selector.selected)
+        if trainer is None:
+            workshop = Workshop(settings.data, base, state, settings.training, disk, clock)
+            self._trainer: Trainer = SameProcess(workshop, assets, settings.training, peak)
+        else:
+            self._trainer = trainer(assets)
+        self._selector, self._assets = selector, assets
         self._connected, self._outage_logged = False, False
         self._epoch: int | None = None
         self._spread_s = 0.0
@@ -96,9 +103,10 @@ class Agent:
         self._hello = Repeated()
         self._pack_at, self._unload_at = 0.0, NEVER
         self._receiving: Receiving | None = None
-        self._bench: Bench | None = None
-        self._training: LocalTraining | None = None
-        self._progress: Progress | None = None
+        # What the trainer says of the task in hand, once it has begun it.
+        self._begun, self._loaded = False, False
+        self._ready: Ready | None = None
+        self._finished: Finished | None = None
         self._accepted_task = ""
         self.job = jobs.Job()
         self.rejected = 0
@@ -111,6 +119,15 @@ class Agent:
     @property
     def sent_bytes(self) -> int:
         return self._link.sent_bytes
+
+    @property
+    def status(self) -> str:
+        """What it is at, in a few words."""
+        task = "" if self.job.task is None else f" task={self.job.task.name}"
+        return f"{self.job.phase}{task}{'' if self._connected else ', no connection to the broker'}"
+
+    def _facts(self) -> Facts:
+        return self._trainer.facts()
 
     # What arrives
 
@@ -243,33 +260,43 @@ class Agent:
         """Does what is due and says in how many seconds something will be; 0 while there is work."""
         if self._connected and now >= self._hello.at:
             self._greet(now)
-        if self.job.phase == "fetching":
+        if self.job.phase == "fetching" and not self._begun:
             self._fetch(now)
-        if self.job.phase == "training":
-            self._train()
+        for news in self._trainer.work(SLICE_S):
+            self._hear(news)
         if self.job.phase == "packing" and now >= self._pack_at and not self._outgoing.waiting:
             self._pack(now)
         if self._connected and now >= self._outgoing.due:
             self._outgoing.offer(now)
-        if self.job.phase == "idle" and now >= self._unload_at:
-            self._workshop.unload()
-            self._unload_at = NEVER
-            log.info("idle: runtime and data unloaded")
+        self._rest(now)
         return self._wait(now)
+
+    def _rest(self, now: float) -> None:
+        """Lets go of runtime and data after a while without work, whatever became of it."""
+        if self.job.phase != "idle":
+            self._loaded, self._unload_at = True, NEVER
+        elif self._loaded and self._unload_at == NEVER:
+            self._unload_at = now + self._settings.training.idle_unload_s
+        if self._loaded and now >= self._unload_at:
+            self._trainer.unload()
+            self._loaded, self._unload_at = False, NEVER
+            log.info("idle: runtime and data unloaded")
 
     def stop(self) -> None:
         """Says goodbye, and keeps what was trained; nothing else on disk changes."""
-        self._keep_progress("stopping")
+        self._trainer.close()
         self._link.send("state", DeviceState("gone"), retain=True)
 
     def fail(self, reason: str, detail: str) -> None:
         """Gives the task in hand back after a fault of our own, so that the fleet does not wait for it."""
+        # Where the disk does not even take this, it is begun anew.
+        self._begun = False
         self._on(jobs.Stopped("failed", reason, detail))
 
     def _wait(self, now: float) -> float:
-        if self.job.phase == "training" or (self.job.phase == "fetching" and self._receiving is None):
+        if self.job.phase == "fetching" and self._receiving is None and not self._begun:
             return 0.0
-        due = [self._unload_at]
+        due = [self._unload_at, now + self._trainer.wait_s()]
         if self.job.phase == "packing" and self._pack_at > now:
             due.append(self._pack_at)
         if self._connected:
@@ -299,7 +326,7 @@ class Agent:
                 self._on(jobs.Stopped("refused", missing.reason, missing.detail))
                 return
             if not missing:
-                self._prepare(task)
+                self._begin(task)
                 return
             self._receiving = self._store.blobs.resume(missing[0])
             if self._receiving.complete:
@@ -311,58 +338,58 @@ class Agent:
                 reached("agent.transfer-checkpointed")
                 self._link.send("up", need)
 
-    def _prepare(self, task: Task) -> None:
+    def _begin(self, task: Task) -> None:
+        """All that the task needs is on this disk."""
         try:
-            if parse_codec(task.codec).selection == "mask" and task.mask is None:
-                raise ValueError(f"codec: {task.codec} needs a mask, and the task has none")
-            bundle = self._assets.bundle(task)
-            model = self._assets.model(task, bundle.manifest)
-            self._bench = self._workshop.bench(bundle, self._assets.variant_of(task), model, task.model.digest)
-            shared = self._assets.shared(task, bundle.manifest)
-            recipe, wanted = recipe_of(task, shared), self._settings.training
-            self._progress = Progress(
-                *(self._store.blobs, task, bundle, self._bench, recipe, shared), wanted.checkpoint_s, wanted.threads
-            )
-            self._training = self._workshop.begin(self._bench, recipe, model, shared, self._progress.found())
-        except UnusableError as error:
-            # Still fetching: the next backend's files are what is missing now.
-            log.warning("backend=%s is not usable, another is tried: %s", error.backend, error)
+            variant, manifest = self._assets.variant_of(task), self._assets.manifest(task)
+            self._trainer.begin(task, self._selector.selected(manifest, task.manifest.digest, variant))
         except ConfigurationError as error:
-            self._refuse(task, error.reason, error)
-        except ValueError as error:
-            self._refuse(task, "task", error)
+            self._refuse(task, error.reason, str(error))
         else:
-            self._on(jobs.Prepared())
+            self._begun = True
 
-    def _refuse(self, task: Task, reason: str, error: Exception) -> None:
-        log.error("task=%s refused: %s", task.name, error)
-        self._on(jobs.Stopped("refused", reason, str(error)))
+    def _hear(self, news: News) -> None:
+        """What the trainer says of the task in hand."""
+        task = self.job.task
+        assert task is not None
+        match news:
+            case Ready():
+                self._ready = news
+                self._on(jobs.Prepared())
+            case Unusable(backend, _, detail):
+                variant, manifest = self._assets.variant_of(task), self._assets.manifest(task)
+                none_left = self._selector.fail(manifest, task.manifest.digest, variant, news)
+                if none_left is not None:
+                    self._refuse(task, none_left.reason, str(none_left))
+                    return
+                # The next backend's files are what is missing now.
+                log.warning("backend=%s is not usable, another is tried: %s", backend, detail)
+                self._begun = False
+            case Refused(reason, detail):
+                self._refuse(task, reason, detail)
+            case Broken(reason, detail):
+                log.error("task=%s failed: %s", task.name, detail)
+                self._on(jobs.Stopped("failed", reason, detail))
+            case Finished():
+                self._finished = news
+                self._on(jobs.Trained())
+                if self._outgoing.waiting:
+                    self._trainer.keep("waiting")
 
-    def _train(self) -> None:
-        assert self._training is not None
-        try:
-            finished = self._training.advance(SLICE_S)
-        except DivergedError as error:
-            log.error("%s", error)
-            self._on(jobs.Stopped("failed", "diverged", str(error)))
-            return
-        if finished:
-            self._on(jobs.Trained())
-        self._keep_progress("waiting" if finished and self._outgoing.waiting else "due")
-
-    def _keep_progress(self, because: Because) -> None:
-        if self._progress is not None and self._training is not None:
-            self._progress.keep(self._training, because)
+    def _refuse(self, task: Task, reason: str, detail: str) -> None:
+        log.error("task=%s refused: %s", task.name, detail)
+        self._on(jobs.Stopped("refused", reason, detail))
 
     def _pack(self, now: float) -> None:
-        task, bench, training = self.job.task, self._bench, self._training
+        task, ready, finished, assets = self.job.task, self._ready, self._finished, self._assets
         assert task is not None
-        assert bench is not None
-        assert training is not None
-        most_missed = self._settings.training.residual_rounds
+        assert ready is not None
+        assert finished is not None
         try:
-            base, shared = self._assets.model(task, bench.manifest), self._assets.shared(task, bench.manifest)
-            offer = pack(self._store, task, bench, base, training.result(), most_missed, shared, self._peak)
+            manifest = assets.manifest(task)
+            base, shared = assets.model(task, manifest), assets.shared(task, manifest)
+            work = Work(manifest, assets.variant_of(task), ready.examples, base, shared, finished.peak_mib)
+            offer = pack(self._store, task, work, finished.trained, self._settings.training.residual_rounds)
         except (OSError, sqlite3.Error) as error:
             if not is_disk_trouble(error):
                 raise
@@ -380,7 +407,6 @@ class Agent:
         log.info("update kept task=%s loss=%.4f train_s=%.3f", offer.task, offer.loss, offer.train_s)
         self._on(jobs.Packed())
         self._outgoing.begin(now)
-        self._unload_at = now + self._settings.training.idle_unload_s
 
     # What the job table decides
 
@@ -399,13 +425,12 @@ class Agent:
             case jobs.Forget():
                 self._store.forget_task()
                 reached("agent.task-forgotten")
-                if self._progress is not None:
-                    self._progress.drop()
-                self._receiving = self._training = self._bench = self._progress = None
+                self._trainer.drop()
+                self._receiving = self._ready = self._finished = None
+                self._begun = False
             case jobs.Report(task_name, state, reason, detail):
-                bench = self._bench if state == "accepted" else None
-                examples = len(bench.dataset) if bench else 0
-                backend = bench.choice.engine.name if bench else ""
+                ready = self._ready if state == "accepted" else None
+                examples, backend = (ready.examples, ready.backend) if ready else (0, "")
                 self._link.send("up", TaskReport(task_name, state, examples, backend, reason, detail[:2000]))
             case jobs.Fetch() | jobs.Train() | jobs.Pack():
                 # The next `advance` sees the phase and does it.

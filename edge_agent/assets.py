@@ -104,6 +104,10 @@ class Assets:
         named = any(step.blob.digest == digest for step in task.differences)
         return named and self.catch_up.give_up(task, why)
 
+    def manifest(self, task: Task) -> Manifest:
+        """The task's manifest as its variant sees it. Raises BundleError where it is no longer what was fetched."""
+        return narrowed(self._manifest(task), self.variant_of(task))
+
     def bundle(self, task: Task) -> Bundle:
         """The task's bundle as its variant sees it, in its own folder; assembled on first use. Raises BundleError when
         it does not fit."""

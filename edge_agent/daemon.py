@@ -13,6 +13,8 @@ import numpy as np
 
 from edge_agent import settings as agent_settings
 from edge_agent.agent import Agent
+from edge_agent.child import ChildTrainer
+from edge_agent.child_process import launcher
 from edge_agent.identity import Identity, credentials, load_identity
 from edge_agent.link import last_will
 from edge_agent.memory import available_mib
@@ -24,6 +26,7 @@ from protocol.disk import REMEDY, disk_named, is_disk_trouble
 from protocol.errors import ConfigurationError, DamagedError
 from protocol.failpoints import install_from
 from protocol.mqtt import MqttSettings, MqttTransport, parse_url
+from protocol.notify import Notifier
 from protocol.restraint import Restraint
 from protocol.topics import Topics
 from protocol.transport import Transport
@@ -65,13 +68,13 @@ def run(config: Path, backend: str | None = None) -> int:
     install_from(os.environ)
     settings = agent_settings.load(config, backend)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    signals = _Signals()
+    signals, notifier = _Signals(), Notifier(os.environ)
     folder = agent_settings.state_folder(settings, config)
     with damage_named(folder / FILE, LOST):
-        return _run(settings, config, folder, signals)
+        return _run(settings, config, folder, signals, notifier)
 
 
-def _run(settings: AgentSettings, config: Path, folder: Path, signals: _Signals) -> int:
+def _run(settings: AgentSettings, config: Path, folder: Path, signals: _Signals, notifier: Notifier) -> int:
     rng = np.random.default_rng()
     address = parse_url(settings.broker.url)
     identity = _identity(settings, folder) if address.tls else None
@@ -97,11 +100,14 @@ def _run(settings: AgentSettings, config: Path, folder: Path, signals: _Signals)
     )
     # Once: what the agent takes itself while it trains must not count against it.
     memory_mib = available_mib(settings.limits.memory_mib)
-    agent = Agent(settings, config.parent, store, transport, rng, memory_mib)
+    launch = launcher(settings, config.parent, folder, transport.wake)
+    child = None if settings.training.process == "same" else lambda assets: ChildTrainer(assets, launch)
+    agent = Agent(settings, config.parent, store, transport, rng, memory_mib, trainer=child)
     renewal = None if identity is None else Renewal(identity, folder, rng, renew_command(config))
     try:
-        _loop(agent, transport, signals, renewal)
+        _loop(agent, transport, signals, renewal, notifier)
     finally:
+        notifier.stopping()
         if renewal is not None:
             renewal.close()
         agent.stop()
@@ -122,15 +128,25 @@ def _identity(settings: AgentSettings, state: Path) -> Identity:
     return identity
 
 
-def _loop(agent: Agent, transport: Transport, signals: _Signals, renewal: Renewal | None = None) -> None:
-    restraint = Restraint()
+def _loop(
+    agent: Agent,
+    transport: Transport,
+    signals: _Signals,
+    renewal: Renewal | None = None,
+    notifier: Notifier | None = None,
+) -> None:
+    restraint, notifier = Restraint(), notifier or Notifier({})
+    notifier.ready()
     while not signals.received():
         try:
             if renewal is not None:
                 renewal.check(time.time(), time.monotonic())
             wait = min(agent.advance(time.monotonic()), LONGEST_WAIT_S if renewal is None else renewal.wait_s)
+            # Here alone: a turn that broke is no progress. Of a child that trains, the agent itself sees whether it is.
+            notifier.alive()
+            notifier.status(agent.status)
             signals.waiting = wait > 0
-            event = None if signals.received() else transport.poll(min(wait, LONGEST_WAIT_S))
+            event = None if signals.received() else transport.poll(min(wait, LONGEST_WAIT_S, notifier.wait_s))
             signals.waiting = False
             if event is not None:
                 agent.handle(event, time.monotonic())

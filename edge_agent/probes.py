@@ -13,6 +13,11 @@ FILE = "probes.json"
 MAX_BYTES = 1 << 16
 
 
+def compared_by(runtime: str, variant: str) -> str:
+    """What a verdict is of, besides the bundle: each variant has graphs of its own."""
+    return f"{runtime}, variant {variant}"
+
+
 def recall(state: Path, bundle: bytes, runtime: str, disk: Disk = LOCAL) -> dict[str, str]:
     """The verdicts on this bundle's backends with this runtime; none where the file says nothing of them."""
     path = state / FILE

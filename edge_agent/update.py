@@ -1,43 +1,45 @@
 """From local result to update: difference, error feedback, codec, and into the outbox in one transaction."""
 
 import logging
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-from edge_agent.memory import peak_mib
 from edge_agent.runtimes.engine import Vector
 from edge_agent.store import AgentStore
 from edge_agent.training import Trained
-from edge_agent.workshop import Bench
 from protocol.failpoints import reached
 from protocol.layout import layout_of, take
+from protocol.manifest import Manifest
 from protocol.messages import Offer, Task
 from sparse.codecs import Shared, encode_update, parse_codec
 
 log = logging.getLogger("edge-agent")
 
 
-def pack(
-    store: AgentStore,
-    task: Task,
-    bench: Bench,
-    base: Vector,
-    trained: Trained,
-    most_missed: int,
-    shared: Shared | None = None,
-    peak: Callable[[], float | None] = peak_mib,
-) -> Offer:
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What an update was trained with. manifest: as the variant sees it. base: float32[total], the model that the task
+    started from. shared: of a task under a mask. peak_mib: MiB that training took at the most, where it is known."""
+
+    manifest: Manifest
+    variant: str
+    examples: int
+    base: Vector
+    shared: Shared | None = None
+    peak_mib: float | None = None
+
+
+def pack(store: AgentStore, task: Task, work: Work, trained: Trained, most_missed: int) -> Offer:
     """Puts the update of a finished task in the outbox, whose residual must be settled before.
 
-    base: float32[total], the model the task started from. The payload is on disk before the outbox names it; a kill
-    in between leaves a blob that nothing names and the next task clears away. most_missed: as in `carried_on`.
-    shared: of a task under a mask. peak: MiB that training took at the most.
+    The payload is on disk before the outbox names it; a kill in between leaves a blob that nothing names and the next
+    task clears away. most_missed: as in `carried_on`.
     """
-    layout = layout_of(bench.manifest, bench.variant)
+    layout = layout_of(work.manifest, work.variant)
     # What was left unsent of a tier's update belongs to the channels that its model was cut from.
     key = layout.digest + (task.channels or b"")
-    delta = np.subtract(trained.model, base)
+    delta = np.subtract(trained.model, work.base)
     parameters, buffers = take(delta, layout.parameters), take(delta, layout.buffers)
     residual = carried_on(store, key, layout.n_parameters, task, most_missed)
     if task.channels is not None and store.has_other_residual(key):
@@ -51,7 +53,7 @@ def pack(
         residual,
         spec,
         layout.digest,
-        shared,
+        work.shared,
         trained.gradient,
         layout.shapes,
         task.seed % (1 << 32),  # the coordinator's, of this round and device
@@ -65,13 +67,13 @@ def pack(
         update_boot=store.boot,
         update_sequence=store.next_sequence(),
         base=task.model.digest,
-        examples=len(bench.dataset),
+        examples=work.examples,
         steps=trained.steps,
         loss=trained.loss,
         train_s=trained.seconds,
         codec=task.codec,
-        variant=bench.variant,
-        peak_mib=peak(),
+        variant=work.variant,
+        peak_mib=work.peak_mib,
     )
     store.keep_update(offer, key, residual)
     return offer

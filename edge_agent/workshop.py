@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.data import Dataset, DataSettings, load
-from edge_agent.probes import recall, remember
-from edge_agent.runtimes.backends import Choice, Selection, UnusableError, open_selected, runtime_name, select
+from edge_agent.probes import compared_by, recall, remember
+from edge_agent.runtimes.backends import Choice, Selection, open_selected, runtime_name
 from edge_agent.runtimes.engine import Vector
 from edge_agent.runtimes.optimizers import OptimizerSettings
 from edge_agent.settings import TrainingSettings
 from edge_agent.training import LocalTraining, Recipe, TrainingState
 from protocol.bundle import Bundle
 from protocol.disk import LOCAL, Disk
-from protocol.errors import ConfigurationError
 from protocol.manifest import Manifest
 from protocol.messages import Task
 from protocol.records import write_record
@@ -33,11 +32,13 @@ FIXED = SparseRule("static", 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """All that the tasks of one variant of a bundle share. manifest: as the variant sees it."""
+    """All that the tasks of one variant of a bundle share. manifest: as the variant sees it. selected: the backend's
+    name, which the engine's own is but in tests."""
 
     digest: bytes
     manifest: Manifest
     variant: str
+    selected: str
     choice: Choice
     dataset: Dataset
 
@@ -58,57 +59,31 @@ class Workshop:
         self._data, self._base, self._state, self._training = data, base, state, training
         self._disk, self._clock = disk, clock
         self._bench: Bench | None = None
-        self._failed: dict[tuple[bytes, str], dict[str, str]] = {}
 
-    @property
-    def loaded(self) -> bool:
-        return self._bench is not None
-
-    def selected(self, manifest: Manifest, bundle: bytes, variant: str) -> Selection:
-        """The backend for a variant of a bundle, by manifest and digest. Raises ConfigurationError when none serves."""
-        failed = dict(self._failed.get((bundle, variant), {}))
-        if manifest.reference is not None:
-            known = recall(self._state, bundle, _compared_by(variant), self._disk)
-            failed |= {name: said for name, said in known.items() if said}
-        return select(manifest, self._training.backend, variant, failed)
-
-    def bench(self, bundle: Bundle, variant: str, model: Vector, digest: bytes) -> Bench:
+    def bench(self, bundle: Bundle, variant: str, selected: Selection, model: Vector, digest: bytes) -> Bench:
         """Runtime and data for a variant of a bundle, whose manifest is as the variant sees it. Raises
-        ConfigurationError when either cannot serve, and UnusableError when the selected backend cannot but there is
-        another one: `selected` names it, and its files may still be missing.
+        ConfigurationError when the data cannot serve, and UnusableError when the selected backend cannot.
 
         model, digest: float32[total] that the task starts from. Where it is the exported one, backends are compared
         with torch's recorded step, and what comes of it is remembered.
         """
-        if self._bench is None or (self._bench.digest, self._bench.variant) != (bundle.digest, variant):
-            self._bench = None
+        wanted, held = (bundle.digest, variant, selected.name), self._bench
+        if held is None or (held.digest, held.variant, held.selected) != wanted:
+            self._bench = held = None
             dataset = load(self._data, bundle.manifest, self._base)
-            choice = self._open(bundle, variant, model, digest)
+            choice = self._compared(bundle, variant, selected, model, digest)
             log.info(
                 "backend=%s variant=%s examples=%d why=%r", choice.engine.name, variant, len(dataset), choice.reason
             )
-            self._bench = Bench(bundle.digest, bundle.manifest, variant, choice, dataset)
-        return self._bench
-
-    def _open(self, bundle: Bundle, variant: str, model: Vector, digest: bytes) -> Choice:
-        selected = self.selected(bundle.manifest, bundle.digest, variant)
-        try:
-            return self._compared(bundle, variant, selected, model, digest)
-        except UnusableError as error:
-            self._failed.setdefault((bundle.digest, variant), {})[error.backend] = str(error)
-            try:
-                self.selected(bundle.manifest, bundle.digest, variant)
-            except ConfigurationError as none_left:
-                # The next task tries again: what was missing may have been installed.
-                del self._failed[bundle.digest, variant]
-                raise error.kind(str(none_left)) from error
-            raise
+            self._bench = held = Bench(bundle.digest, bundle.manifest, variant, selected.name, choice, dataset)
+        return held
 
     def _compared(self, bundle: Bundle, variant: str, selected: Selection, model: Vector, digest: bytes) -> Choice:
         reference, threads = bundle.manifest.reference, self._training.threads
         if reference is None:
             return open_selected(bundle, selected, threads, variant)
-        known = recall(self._state, bundle.digest, _compared_by(variant), self._disk)
+        by = compared_by(runtime_name(), variant)
+        known = recall(self._state, bundle.digest, by, self._disk)
         verdicts = dict(known)
         start = model if digest.hex() == reference.model else None
         try:
@@ -116,7 +91,7 @@ class Workshop:
         finally:
             # Also when it was not usable: in a later round there is nothing to compare with.
             if verdicts != known:
-                remember(self._state, bundle.digest, _compared_by(variant), verdicts, self._disk)
+                remember(self._state, bundle.digest, by, verdicts, self._disk)
 
     def begin(
         self,
@@ -146,7 +121,7 @@ class Workshop:
         """Lets go of runtime and data, so that an idle agent is small again."""
         self._bench = None
         gc.collect()
-        _return_memory()
+        return_memory()
 
 
 def recipe_of(task: Task, shared: Shared | None = None) -> Recipe:
@@ -171,12 +146,8 @@ def _mask_of(shared: Shared | None) -> Mask | None:
     return None if shared is None or shared.mask.all() else shared.mask
 
 
-def _compared_by(variant: str) -> str:
-    """What a verdict is of, besides the bundle: each variant has graphs of its own."""
-    return f"{runtime_name()}, variant {variant}"
-
-
-def _return_memory() -> None:
+def return_memory() -> None:
+    """Gives what was freed back to the system."""
     # glibc keeps freed memory for itself; an idle agent gives it back to the board. Other C libraries lack this call.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -17,15 +17,16 @@ _RESTORE = "restore the state folder from a backup, or start with a new one"
 
 
 class BlobStore:
-    """A folder of blobs. `limit_bytes` bounds what partial and whole blobs may take together."""
+    """A folder of blobs. `limit_bytes` bounds what partial and whole blobs may take together. sweep: whether to remove
+    what a killed process left half written, which only the process that the folder belongs to may."""
 
-    def __init__(self, root: Path, limit_bytes: int, disk: Disk = LOCAL) -> None:
+    def __init__(self, root: Path, limit_bytes: int, disk: Disk = LOCAL, *, sweep: bool = True) -> None:
         self.root = root
         self.limit_bytes = limit_bytes
         self.disk = disk
         disk.make_folder(root)
         names = disk.names(root)
-        for name in names:
+        for name in names if sweep else ():
             # A kill may leave the bitmap of a transfer that had just ended; nothing else would ever remove it.
             lonely = name.endswith(".have") and f"{name.removesuffix('.have')}.part" not in names
             if name.endswith(".tmp") or lonely:

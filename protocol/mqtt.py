@@ -10,6 +10,7 @@ import queue
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -126,6 +127,7 @@ class MqttTransport:
         self._give_up_at = 0.0
         self._unacknowledged: int | None = None
         self._closed = False
+        self._woken = threading.Event()
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
         """See `Transport.publish`. Too much is MAX_OUTSTANDING messages."""
@@ -148,8 +150,17 @@ class MqttTransport:
             elif self._session is not None and self._connected_at is None and now >= self._give_up_at:
                 return self._lost(f"no answer from {self._settings.address.url} within {SETUP_S:.0f} s", now)
             event = self._next(min(deadline, self._wake_at()) - now)
-            if event is not None or time.monotonic() >= deadline:
+            if event is not None or self._woken.is_set() or time.monotonic() >= deadline:
+                self._woken.clear()
                 return event
+
+    def wake(self) -> None:
+        """Has `poll` return at once, now or when it is called next. From any thread."""
+        # In this order: whoever polls sets the session first, and looks for the flag then.
+        self._woken.set()
+        session = self._session
+        if session is not None:
+            session.nudge()
 
     def close(self) -> None:
         """Leaves without the will, once what was published is written to the socket, within JOIN_S."""
@@ -168,10 +179,10 @@ class MqttTransport:
 
     def _next(self, wait_s: float) -> Event | None:
         if self._session is None:
-            time.sleep(max(0.0, wait_s))
+            self._woken.wait(max(0.0, wait_s))
             return None
         try:
-            happened = self._session.events.get(timeout=max(wait_s, 0.0))
+            happened = self._session.events.get(timeout=0.0 if self._woken.is_set() else max(wait_s, 0.0))
         except queue.Empty:
             return None
         match happened:
@@ -183,6 +194,8 @@ class MqttTransport:
                 return happened
             case Disconnected(reason):
                 return self._lost(reason, time.monotonic())
+            case _Nudge():
+                return None
 
     def _lost(self, reason: str, now: float) -> Disconnected:
         """Drops the session with all that is left in its queue, and sets the time of the next attempt."""
@@ -217,12 +230,16 @@ class _Arrived:
     mid: int | None
 
 
+class _Nudge:
+    """Nothing happened; whoever polls is to look elsewhere."""
+
+
 class _Session:
     """One connection attempt and, if it succeeds, one connection. Its queue is its own: whoever drops the session drops
     everything it might still say. The last thing in the queue is always Disconnected."""
 
     def __init__(self, settings: MqttSettings, filters: tuple[str, ...], will: Will | None) -> None:
-        self.events: queue.Queue[_Arrived | Connected | Disconnected] = queue.Queue(MAX_UNREAD)
+        self.events: queue.Queue[_Arrived | Connected | Disconnected | _Nudge] = queue.Queue(MAX_UNREAD)
         self.client = _make_client(settings, will)
         self.client.on_connect = self._on_connect
         self.client.on_subscribe = self._on_subscribe
@@ -236,6 +253,11 @@ class _Session:
         self._reason = ""
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{settings.client_id}", daemon=True)
         self._thread.start()
+
+    def nudge(self) -> None:
+        """Ends a wait for the queue. One that is full ends it by itself."""
+        with suppress(queue.Full):
+            self.events.put_nowait(_Nudge())
 
     def leave(self) -> None:
         """Asks the broker to forget the will and the thread to end. Nothing more is read from the queue."""

@@ -66,19 +66,24 @@ BACKENDS: Mapping[str, BackendEntry] = {
 
 
 def select(
-    manifest: Manifest, wanted: str = AUTO, variant: str = FULL, failed: Mapping[str, str] = MappingProxyType({})
+    manifest: Manifest,
+    wanted: str = AUTO,
+    variant: str = FULL,
+    failed: Mapping[str, str] = MappingProxyType({}),
+    installed: Mapping[str, str] | None = None,
 ) -> Selection:
     """The wanted backend, or with "auto" the first that the bundle holds and this machine runs; nothing is opened.
 
-    failed: what is known to be wrong with backends that were tried; they are passed over. Raises ConfigurationError
-    naming every backend considered, why it is not usable and what to do.
+    failed: what is known to be wrong with backends that were tried; they are passed over. installed: what `refusals`
+    said where the backend is to run; None asks this process, which loads a runtime. Raises ConfigurationError naming
+    every backend considered, why it is not usable and what to do.
     """
     if wanted != AUTO and wanted not in BACKENDS:
         raise ConfigurationError(f"backend: {wanted!r} is unknown; use {AUTO!r} or one of {', '.join(BACKENDS)}")
     graphs = manifest.variant(variant).backends
     refused: dict[str, str] = {}
     for name in BACKENDS if wanted == AUTO else (wanted,):
-        reason = why_not(name, graphs) or failed.get(name)
+        reason = why_not(name, graphs, installed) or failed.get(name)
         if not reason:
             return Selection(name, _why(wanted, refused))
         refused[name] = reason
@@ -168,11 +173,16 @@ def held(bundle: Bundle, variant: str) -> dict[str, Mapping[str, str]]:
     return {name: backend.files for name, backend in bundle.manifest.variant(variant).backends.items()}
 
 
-def why_not(name: str, graphs: Mapping[str, object]) -> str | None:
+def why_not(name: str, graphs: Mapping[str, object], installed: Mapping[str, str] | None = None) -> str | None:
     """Why a bundle with these graphs is not run by this backend here, with the remedy, or None if it may be."""
     if name not in graphs:
         return f"the bundle holds no graphs for it, only for {', '.join(graphs)}; export it with this backend"
-    return BACKENDS[name].why_not()
+    return BACKENDS[name].why_not() if installed is None else installed.get(name)
+
+
+def refusals() -> dict[str, str]:
+    """The backends that do not run here, whatever the bundle: each with the reason and remedy."""
+    return {name: reason for name, entry in BACKENDS.items() if (reason := entry.why_not()) is not None}
 
 
 def _recorded(bundle: Bundle, model: Vector | None) -> tuple[Record, Vector] | None:

@@ -11,8 +11,10 @@ import pytest
 from edge_agent.agent import Agent
 from edge_agent.data import Dataset, DataSettings
 from edge_agent.link import last_will
+from edge_agent.same_process import SameProcess
 from edge_agent.settings import AgentSettings, BrokerSettings, TrainingSettings
 from edge_agent.store import AgentStore
+from edge_agent.training import LocalTraining
 from protocol.layout import layout_of
 from protocol.messages import (
     TWO_AGENTS,
@@ -83,6 +85,13 @@ class Fleet:
         self.broker.cut(DEVICE)
         self.store.close()
         self.start(self.folder)
+
+
+def training_of(fleet: Fleet) -> LocalTraining | None:
+    """The local steps of the task in hand, which these agents take in their own process."""
+    trainer = fleet.agent._trainer
+    assert isinstance(trainer, SameProcess)
+    return trainer.training
 
 
 @pytest.fixture

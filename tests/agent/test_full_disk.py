@@ -17,7 +17,7 @@ from protocol.errors import SparsefleetError
 from protocol.messages import Offer, TaskReport
 from protocol.transport import MemoryBroker
 from tests.agent.fake_coordinator import FakeCoordinator
-from tests.agent.test_agent import Fleet
+from tests.agent.test_agent import Fleet, training_of
 from tests.tiny import TOTAL, write_bundle, write_shard
 
 ZEROS = np.zeros(TOTAL, np.float32)
@@ -84,7 +84,7 @@ def test_an_agent_whose_disk_is_full_for_a_while_delivers_its_task_after_all(fle
 
 def test_a_finished_update_waits_for_room_and_is_not_given_back(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
     fleet.coordinator.say(fleet.coordinator.task(1, ZEROS, steps=3))
-    fleet.until(lambda: fleet.agent.job.phase == "training" and fleet.agent._training.done == 2)  # type: ignore[union-attr]
+    fleet.until(lambda: fleet.agent.job.phase == "training" and training_of(fleet).done == 2)  # type: ignore[union-attr]
     with full_disk():
         for _ in range(40):
             turn(fleet)

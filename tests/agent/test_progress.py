@@ -14,7 +14,7 @@ from protocol.disk import Disk
 from protocol.messages import Offer, OptimizerSpec, Task, Withdraw
 from protocol.transport import MemoryBroker
 from tests.agent.fake_coordinator import FakeCoordinator
-from tests.agent.test_agent import Fleet
+from tests.agent.test_agent import Fleet, training_of
 from tests.agent.test_masks import task_of
 from tests.tiny import TOTAL, write_bundle, write_shard
 
@@ -80,7 +80,7 @@ def checkpoints(fleet: Fleet) -> list[Path]:
 
 def at_step(fleet: Fleet, number: int) -> None:
     def there() -> bool:
-        training = fleet.agent._training
+        training = training_of(fleet)
         return training is not None and training.done >= number
 
     fleet.until(there)
@@ -211,7 +211,7 @@ def test_an_orderly_end_keeps_what_was_trained(fleet: Fleet, caplog: pytest.LogC
     caplog.set_level("INFO")
     fleet.coordinator.say(fleet.coordinator.task(1, MODEL, steps=10_000))
     at_step(fleet, 5)
-    training = fleet.agent._training
+    training = training_of(fleet)
     assert training is not None
     training._seconds = 30.0  # half of the way to the first checkpoint
     done = training.done

@@ -21,7 +21,7 @@ from protocol.messages import Need, Offer, OptimizerSpec
 from protocol.transport import MemoryBroker
 from sparse.codecs import decode_update
 from tests.agent.fake_coordinator import FakeCoordinator
-from tests.agent.test_agent import Fleet
+from tests.agent.test_agent import Fleet, training_of
 from tests.tiny import CLASSES, TOTAL, write_bundle, write_shard
 
 ONES = np.ones(TOTAL, np.float32)
@@ -39,7 +39,7 @@ def made(folder: Path, bundle: Bundle | None = None, **training: str) -> Fleet:
     return fleet
 
 
-def with_backends(folder: Path, names: Mapping[str, str]) -> Bundle:
+def with_backends(folder: Path, names: Mapping[str, str], role: str = "graph") -> Bundle:
     """The tiny bundle with backends that have a file each."""
     manifest = write_bundle(folder).manifest
     for path in names.values():
@@ -49,9 +49,7 @@ def with_backends(folder: Path, names: Mapping[str, str]) -> Bundle:
         for path in names.values()
         for data in [(folder / path).read_bytes()]
     ]
-    full = replace(
-        manifest.variants[0], backends={name: Backend({"graph": path}, "it") for name, path in names.items()}
-    )
+    full = replace(manifest.variants[0], backends={name: Backend({role: path}, "it") for name, path in names.items()})
     said = format_manifest(replace(manifest, files=(*manifest.files, *entries), variants=(full,)))
     (folder / MANIFEST_FILE).write_bytes(said)
     return open_bundle(folder)
@@ -88,8 +86,8 @@ def test_what_is_frozen_does_not_move_whatever_the_optimiser(tmp_path: Path, nam
     fleet = made(tmp_path, variant="bias")
     wanted = DECAY if name == "sgd" else OptimizerSpec(name="adamw", weight_decay=0.1, proximal=0.1)
     fleet.coordinator.say(replace(fleet.coordinator.task(1, ONES, steps=10_000), optimizer=wanted))
-    fleet.until(lambda: fleet.agent._training is not None and fleet.agent._training.done >= 3)
-    training = fleet.agent._training
+    fleet.until(lambda: (found := training_of(fleet)) is not None and found.done >= 3)
+    training = training_of(fleet)
     assert training is not None
     trained = training.result().model
     assert trained[:WEIGHT].tobytes() == ONES[:WEIGHT].tobytes()

@@ -1,0 +1,223 @@
+"""Training in a child process of lower priority, which may be killed at any time and costs steps since a checkpoint.
+
+The agent's own process never loads a runtime or data. A child that dies, or hangs, is followed by another, which goes
+on from the last checkpoint; after MOST_DEATHS in one task that is given back. The update is packed here, once, so that
+whatever happens to the child there are no two of one name.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edge_agent import child_wire as wire
+from edge_agent.assets import Assets
+from edge_agent.child_process import ChildProcess, Ended, Launch
+from edge_agent.progress import Because, clear
+from edge_agent.runtimes.backends import Selection
+from edge_agent.runtimes.engine import Vector
+from edge_agent.trainer import Broken, Facts, Finished, News, Ready, Refused, Unusable
+from edge_agent.training import Trained
+from protocol.errors import ConfigurationError
+from protocol.failpoints import reached
+from protocol.layout import layout_of
+from protocol.messages import Task
+
+log = logging.getLogger("edge-agent")
+
+# Of one task. A device that is short of memory for a moment gets over it; one that always is must not try for ever.
+MOST_DEATHS = 3
+# Importing a runtime takes seconds on the slowest boards.
+START_S = 120.0
+# Reading data, opening graphs and the first step say nothing until they are done.
+PREPARE_S = 1800.0
+# From then on the child speaks every ten seconds, or after each step. One that takes this long, and so many times as
+# long as a step so far, hangs.
+SILENCE_S, SILENCE_STEPS = 120.0, 20.0
+# A step that takes longer than this must not hold up the task after a withdrawal.
+DROP_S = 2.0
+# For a last checkpoint, when the agent ends; a service manager waits longer.
+CLOSE_S = 3.0
+
+
+@dataclass(slots=True)
+class _InHand:
+    """The task that the child trains, for the child after it."""
+
+    task: Task
+    selected: Selection
+    deaths: int = 0
+    finished: bool = False
+
+
+class ChildTrainer:
+    """A `Trainer` whose steps are taken by a child process, started when there is something to do.
+
+    launch: starts one. clock: in seconds, for how long it is silent.
+    """
+
+    def __init__(self, assets: Assets, launch: Launch, clock: Callable[[], float] = time.monotonic) -> None:
+        self._assets, self._launch, self._clock = assets, launch, clock
+        self._child: ChildProcess | None = None
+        self._leaving: list[ChildProcess] = []
+        self._facts: Facts | None = None
+        self._hand: _InHand | None = None
+        # What is said until Dropped is of the task before.
+        self._dropping = False
+        self._deadline = float("inf")
+
+    def facts(self) -> Facts:
+        """See `Trainer.facts`. Waits for the first child's first word; what it said holds until another says more."""
+        if self._facts is None:
+            child = self._started()
+            end = self._clock() + START_S
+            while self._facts is None:
+                heard = child.next(max(0.0, end - self._clock()))
+                if isinstance(heard, wire.Awake):
+                    self._take_facts(heard)
+                    continue
+                why = heard.cause if isinstance(heard, Ended) else f"it says nothing for {START_S:.0f} s"
+                child.kill(why)
+                child.close()
+                self._child = None
+                raise ConfigurationError(
+                    f'training.process: the training process cannot be started: {why}; see its log above, or set "same"'
+                )
+        return self._facts
+
+    def begin(self, task: Task, selected: Selection) -> None:
+        """See `Trainer.begin`."""
+        self._hand = _InHand(task, selected)
+        self._send_begin()
+
+    def work(self, budget_s: float) -> tuple[News, ...]:
+        """See `Trainer.work`. Never waits."""
+        self._leaving = [child for child in self._leaving if not child.gone(self._clock())]
+        found: list[News] = []
+        while self._child is not None and (heard := self._child.next(0.0)) is not None:
+            news = self._mourn(heard) if isinstance(heard, Ended) else self._take(heard)
+            if news is not None:
+                found.append(news)
+        if self._child is not None and self._clock() >= self._deadline:
+            self._child.kill("it hung" if not self._dropping else "a step took too long to wait for")
+            self._deadline = float("inf")
+        return tuple(found)
+
+    def wait_s(self) -> float:
+        """See `Trainer.wait_s`. What the child says wakes the agent by itself."""
+        due = [self._deadline, *(child.leave_by for child in self._leaving)]
+        return max(0.0, min(due) - self._clock())
+
+    def keep(self, because: Because) -> None:
+        """See `Trainer.keep`."""
+        if self._child is not None:
+            self._child.send(wire.Keep(because))
+
+    def drop(self) -> None:
+        """See `Trainer.drop`."""
+        self._hand = None
+        if self._child is None:
+            clear(self._assets.blobs)
+            return
+        self._dropping = True
+        self._deadline = self._clock() + DROP_S
+        self._child.send(wire.Drop())
+
+    def pause(self) -> None:
+        """See `Trainer.pause`."""
+        self._hand = None
+        self.unload()
+
+    def unload(self) -> None:
+        """See `Trainer.unload`: the child ends, and its memory is the system's again."""
+        if self._child is not None:
+            self._child.leave(self._clock() + CLOSE_S)
+            self._leaving.append(self._child)
+        self._child, self._dropping, self._deadline = None, False, float("inf")
+
+    def close(self) -> None:
+        """See `Trainer.close`."""
+        self.unload()
+        for child in self._leaving:
+            child.join(CLOSE_S)
+        self._leaving.clear()
+
+    def _started(self) -> ChildProcess:
+        if self._child is None:
+            self._child = self._launch()
+            self._dropping = False
+        return self._child
+
+    def _send_begin(self) -> None:
+        assert self._hand is not None
+        self._started().send(wire.Begin(self._hand.task, self._hand.selected.name, self._hand.selected.reason))
+        self._deadline = self._clock() + (DROP_S if self._dropping else PREPARE_S)
+
+    def _take_facts(self, said: wire.Awake) -> None:
+        self._facts = Facts(said.runtime, said.refused)
+
+    def _take(self, said: wire.Order | wire.Answer) -> News | None:
+        """What a word of the child's is to the agent."""
+        if isinstance(said, wire.Awake):
+            self._take_facts(said)
+        elif isinstance(said, wire.Dropped):
+            self._dropping = False
+            self._deadline = float("inf") if self._hand is None else self._clock() + PREPARE_S
+        elif self._hand is None or self._hand.finished or self._dropping:
+            pass
+        elif isinstance(said, Ready):
+            return said
+        elif isinstance(said, wire.Stepped):
+            each_s = said.seconds / max(1, said.done)
+            self._deadline = self._clock() + max(SILENCE_S, SILENCE_STEPS * each_s)
+            if said.kept:
+                reached("agent.checkpoint-written")
+        elif isinstance(said, wire.Trained):
+            return self._take_result(said, self._hand)
+        elif isinstance(said, Unusable | Refused | Broken):
+            self._deadline = float("inf")
+            return said
+        return None
+
+    def _take_result(self, said: wire.Trained, hand: _InHand) -> News | None:
+        assert self._child is not None
+        manifest = self._assets.manifest(hand.task)
+        trained = layout_of(manifest, self._assets.variant_of(hand.task)).n_parameters
+        if said.values != manifest.total or said.gradient not in (0, trained):
+            self._child.kill(f"its result has {said.values} values where the model has {manifest.total}")
+            return None
+        values = self._child.result(said.values + said.gradient)
+        if values is None:
+            self._child.kill("its result is not there")
+            return None
+        hand.finished, self._deadline = True, float("inf")
+        gradient: Vector | None = values[said.values :] if said.gradient else None
+        result = Trained(values[: said.values], said.loss, said.steps, said.seconds, gradient=gradient)
+        return Finished(result, said.peak_mib)
+
+    def _mourn(self, ended: Ended) -> News | None:
+        """A child that ended without being asked to: the task goes on with another, so many times."""
+        assert self._child is not None
+        self._child.close()
+        self._child, hand = None, self._hand
+        if self._dropping:
+            # Whatever it was about to write for the task before.
+            clear(self._assets.blobs)
+            self._dropping, self._deadline = False, float("inf")
+            if hand is not None:
+                self._send_begin()
+            return None
+        self._deadline = float("inf")
+        if hand is None or hand.finished:
+            log.warning("the training process ended: %s", ended.cause)
+            return None
+        hand.deaths += 1
+        if hand.deaths < MOST_DEATHS:
+            log.warning(
+                "task=%s the training process ended: %s; another goes on from the last checkpoint deaths=%d of=%d",
+                *(hand.task.name, ended.cause, hand.deaths, MOST_DEATHS),
+            )
+            self._send_begin()
+            return None
+        self._hand = None
+        return Broken(ended.reason, f"the training process ended {hand.deaths} times, at last: {ended.cause}")

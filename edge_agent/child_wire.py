@@ -1,0 +1,143 @@
+"""What the agent and its training process say to each other: CBOR, a message a packet, over one socket pair.
+
+Vectors do not go this way: the result lies in a memory file that both hold. The process has read data and graphs that
+came from elsewhere, so what it says is read as carefully as what comes from the network.
+"""
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import cbor2
+
+from edge_agent.data import DataSettings
+from edge_agent.progress import Because
+from edge_agent.settings import TrainingSettings
+from edge_agent.trainer import Broken, Ready, Refused, Unusable
+from protocol.cbor import flaw
+from protocol.messages import Task
+from protocol.records import RecordError, read_record, write_record
+
+# A task with its differences has a few KiB; what goes wrong is told in fewer.
+MAX_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The agent's first word: where things are, how to train, and what the process may take. memory_mib: 0 is no
+    limit."""
+
+    state: str
+    base: str
+    disk_mib: int
+    memory_mib: int
+    training: TrainingSettings
+    data: DataSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Train this task, with this backend, from its checkpoint if there is one."""
+
+    task: Task
+    backend: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Write a checkpoint, if it is worth it."""
+
+    because: Because
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The task is over; answered by Dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Keep what was trained, and end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Awake:
+    """The process's first word: what is installed."""
+
+    runtime: str
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """So many steps are done, in so many seconds of training. kept: whether a checkpoint was written since the last
+    word."""
+
+    done: int
+    seconds: float
+    kept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """All steps are done; the memory file holds float32[values] of model, then float32[gradient] of mean gradient."""
+
+    values: int
+    gradient: int
+    loss: float
+    steps: int
+    seconds: float
+    peak_mib: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The task is let go of, and its checkpoint is gone. What came before was of it."""
+
+
+Order = Start | Begin | Keep | Drop | End
+Answer = Awake | Ready | Unusable | Refused | Broken | Stepped | Trained | Dropped
+
+_KINDS: Mapping[str, type[Order | Answer]] = {
+    kind.__name__: kind
+    for kind in (
+        *(Start, Begin, Keep, Drop, End),
+        *(Awake, Ready, Unusable, Refused, Broken, Stepped, Trained, Dropped),
+    )
+}
+
+
+class GarbledError(ValueError):
+    """A packet is no message of ours."""
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a connection that keeps packets apart."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def pack_message(message: Order | Answer) -> bytes:
+    """The packet of a message."""
+    data = cbor2.dumps([type(message).__name__, write_record(message)])
+    assert len(data) <= MAX_BYTES, f"{type(message).__name__} of {len(data)} bytes"
+    return data
+
+
+def read_message(data: bytes) -> Order | Answer:
+    """The message of a packet. Raises GarbledError."""
+    wrong = flaw(data)
+    if wrong is not None:
+        raise GarbledError(wrong)
+    try:
+        said = cbor2.loads(data)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise GarbledError(str(error)) from None
+    name, body = said if isinstance(said, list) and len(said) == 2 else (None, None)
+    kind = _KINDS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise GarbledError("it is of no known kind")
+    try:
+        return read_record(kind, body)
+    except RecordError as error:
+        raise GarbledError(f"{name}: {error}") from None

@@ -1,0 +1,138 @@
+"""Training in the caller's thread, a few steps at a time: what the simulator uses, and what the training process runs.
+
+Checkpoints are written here, by whoever has the state in memory.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edge_agent.assets import Assets
+from edge_agent.memory import peak_mib
+from edge_agent.progress import Because, Progress
+from edge_agent.runtimes.backends import Selection, UnusableError, refusals, runtime_name
+from edge_agent.settings import TrainingSettings
+from edge_agent.trainer import Broken, Facts, Finished, News, Ready, Refused, Unusable
+from edge_agent.training import DivergedError, LocalTraining
+from edge_agent.workshop import Workshop, recipe_of
+from protocol.errors import ConfigurationError
+from protocol.messages import Task
+from sparse.codecs import parse_codec
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    task: Task
+    selected: Selection
+
+
+class SameProcess:
+    """A `Trainer` in this process. assets: of whoever holds the task's files; replaced by who serves another's.
+
+    peak: MiB that this process took at the most.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        assets: Assets,
+        settings: TrainingSettings,
+        peak: Callable[[], float | None] = peak_mib,
+    ) -> None:
+        self.assets = assets
+        self._workshop, self._settings, self._peak = workshop, settings, peak
+        self._begun: _Begun | None = None
+        self.training: LocalTraining | None = None
+        self.progress: Progress | None = None
+        self._told = False
+
+    def facts(self) -> Facts:
+        """See `Trainer.facts`. Loads the runtime."""
+        return Facts(runtime_name(), refusals())
+
+    def begin(self, task: Task, selected: Selection) -> None:
+        """See `Trainer.begin`. The next `work` prepares it."""
+        self._let_go()
+        self._begun = _Begun(task, selected)
+
+    def work(self, budget_s: float) -> tuple[News, ...]:
+        """See `Trainer.work`. What the disk or a fault of ours breaks is raised."""
+        if self._begun is not None:
+            begun, self._begun = self._begun, None
+            return (self._prepare(begun),)
+        if self.training is None or self._told:
+            return ()
+        try:
+            # Also what went on from its last step, and has none to take.
+            finished = self.training.advance(budget_s)
+        except DivergedError as error:
+            self._let_go()
+            return (Broken("diverged", str(error)),)
+        if finished:
+            self._told = True
+            return (Finished(self.training.result(), self._peak()),)
+        self.keep("due")
+        return ()
+
+    def wait_s(self) -> float:
+        """See `Trainer.wait_s`."""
+        return 0.0 if self.busy else float("inf")
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do."""
+        return self._begun is not None or (self.training is not None and not self._told)
+
+    def keep(self, because: Because) -> None:
+        """See `Trainer.keep`."""
+        if self.progress is not None and self.training is not None:
+            self.progress.keep(self.training, because)
+
+    def drop(self) -> None:
+        """See `Trainer.drop`."""
+        if self.progress is not None:
+            self.progress.drop()
+        self._let_go()
+
+    def pause(self) -> None:
+        """See `Trainer.pause`."""
+        self.keep("stopping")
+        self._let_go()
+        self.unload()
+
+    def unload(self) -> None:
+        """See `Trainer.unload`."""
+        self._workshop.unload()
+
+    def close(self) -> None:
+        """See `Trainer.close`."""
+        self.keep("stopping")
+
+    def _let_go(self) -> None:
+        self._begun = self.training = self.progress = None
+        self._told = False
+
+    def _prepare(self, begun: _Begun) -> News:
+        try:
+            return self._open(begun.task, begun.selected)
+        except UnusableError as error:
+            return Unusable(error.backend, error.kind.reason, str(error))
+        except ConfigurationError as error:
+            return Refused(error.reason, str(error))
+        except ValueError as error:
+            return Refused("task", str(error))
+
+    def _open(self, task: Task, selected: Selection) -> Ready:
+        if parse_codec(task.codec).selection == "mask" and task.mask is None:
+            raise ValueError(f"codec: {task.codec} needs a mask, and the task has none")
+        assets, wanted = self.assets, self._settings
+        bundle = assets.bundle(task)
+        model = assets.model(task, bundle.manifest)
+        bench = self._workshop.bench(bundle, assets.variant_of(task), selected, model, task.model.digest)
+        shared = assets.shared(task, bundle.manifest)
+        recipe = recipe_of(task, shared)
+        self.progress = Progress(
+            *(assets.blobs, task, bundle, bench, recipe, shared), wanted.checkpoint_s, wanted.threads
+        )
+        training = self._workshop.begin(bench, recipe, model, shared, self.progress.found())
+        self.training = training
+        return Ready(len(bench.dataset), bench.choice.engine.name, training.done, training.total_steps)

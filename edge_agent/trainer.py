@@ -1,0 +1,102 @@
+"""The seam between the agent and what trains for it: one task at a time, begun, heard of, and let go of.
+
+`same_process.SameProcess` trains in the caller's thread, for the simulator and for tests; `child.ChildTrainer` in a
+process of its own. The same task, data and seed give the same bits in both.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from edge_agent.progress import Because
+from edge_agent.runtimes.backends import Selection
+from edge_agent.training import Trained
+from protocol.messages import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is installed where training happens: the runtime by name, and why a backend does not run there, with the
+    remedy; a backend that is not in `refused` may run."""
+
+    runtime: str
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The task can be trained, or trained on: runtime, data and model are at hand."""
+
+    examples: int
+    backend: str
+    done: int
+    total_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """The selected backend does not load this bundle's graphs, or computes something else with them. reason: as of
+    the error that is to be raised where no other backend is left."""
+
+    backend: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The task cannot be trained here; an operator could mend it."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Training the task went wrong, and it was let go of."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """All steps are done. peak_mib: of the training process, where it is one of its own."""
+
+    trained: Trained
+    peak_mib: float | None = None
+
+
+News = Ready | Unusable | Refused | Broken | Finished
+
+
+class Trainer(Protocol):
+    """Trains one task at a time. All calls come from one thread, and none waits long but the first `facts`."""
+
+    def facts(self) -> Facts:
+        """What is installed. Raises ConfigurationError where no training process can be started."""
+
+    def begin(self, task: Task, selected: Selection) -> None:
+        """Takes on a task whose files are all on disk, in place of any other; `work` says what becomes of it. From its
+        checkpoint, where there is one."""
+
+    def work(self, budget_s: float) -> tuple[News, ...]:
+        """What happened since the last call; in this process, steps until `budget_s` is used up."""
+
+    def wait_s(self) -> float:
+        """In how many seconds `work` has something to do of its own; 0 while steps are taken in this process."""
+
+    def keep(self, because: Because) -> None:
+        """Writes a checkpoint of what was trained, if it is worth it."""
+
+    def drop(self) -> None:
+        """The task is over, and so is its checkpoint. Nothing is heard of it any more."""
+
+    def pause(self) -> None:
+        """Keeps what was trained and gives the memory back; `begin` goes on."""
+
+    def unload(self) -> None:
+        """Lets go of runtime and data, so that an idle agent is small again."""
+
+    def close(self) -> None:
+        """Keeps what was trained, and ends."""
