@@ -131,7 +131,8 @@ def read_message(data: bytes) -> Order | Answer:
         raise GarbledError(wrong)
     try:
         said = cbor2.loads(data)
-    except (ValueError, UnicodeDecodeError) as error:
+    # Text that is not UTF-8: the name of cbor2's error for it depends on its version.
+    except (cbor2.CBORDecodeError, ValueError) as error:
         raise GarbledError(str(error)) from None
     name, body = said if isinstance(said, list) and len(said) == 2 else (None, None)
     kind = _KINDS.get(name) if isinstance(name, str) else None
