@@ -431,7 +431,8 @@ class Agent:
             case jobs.Report(task_name, state, reason, detail):
                 ready = self._ready if state == "accepted" else None
                 examples, backend = (ready.examples, ready.backend) if ready else (0, "")
-                self._link.send("up", TaskReport(task_name, state, examples, backend, reason, detail[:2000]))
+                left_out = (ready.left_out or None) if ready else None
+                self._link.send("up", TaskReport(task_name, state, examples, backend, reason, detail[:2000], left_out))
             case jobs.Fetch() | jobs.Train() | jobs.Pack():
                 # The next `advance` sees the phase and does it.
                 pass

@@ -12,6 +12,7 @@ from typing import Literal
 
 from edge_agent import checkpoint
 from edge_agent.checkpoint import CheckpointError, Run, run_of
+from edge_agent.datasets.pinning import release
 from edge_agent.runtimes.backends import runtime_name
 from edge_agent.training import LocalTraining, Recipe, TrainingState
 from edge_agent.workshop import Bench
@@ -158,3 +159,4 @@ def clear(blobs: BlobStore) -> None:
     for name in blobs.disk.names(blobs.root):
         if name.endswith(_SUFFIX):
             blobs.disk.remove(blobs.root / name)
+    release(blobs.root, blobs.disk)

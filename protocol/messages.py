@@ -186,7 +186,8 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class TaskReport:
-    """Device to coordinator: what became of a task. `reason` is a short word, `detail` for people."""
+    """Device to coordinator: what became of a task. `reason` is a short word, `detail` for people. left_out: examples,
+    and files, that are not trained on because they cannot be used; None where there are none, and from older agents."""
 
     task: str
     state: Literal["accepted", "refused", "failed"]
@@ -194,6 +195,7 @@ class TaskReport:
     backend: str = ""
     reason: str = ""
     detail: str = ""
+    left_out: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class Fleet:
     store: AgentStore
     now: float = 0.0
     training: TrainingSettings = TrainingSettings(idle_unload_s=5.0)  # noqa: RUF009 (frozen)
+    data: DataSettings = DataSettings(path="shard.npz")  # noqa: RUF009 (frozen)
 
     def turn(self) -> None:
         """Both sides handle what has arrived and do what is due; then time moves on."""
@@ -72,7 +73,7 @@ class Fleet:
             fleet="test",
             state="state",
             broker=BrokerSettings("mqtt://127.0.0.1:1883"),
-            data=DataSettings(path="shard.npz"),
+            data=self.data,
             training=self.training,
         )
         self.store = AgentStore(folder / "state", 1 << 24)
