@@ -103,7 +103,7 @@ class SameProcess:
 
     def pause(self) -> None:
         """See `Trainer.pause`."""
-        self.keep("stopping")
+        self.keep("pausing")
         self._let_go()
         self.unload()
 

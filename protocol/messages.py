@@ -39,6 +39,8 @@ MAX_WAIT_S = 3600.0
 _NAMES = frozenset({"run", "task", "agent", "backend", "codec", "variant", "warning"})
 # A welcome's warning, and the reason under which it is counted: two agents speak in the name of one device.
 TWO_AGENTS = "two-agents"
+# A report's reason: the device may not train now. One that accepts a task nevertheless waits with it.
+INELIGIBLE = "ineligible"
 
 
 @dataclass(frozen=True, slots=True)
