@@ -27,6 +27,7 @@ from coordinator.uploads import Uploads
 from protocol.bundle import Bundle
 from protocol.errors import Rejection
 from protocol.messages import (
+    INELIGIBLE,
     Chunk,
     CoordinatorState,
     DeviceState,
@@ -241,6 +242,9 @@ class Coordinator:
     def _reported(self, device: str, report: TaskReport, now: float) -> None:
         if self._fleet.reported(device, report):
             self._show(device)
+        waits = report.state == "accepted" and report.reason == INELIGIBLE
+        if waits and self._restraint.unsaid((device, INELIGIBLE), now) is not None:
+            log.info("device=%s waits with task=%s: %s", device, report.task, report.detail)
         if not self._course.holds(device, report.task):
             if report.state == "accepted":
                 self._link.send(device, Withdraw(report.task, "round-closed"))

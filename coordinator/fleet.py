@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from coordinator.rows import DeviceActivity
-from protocol.messages import Hello, TaskReport
+from protocol.messages import INELIGIBLE, Hello, TaskReport
 
 # Memory and disk of a coordinator are made for so many; strangers beyond are refused by name.
 MAX_KNOWN = 10_000
@@ -64,11 +64,16 @@ class Fleet:
         self._put(replace(before, agent=said.agent, backend=backend, present=True, last_seen_s=wall_s))
 
     def reported(self, device: str, report: TaskReport) -> bool:
-        """Notes what a report says of the device's data and backend; True when that is news."""
+        """Notes what a report says of the device's data and backend, and whether it may train; True when the first are
+        news."""
         before = self._devices[device]
-        if report.state != "accepted" or report.examples <= 0:
+        accepted = report.state == "accepted"
+        before = replace(before, paused=report.detail if accepted and report.reason == INELIGIBLE else None)
+        self._put(before)
+        if not accepted or report.examples <= 0:
             return False
-        self._put(replace(before, examples=report.examples, backend=report.backend or before.backend))
+        backend, left_out = report.backend or before.backend, report.left_out or 0
+        self._put(replace(before, examples=report.examples, backend=backend, left_out=left_out))
         return (before.examples, before.backend) != (self[device].examples, self[device].backend)
 
     def heard(self, device: str, boot: int, wall_s: float, *, greeting: bool = False) -> None:

@@ -64,6 +64,7 @@ class DeviceRow:
 
     bytes_today: either way, since midnight UTC. rests: why it is not asked today, None where it may be. late,
     discarded: of its accepted updates. warning: what is wrong with it, as two agents under its name; None if nothing.
+    left_out: examples and files of its data that it cannot use. paused: why it may not train now what it has in hand.
     identity: valid, expired or revoked, None where it has none; identity_ends_s: until when.
     """
 
@@ -86,6 +87,8 @@ class DeviceRow:
     late: int
     discarded: int
     warning: str | None
+    left_out: int | None = None
+    paused: str | None = None
     identity: str | None = None
     identity_ends_s: float | None = None
 
@@ -197,6 +200,11 @@ class TrainedRow:
 
 # The two greet each other's absence within minutes, so that an hour of silence is the end of it.
 _DOUBLED = "doubled_s > :now - 3600"
+# What it said of a task that was withdrawn meanwhile says nothing of now.
+_PAUSED = (
+    "CASE WHEN EXISTS (SELECT 1 FROM tasks t WHERE t.device = d.device AND t.phase NOT IN ('done', 'out')) "
+    "THEN paused END"
+)
 _ROUND = (
     "SELECT round, version, devices, accuracy, loss, seconds, overhead_s, evaluation_s, fold_s, extensions, "
     "bytes_up, bytes_down, (SELECT count(*) FROM updates u WHERE u.fold = rounds.version AND u.round < rounds.round) "
@@ -280,13 +288,13 @@ class Reports:
             able = present - resting
             return f"devices, {present} of {wanted.least} are there{rest}" if able < wanted.least else "nothing"
         tasks = self._sql.execute(
-            "SELECT device, phase, reason, (SELECT present FROM devices d WHERE d.device = t.device) FROM tasks t "
+            "SELECT device, t.phase, reason, d.present, d.paused FROM tasks t LEFT JOIN devices d USING (device) "
             "WHERE (round = ? AND phase != 'done') OR (phase = 'carried' AND ?) ORDER BY device",
             (number, wanted.buffered),
         )
         said = [
-            f"{device} ({reason if phase == 'out' else 'at work' if there else 'gone'})"
-            for device, phase, reason, there in tasks
+            f"{device} ({reason if phase == 'out' else 'gone' if not there else 'paused' if paused else 'at work'})"
+            for device, phase, reason, there, paused in tasks
         ]
         return f"updates of {_listed(said)}" if said else f"devices, {present} are there"
 
@@ -315,7 +323,7 @@ class Reports:
             "last_loss, step_ms, last_seen_s, "
             "(SELECT count(*) FROM updates u WHERE u.device = d.device AND fold > round), "
             "(SELECT count(*) FROM updates u WHERE u.device = d.device AND discarded IS NOT NULL), "
-            f"CASE WHEN {_DOUBLED} THEN '{TWO_AGENTS}' END FROM devices d ORDER BY device",
+            f"CASE WHEN {_DOUBLED} THEN '{TWO_AGENTS}' END, left_out, {_PAUSED} FROM devices d ORDER BY device",
             {"day": day_of(time.time()), "now": time.time()},
         )
         return tuple(DeviceRow(device, bool(present) and running, *rest) for device, present, *rest in rows)

@@ -126,7 +126,8 @@ class Pace:
 class DeviceActivity:
     """What is written of a device now and then; nothing that was promised to it depends on it.
 
-    doubled_s: when two agents were last heard under its name, None where there is one.
+    doubled_s: when two agents were last heard under its name, None where there is one. left_out: examples and files of
+    its data that it cannot use. paused: why it may not train now what it has in hand, None where it may.
     """
 
     device: str
@@ -137,6 +138,8 @@ class DeviceActivity:
     last_seen_s: float
     resting_day: int | None = None
     doubled_s: float | None = None
+    left_out: int | None = None
+    paused: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,12 +379,17 @@ def insert_receipt(
 
 def put_device(sql: sqlite3.Connection, d: DeviceActivity) -> None:
     sql.execute(
-        "INSERT INTO devices (device, agent, backend, present, examples, last_seen_s, resting_day, doubled_s) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device) DO UPDATE SET agent = excluded.agent, "
+        "INSERT INTO devices (device, agent, backend, present, examples, last_seen_s, resting_day, doubled_s, "
+        "left_out, paused) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (device) DO UPDATE SET agent = excluded.agent, "
         "backend = excluded.backend, present = excluded.present, "
         "examples = coalesce(excluded.examples, examples), last_seen_s = excluded.last_seen_s, "
-        "resting_day = excluded.resting_day, doubled_s = excluded.doubled_s",
-        (d.device, d.agent, d.backend, d.present, d.examples, d.last_seen_s, d.resting_day, d.doubled_s),
+        "resting_day = excluded.resting_day, doubled_s = excluded.doubled_s, "
+        "left_out = coalesce(excluded.left_out, left_out), paused = excluded.paused",
+        (
+            *(d.device, d.agent, d.backend, d.present, d.examples, d.last_seen_s, d.resting_day, d.doubled_s),
+            *(d.left_out, d.paused),
+        ),
     )
 
 

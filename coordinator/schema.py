@@ -11,7 +11,7 @@ from protocol.database import check_before_writing, damaged
 from protocol.disk import LOCAL, Disk, disk_named, exists, is_disk_trouble
 from protocol.errors import ConfigurationError, NothingToDoError
 
-VERSION = 9
+VERSION = 10
 DATABASE = "coordinator.sqlite"
 LOCK = "lock"
 # What it costs to do without a state folder.
@@ -22,7 +22,7 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE devices (
   device TEXT PRIMARY KEY, agent TEXT NOT NULL, backend TEXT NOT NULL, present INTEGER NOT NULL DEFAULT 0,
   examples INTEGER, last_loss REAL, step_ms REAL, last_seen_s REAL NOT NULL,
-  resting_day INTEGER, doubled_s REAL
+  resting_day INTEGER, doubled_s REAL, left_out INTEGER, paused TEXT
 ) WITHOUT ROWID;
 CREATE TABLE traffic (
   device TEXT NOT NULL, direction TEXT NOT NULL, boot INTEGER NOT NULL, sent_bytes INTEGER NOT NULL,
@@ -99,6 +99,7 @@ _STEPS = {
         "ALTER TABLE updates ADD COLUMN norm REAL; ALTER TABLE updates ADD COLUMN buffers_norm REAL;"
         "ALTER TABLE models ADD COLUMN trust TEXT;"
     ),
+    10: "ALTER TABLE devices ADD COLUMN left_out INTEGER; ALTER TABLE devices ADD COLUMN paused TEXT;",
 }
 
 

@@ -323,9 +323,10 @@ class Store:
 
     def devices(self) -> tuple[DeviceActivity, ...]:
         found = self._sql.execute(
-            "SELECT device, agent, backend, present, examples, last_seen_s FROM devices ORDER BY device"
+            "SELECT device, agent, backend, present, examples, last_seen_s, NULL, NULL, left_out, paused FROM devices "
+            "ORDER BY device"
         )
-        return tuple(DeviceActivity(d, a, b, bool(p), e, s) for d, a, b, p, e, s in found)
+        return tuple(DeviceActivity(d, a, b, bool(p), *rest) for d, a, b, p, *rest in found)
 
     def invitations(self) -> dict[str, int]:
         """How many rounds each device was asked to join."""

@@ -24,6 +24,7 @@ from edge_agent.settings import AgentSettings
 from edge_agent.store import AgentStore
 from edge_agent.trainer import Broken, Facts, Finished, News, Ready, Refused, Trainer, Unusable
 from edge_agent.update import Work, pack
+from edge_agent.watch import Source, watch_of
 from edge_agent.workshop import Workshop
 from protocol.disk import REMEDY, is_disk_trouble
 from protocol.errors import ConfigurationError, DamagedError, Rejection, SparsefleetError
@@ -65,7 +66,7 @@ class Agent:
 
     memory_mib: what training may use here, which the coordinator is told; None where nobody knows. clock: in seconds,
     for what training takes. peak: MiB that it took at the most. trainer: made of what holds the tasks' files; None
-    trains in this process.
+    trains in this process. device: says whether it may train now.
     """
 
     def __init__(
@@ -79,12 +80,14 @@ class Agent:
         clock: Callable[[], float] = time.monotonic,
         peak: Callable[[], float | None] = peak_mib,
         trainer: Callable[[Assets], Trainer] | None = None,
+        device: Source | None = None,
     ) -> None:
         self._settings, self._store, self._rng, self._memory_mib = settings, store, rng, memory_mib
         self._topics = Topics(settings.fleet)
         self._link = Link(transport, self._topics, settings.device, store.boot)
         self._outgoing = Outgoing(store, self._link, rng)
         state, disk = store.blobs.root.parent, store.blobs.disk
+        self._watch = watch_of(settings, store, self._link, device)
         selector = Selector(settings.training.backend, self._facts, state, disk)
         masks, variant = MaskShelf(state / "masks", disk), settings.training.variant
         catch_up = CatchUp(store.blobs, self._outgoing.digests)
@@ -260,6 +263,8 @@ class Agent:
         """Does what is due and says in how many seconds something will be; 0 while there is work."""
         if self._connected and now >= self._hello.at:
             self._greet(now)
+        if (changed := self._watch.look(self.job, now)) is not None:
+            self._on(changed)
         if self.job.phase == "fetching" and not self._begun:
             self._fetch(now)
         for news in self._trainer.work(SLICE_S):
@@ -267,7 +272,10 @@ class Agent:
         if self.job.phase == "packing" and now >= self._pack_at and not self._outgoing.waiting:
             self._pack(now)
         if self._connected and now >= self._outgoing.due:
-            self._outgoing.offer(now)
+            if self._watch.holds_link():
+                self._outgoing.begin(now + self._settings.eligibility.interval_s)
+            else:
+                self._outgoing.offer(now)
         self._rest(now)
         return self._wait(now)
 
@@ -285,6 +293,7 @@ class Agent:
     def stop(self) -> None:
         """Says goodbye, and keeps what was trained; nothing else on disk changes."""
         self._trainer.close()
+        self._watch.save()
         self._link.send("state", DeviceState("gone"), retain=True)
 
     def fail(self, reason: str, detail: str) -> None:
@@ -296,7 +305,7 @@ class Agent:
     def _wait(self, now: float) -> float:
         if self.job.phase == "fetching" and self._receiving is None and not self._begun:
             return 0.0
-        due = [self._unload_at, now + self._trainer.wait_s()]
+        due = [self._unload_at, now + self._trainer.wait_s(), self._watch.due(self.job)]
         if self.job.phase == "packing" and self._pack_at > now:
             due.append(self._pack_at)
         if self._connected:
@@ -428,10 +437,14 @@ class Agent:
                 self._trainer.drop()
                 self._receiving = self._ready = self._finished = None
                 self._begun = False
+            case jobs.Suspend():
+                self._trainer.pause()
+                self._ready, self._begun = None, False
             case jobs.Report(task_name, state, reason, detail):
                 ready = self._ready if state == "accepted" else None
                 examples, backend = (ready.examples, ready.backend) if ready else (0, "")
-                self._link.send("up", TaskReport(task_name, state, examples, backend, reason, detail[:2000]))
+                left_out = (ready.left_out or None) if ready else None
+                self._link.send("up", TaskReport(task_name, state, examples, backend, reason, detail[:2000], left_out))
             case jobs.Fetch() | jobs.Train() | jobs.Pack():
                 # The next `advance` sees the phase and does it.
                 pass

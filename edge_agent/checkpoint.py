@@ -155,7 +155,8 @@ def _digest(dataset: Dataset) -> str:
     digest = hashlib.sha256()
     for array in (*dataset.inputs, *dataset.targets):
         digest.update(f"{array.dtype.str} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array).data)
+        for block in (array,) if isinstance(array, np.ndarray) else array.blocks():
+            digest.update(np.ascontiguousarray(block).data)
     return digest.hexdigest()
 
 

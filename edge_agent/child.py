@@ -125,6 +125,7 @@ class ChildTrainer:
 
     def pause(self) -> None:
         """See `Trainer.pause`."""
+        self.keep("pausing")
         self._hand = None
         self.unload()
 

@@ -13,12 +13,17 @@ def last_will(topics: Topics, device: str, boot: int) -> Will:
 
 
 class Link:
-    """Sends bodies under this boot's counters. `sent_bytes` counts topics and payloads, retries included."""
+    """Sends bodies under this boot's counters. `sent_bytes` counts topics and payloads, retries included, and so does
+    `received_bytes`."""
 
     def __init__(self, transport: Transport, topics: Topics, device: str, boot: int) -> None:
         self._transport, self._topics, self._device, self._boot = transport, topics, device, boot
         self._sequence = 0
-        self.sent_bytes = 0
+        self.sent_bytes = self.received_bytes = 0
+
+    @property
+    def bytes_both_ways(self) -> int:
+        return self.sent_bytes + self.received_bytes
 
     def send(self, channel: Channel, body: Body, *, retain: bool = False) -> bool:
         """False when there is no connection; nothing is kept, whoever cares says it again."""
@@ -32,6 +37,7 @@ class Link:
 
     def read(self, message: Incoming) -> Envelope | Rejection | None:
         """What a message says; None for topics that are not this agent's."""
+        self.received_bytes += len(message.topic) + len(message.payload)
         parsed = self._topics.parse(message.topic)
         fleet_wide = message.topic == self._topics.everyone("coordinator")
         if fleet_wide or (parsed and parsed.device == self._device and parsed.channel in ("down", "down/blob")):

@@ -12,6 +12,7 @@ from typing import Literal
 
 from edge_agent import checkpoint
 from edge_agent.checkpoint import CheckpointError, Run, run_of
+from edge_agent.datasets.pinning import release
 from edge_agent.runtimes.backends import runtime_name
 from edge_agent.training import LocalTraining, Recipe, TrainingState
 from edge_agent.workshop import Bench
@@ -33,7 +34,7 @@ MOST_BYTES_PER_S = 256 << 10
 _HEADER_BYTES = 4096
 _SUFFIX = ".checkpoint"
 
-Because = Literal["due", "waiting", "stopping"]
+Because = Literal["due", "waiting", "pausing", "stopping"]
 
 
 @dataclass(slots=True)
@@ -74,7 +75,7 @@ class Progress:
 
     def keep(self, training: LocalTraining, because: Because) -> None:
         """Writes a checkpoint if it is worth it: `due` while training goes on, `waiting` when it is done and the update
-        before it has no receipt yet, `stopping` before an orderly end."""
+        before it has no receipt yet, `pausing` while the device may not train, `stopping` before an orderly end."""
         if self.every_s <= 0 or training.done == self._kept_steps or not self._worth_it(training, because):
             return
         # Also when it fails: a disk that is full is not asked again after every slice.
@@ -115,7 +116,7 @@ class Progress:
 
     def _worth_it(self, training: LocalTraining, because: Because) -> bool:
         since_s = training.seconds - self._kept_s
-        if because == "waiting":
+        if because in ("waiting", "pausing"):
             # However short the work was, nobody knows how long the wait will be.
             return since_s > 0
         if because == "stopping":
@@ -153,8 +154,14 @@ class Progress:
         return self._run
 
 
+def is_begun(blobs: BlobStore, task: Task) -> bool:
+    """Whether work done on a task may be on this disk."""
+    return exists(blobs.disk, blobs.path(task.model.digest).with_suffix(_SUFFIX))
+
+
 def clear(blobs: BlobStore) -> None:
-    """Removes what an agent that was killed between a task's end and its checkpoint's left behind."""
+    """Removes every checkpoint, as of an agent that was killed between a task's end and its checkpoint's."""
     for name in blobs.disk.names(blobs.root):
         if name.endswith(_SUFFIX):
             blobs.disk.remove(blobs.root / name)
+    release(blobs.root, blobs.disk)

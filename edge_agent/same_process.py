@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edge_agent.assets import Assets
 from edge_agent.memory import peak_mib
-from edge_agent.progress import Because, Progress
+from edge_agent.progress import Because, Progress, clear
 from edge_agent.runtimes.backends import Selection, UnusableError, refusals, runtime_name
 from edge_agent.settings import TrainingSettings
 from edge_agent.trainer import Broken, Facts, Finished, News, Ready, Refused, Unusable
@@ -67,6 +67,10 @@ class SameProcess:
         except DivergedError as error:
             self._let_go()
             return (Broken("diverged", str(error)),)
+        except ConfigurationError as error:
+            # Data on the disk that changed, or went.
+            self._let_go()
+            return (Broken(error.reason, str(error)),)
         if finished:
             self._told = True
             return (Finished(self.training.result(), self._peak()),)
@@ -91,11 +95,15 @@ class SameProcess:
         """See `Trainer.drop`."""
         if self.progress is not None:
             self.progress.drop()
+        else:
+            # Paused, and what was trained is still there.
+            clear(self.assets.blobs)
+        self._workshop.finished()
         self._let_go()
 
     def pause(self) -> None:
         """See `Trainer.pause`."""
-        self.keep("stopping")
+        self.keep("pausing")
         self._let_go()
         self.unload()
 
@@ -135,4 +143,5 @@ class SameProcess:
         )
         training = self._workshop.begin(bench, recipe, model, shared, self.progress.found())
         self.training = training
-        return Ready(len(bench.dataset), bench.choice.engine.name, training.done, training.total_steps)
+        data = bench.dataset
+        return Ready(len(data), bench.choice.engine.name, training.done, training.total_steps, data.left_out.count)

@@ -13,10 +13,20 @@ longest_retry_s = 60.0             # waits between attempts to connect grow up t
 keepalive_s = 60                   # a connection gone silent is noticed, and left, after twice this
 
 [data]
-path = "shard.npz"                 # a file, folder or glob of .npz shards or .npy pairs; or
+path = "shard.npz"                 # a file, folder or glob of what docs/data.md lists; or
 # source = "my_sensors:load"       # module:function that returns the arrays
+kind = "auto"                      # arrays, csv, wav, images, sqlite; auto: by the names of the files
 inputs = ["x"]                     # names of the input arrays
 target = "y"                       # name of the target array
+labels = "auto"                    # of sounds and pictures: folder, or a table's name; auto: labels.csv where it is
+classes = []                       # the labels' names, in the order of the model's classes; []: labels are numbers
+# columns.x = ["volts", "amps"]    # of tables: each array's columns; default: the target's name, and all others
+query = ""                         # of an SQLite file: SELECT ... ORDER BY ...
+most_left_out = 0.1                # share of examples, or files, that may be unusable before a task is refused
+settle_s = 3.0                     # files of a folder that changed in the last so many seconds wait
+memory_mib = 256                   # what examples may take; larger .npy files stay on the disk
+# wav.rate_hz = 16000              # at which the model was trained; wav.hop, wav.mean, wav.std: docs/data.md
+# images.mean = [0.5]              # and images.std, images.scale, images.fit: docs/data.md
 
 [training]
 backend = "auto"                   # auto, or a backend's name

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from edge_agent.data import DataSettings
+from edge_agent.eligibility import EligibilitySettings
 from edge_agent.runtimes.backends import AUTO, BACKENDS
 from protocol.errors import ConfigurationError
 from protocol.manifest import FULL, is_variant_name
@@ -99,6 +100,7 @@ class AgentSettings:
     data: DataSettings
     training: TrainingSettings = field(default_factory=TrainingSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
+    eligibility: EligibilitySettings = field(default_factory=EligibilitySettings)
 
     def __post_init__(self) -> None:
         check_name("device", self.device)

@@ -25,12 +25,14 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The task can be trained, or trained on: runtime, data and model are at hand."""
+    """The task can be trained, or trained on: runtime, data and model are at hand. left_out: examples and files that
+    cannot be used."""
 
     examples: int
     backend: str
     done: int
     total_steps: int
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.data import Dataset, DataSettings, load
+from edge_agent.datasets.listing import Mark
+from edge_agent.datasets.pinning import Pinned
 from edge_agent.probes import compared_by, recall, remember
 from edge_agent.runtimes.backends import Choice, Selection, open_selected, runtime_name
 from edge_agent.runtimes.engine import Vector
@@ -41,11 +43,12 @@ class Bench:
     selected: str
     choice: Choice
     dataset: Dataset
+    data: Mark
 
 
 class Workshop:
     """Makes ready what tasks are done with. Nothing heavy is imported or loaded before the first one. clock: in
-    seconds, for what steps take."""
+    seconds, for what steps take. wall: the system's clock, by which files are dated."""
 
     def __init__(
         self,
@@ -55,9 +58,11 @@ class Workshop:
         training: TrainingSettings,
         disk: Disk = LOCAL,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._data, self._base, self._state, self._training = data, base, state, training
-        self._disk, self._clock = disk, clock
+        self._disk, self._clock, self._wall = disk, clock, wall
+        self._pinned = Pinned(data, base, state / "blobs", disk)
         self._bench: Bench | None = None
 
     def bench(self, bundle: Bundle, variant: str, selected: Selection, model: Vector, digest: bytes) -> Bench:
@@ -67,15 +72,20 @@ class Workshop:
         model, digest: float32[total] that the task starts from. Where it is the exported one, backends are compared
         with torch's recorded step, and what comes of it is remembered.
         """
-        wanted, held = (bundle.digest, variant, selected.name), self._bench
-        if held is None or (held.digest, held.variant, held.selected) != wanted:
+        listing = self._pinned.listing(digest, self._wall())
+        wanted, held = (bundle.digest, variant, selected.name, listing.mark), self._bench
+        if held is None or (held.digest, held.variant, held.selected, held.data) != wanted:
             self._bench = held = None
-            dataset = load(self._data, bundle.manifest, self._base)
+            dataset = load(self._data, bundle.manifest, self._base, listing)
+            if dataset.left_out.count:
+                log.warning("data left out %s", dataset.left_out)
             choice = self._compared(bundle, variant, selected, model, digest)
             log.info(
                 "backend=%s variant=%s examples=%d why=%r", choice.engine.name, variant, len(dataset), choice.reason
             )
-            self._bench = held = Bench(bundle.digest, bundle.manifest, variant, selected.name, choice, dataset)
+            what = (bundle.digest, bundle.manifest, variant, selected.name)
+            self._bench = held = Bench(*what, choice, dataset, listing.mark)
+        self._pinned.keep(digest, listing)
         return held
 
     def _compared(self, bundle: Bundle, variant: str, selected: Selection, model: Vector, digest: bytes) -> Choice:
@@ -116,6 +126,10 @@ class Workshop:
             _mask_of(shared),
             resume,
         )
+
+    def finished(self) -> None:
+        """The task is over: the next one may have other data."""
+        self._pinned.release()
 
     def unload(self) -> None:
         """Lets go of runtime and data, so that an idle agent is small again."""

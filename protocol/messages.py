@@ -39,6 +39,8 @@ MAX_WAIT_S = 3600.0
 _NAMES = frozenset({"run", "task", "agent", "backend", "codec", "variant", "warning"})
 # A welcome's warning, and the reason under which it is counted: two agents speak in the name of one device.
 TWO_AGENTS = "two-agents"
+# A report's reason: the device may not train now. One that accepts a task nevertheless waits with it.
+INELIGIBLE = "ineligible"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,8 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class TaskReport:
-    """Device to coordinator: what became of a task. `reason` is a short word, `detail` for people."""
+    """Device to coordinator: what became of a task. `reason` is a short word, `detail` for people. left_out: examples,
+    and files, that are not trained on because they cannot be used; None where there are none, and from older agents."""
 
     task: str
     state: Literal["accepted", "refused", "failed"]
@@ -194,6 +197,7 @@ class TaskReport:
     backend: str = ""
     reason: str = ""
     detail: str = ""
+    left_out: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,13 @@ import pytest
 
 from edge_agent.agent import Agent
 from edge_agent.data import Dataset, DataSettings
+from edge_agent.eligibility import EligibilitySettings
 from edge_agent.link import last_will
 from edge_agent.same_process import SameProcess
 from edge_agent.settings import AgentSettings, BrokerSettings, TrainingSettings
 from edge_agent.store import AgentStore
 from edge_agent.training import LocalTraining
+from edge_agent.watch import Source
 from protocol.layout import layout_of
 from protocol.messages import (
     TWO_AGENTS,
@@ -50,6 +52,9 @@ class Fleet:
     store: AgentStore
     now: float = 0.0
     training: TrainingSettings = TrainingSettings(idle_unload_s=5.0)  # noqa: RUF009 (frozen)
+    data: DataSettings = DataSettings(path="shard.npz")  # noqa: RUF009 (frozen)
+    eligibility: EligibilitySettings = EligibilitySettings()  # noqa: RUF009 (frozen)
+    device: Source | None = None
 
     def turn(self) -> None:
         """Both sides handle what has arrived and do what is due; then time moves on."""
@@ -72,13 +77,14 @@ class Fleet:
             fleet="test",
             state="state",
             broker=BrokerSettings("mqtt://127.0.0.1:1883"),
-            data=DataSettings(path="shard.npz"),
+            data=self.data,
             training=self.training,
+            eligibility=self.eligibility,
         )
         self.store = AgentStore(folder / "state", 1 << 24)
         will = last_will(self.coordinator.topics, DEVICE, self.store.boot)
         self.transport = self.broker.connect(DEVICE, self.coordinator.topics.of_agent(DEVICE), will)
-        self.agent = Agent(settings, folder, self.store, self.transport, np.random.default_rng(1))
+        self.agent = Agent(settings, folder, self.store, self.transport, np.random.default_rng(1), device=self.device)
 
     def restart(self) -> None:
         """The agent is killed and started again: nothing but its folder survives."""

@@ -99,7 +99,9 @@ def test_a_module_beside_the_settings_is_found_and_shadows_nothing(
     (tmp_path / "beside_settings.py").write_text("import fractions\ndef load():\n    return fractions.rows\n")
     (tmp_path / "fractions.py").write_text("rows = 'shadowed'\n")
     settings = DataSettings(source="beside_settings:load")
-    with pytest.raises(AttributeError, match="'fractions' has no attribute 'rows'"):
+    with pytest.raises(
+        DataError, match=r"raised AttributeError: module .fractions. has no attribute .rows. at .*beside_settings\.py:3"
+    ):
         load(settings, MANIFEST, tmp_path)
     assert "put it in" in refused(None, DataSettings(source="not_beside:load"))
 
@@ -205,8 +207,8 @@ def test_the_number_of_names_must_be_the_number_of_inputs_and_targets(tmp_path: 
 
 
 def test_paths_without_data_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.csv").write_text("1,2")
-    for path in (tmp_path, tmp_path / "notes.csv", tmp_path / "absent.npz", tmp_path / "*.npz"):
+    (tmp_path / "notes.txt").write_text("1,2")
+    for path in (tmp_path, tmp_path / "notes.txt", tmp_path / "absent.npz", tmp_path / "*.npz"):
         assert refused(path).startswith(f"{path}: no .npz or .npy files there; check data.path")
     assert "cannot be listed" in refused(tmp_path / "**x")
     np.save(tmp_path / "other.npy", X)

@@ -17,6 +17,7 @@ NEVER = (
     "onnxscript",
     "safetensors",
     "rich",
+    "PIL",
     "amqtt",
     "cryptography",
     "coordinator",

@@ -55,7 +55,7 @@ def test_failures_skips_off_the_list_and_a_run_of_nothing_are_complaints(junit: 
 def test_what_is_installed_there_follows_from_pyproject_and_holds_no_training_wheel_and_no_torch() -> None:
     lines = wheels.requirements()
     names = [line.split(">")[0].split("=")[0].split("[")[0] for line in lines]
-    assert {"cbor2", "cryptography", "numpy", "paho-mqtt", "onnxruntime", *wheels.FOR_TESTS} == set(names)
+    assert {"cbor2", "cryptography", "numpy", "paho-mqtt", "pillow", "onnxruntime", *wheels.FOR_TESTS} == set(names)
     assert lines[-1] == wheels.ONNXRUNTIME
 
 

@@ -1,4 +1,4 @@
-"""What is installed on the arm64 root: our wheel with the agent's extra, and what the agent's tests need, as wheels."""
+"""What is installed on the arm64 root: our wheel with the agent's extras and what the agent's tests need, as wheels."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ def requirements() -> tuple[str, ...]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     for_tests = [line for line in (*extras["dev"], *extras["export"]) if _name(line) in FOR_TESTS]
-    return (*project["dependencies"], *extras["agent"], *for_tests, ONNXRUNTIME)
+    return (*project["dependencies"], *extras["agent"], *extras["images"], *for_tests, ONNXRUNTIME)
 
 
 def third_party(cache: Path) -> Path:
