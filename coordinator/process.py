@@ -132,7 +132,7 @@ def _serve(
     )
     try:
         coordinator = Coordinator(settings, bundle, store, transport, time.monotonic, emit, examine, admit=gate.admit)
-        _loop(coordinator, transport, gate, signals, notifier, exit_when_finished)
+        _loop(coordinator, transport, gate, signals, exit_when_finished, notifier)
         coordinator.stop()
     finally:
         transport.close()
@@ -143,9 +143,10 @@ def _loop(
     transport: Transport,
     gate: Gate | Broker,
     signals: Signals,
-    notifier: Notifier,
     exit_when_finished: bool,
+    notifier: Notifier | None = None,
 ) -> None:
+    notifier = notifier or Notifier({})
     notifier.ready()
     faults, recovering = 0, False
     restraint = Restraint()
