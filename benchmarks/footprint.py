@@ -1,9 +1,12 @@
-"""What it takes to train at all: disk, time to import, time to the first step and memory, against torch's.
+"""What it takes to train at all: a running agent's memory and wake-ups; disk and time of an environment, against torch.
 
-    python -m benchmarks.footprint                          # agent, agent-ort-training, torch
-    python -m benchmarks.footprint --environments agent torch --json
+    python -m benchmarks.footprint --json                            # the agent of this environment
+    python -m benchmarks.footprint --python /opt/agent/bin/python    # an agent that is installed
+    python -m benchmarks.footprint --environments agent agent-ort-training torch --json
 
-Each environment is made anew by venv and pip in a temporary folder. `install_mib` is the size of the files in its
+The first rows are of a running agent, idle and training: see benchmarks/agent_footprint.py for how they are counted.
+With `--environments` each is made anew by venv and pip in a temporary folder, and its running agent measured too;
+`install_mib` is the size of the files in its
 site-packages, without pip and setuptools. `import_s` is the time of importing the training stack in a fresh process.
 `first_step_s` is the wall-clock time of a process that takes one step of the two-convolution network at batch 32 and
 ends: for agents `edge-agent train --steps 1`, which checks the whole bundle too; for torch a script without any
@@ -24,7 +27,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from benchmarks import bundles, environments
+from benchmarks import agent_footprint, bundles, environments
 from benchmarks.environments import TORCH, Environment
 from benchmarks.harness import ONE_THREAD, Row, options, progress_console, publish
 from benchmarks.memory import pss_mib
@@ -62,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.prog = "python -m benchmarks.footprint"
     names = (*AGENTS, TORCH)
-    parser.add_argument("--environments", nargs="+", choices=names, default=names, help=f"default: {' '.join(names)}")
+    parser.add_argument("--environments", nargs="+", choices=names, default=(), help="made anew, and weighed")
+    parser.add_argument(
+        "--python", type=Path, default=Path(sys.executable), help="of the agent that is run (default: this one)"
+    )
     parser.set_defaults(command=_run)
     return run_command(parser, None if arguments is None else list(arguments))
 
@@ -74,20 +80,25 @@ def _run(chosen: argparse.Namespace) -> int:
         root = Path(folder)
         sources = environments.copy_sources(PROJECT_ROOT, root / "sources")
         wanted = {name: environments.requirements(name, sources) for name in chosen.environments}
-        job = progress.add_task(f"exporting {MODEL}", total=1 + 2 * len(wanted))
+        job = progress.add_task(f"exporting {MODEL}", total=2 + 2 * len(wanted))
         bundles.write(MODEL, root / MODEL, BATCH, chosen.seed)
         task = Task(root / MODEL, QUICK_REPEATS if chosen.quick else REPEATS)
+        progress.update(job, description="measuring a running agent", advance=1)
+        running = agent_footprint.measure("this", chosen.python, root / MODEL, root / "this-agent", quick=chosen.quick)
         progress.advance(job)
         for name, required in wanted.items():
             progress.update(job, description=f"installing {name}")
             environment = environments.make(name, required, root / name)
             progress.update(job, description=f"measuring {name}", advance=1)
             rows.append(measure(environment, task))
+            if name in AGENTS:
+                agent = (name, environment.python, root / MODEL, root / f"{name}-agent")
+                running += agent_footprint.measure(*agent, quick=chosen.quick)
             versions |= {f"{name}: {package}": version for package, version in environment.versions().items()}
             progress.advance(job)
     notes = ["this torch is a build for GPUs, several times as large as its build for CPUs"] * _for_gpus(versions)
-    title = "What an environment costs"
-    publish(rows, seed=chosen.seed, as_json=chosen.json, title=title, notes=notes, versions=versions)
+    title = "What it takes to train"
+    publish(running + rows, seed=chosen.seed, as_json=chosen.json, title=title, notes=notes, versions=versions)
     return 0
 
 

@@ -26,6 +26,7 @@ from protocol.disk import REMEDY, disk_named, is_disk_trouble
 from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.failpoints import install_from
 from protocol.mqtt import MqttSettings, MqttTransport, parse_url
+from protocol.notify import Notifier
 from protocol.restraint import Restraint
 from protocol.topics import Topics
 from protocol.transport import Transport
@@ -57,12 +58,15 @@ class Signals:
 def run(settings: Settings, emit: Emit, *, exit_when_finished: bool) -> int:
     """Runs the coordinator until it is told to stop. Raises ConfigurationError when it cannot start."""
     install_from(os.environ)
-    signals = Signals()
+    signals, notifier = Signals(), Notifier(os.environ)
     bundle = open_bundle(Path(settings.bundle))
     examine = open_examination(settings, bundle)
     state = Path(settings.state)
     with disk_named(state), damage_named(state / DATABASE, LOST):
-        return _run(settings, bundle, state, examine, emit, signals, exit_when_finished)
+        try:
+            return _run(settings, bundle, state, examine, emit, signals, notifier, exit_when_finished)
+        finally:
+            notifier.stopping()
 
 
 def _run(
@@ -72,6 +76,7 @@ def _run(
     examine: Examine | None,
     emit: Emit,
     signals: Signals,
+    notifier: Notifier,
     exit_when_finished: bool,
 ) -> int:
     store = Store(state, settings.limits)
@@ -79,7 +84,7 @@ def _run(
         store.belongs_to(bundle.digest, settings.bundle, settings.fleet)
         with open_gate(settings, state / "broker") as gate:
             emit(Listening(gate.broker.description, gate.broker.url, store.run, gate.enrolment_port))
-            _serve(settings, bundle, store, gate, examine, emit, signals, exit_when_finished)
+            _serve(settings, bundle, store, gate, examine, emit, signals, notifier, exit_when_finished)
     finally:
         store.close()
     log.info("stop")
@@ -108,6 +113,7 @@ def _serve(
     examine: Examine | None,
     emit: Emit,
     signals: Signals,
+    notifier: Notifier,
     exit_when_finished: bool,
 ) -> None:
     topics = Topics(settings.fleet)
@@ -126,15 +132,22 @@ def _serve(
     )
     try:
         coordinator = Coordinator(settings, bundle, store, transport, time.monotonic, emit, examine, admit=gate.admit)
-        _loop(coordinator, transport, gate, signals, exit_when_finished)
+        _loop(coordinator, transport, gate, signals, exit_when_finished, notifier)
         coordinator.stop()
     finally:
         transport.close()
 
 
 def _loop(
-    coordinator: Coordinator, transport: Transport, gate: Gate | Broker, signals: Signals, exit_when_finished: bool
+    coordinator: Coordinator,
+    transport: Transport,
+    gate: Gate | Broker,
+    signals: Signals,
+    exit_when_finished: bool,
+    notifier: Notifier | None = None,
 ) -> None:
+    notifier = notifier or Notifier({})
+    notifier.ready()
     faults, recovering = 0, False
     restraint = Restraint()
 
@@ -148,8 +161,10 @@ def _loop(
                 coordinator.recover(time.monotonic())
                 recovering = False
             gate.check(time.monotonic())
-            take_turn(coordinator, transport, time.monotonic, LONGEST_WAIT_S, went_well)
+            take_turn(coordinator, transport, time.monotonic, min(LONGEST_WAIT_S, notifier.wait_s), went_well)
             went_well()
+            # A turn that broke is no progress.
+            notifier.alive()
         except ConfigurationError:
             raise
         except Exception as error:
