@@ -9,6 +9,8 @@ import cbor2
 
 from benchmarks.fuzzing.bytes_mutations import INTEGERS, mutate
 
+# No tree grows beyond about so many.
+_MOST_VALUES = 10_000
 _FLOATS = (0.0, -0.0, 1e-320, -1.5, 1e308, float("inf"), float("-inf"), float("nan"))
 _TEXTS = (
     "",
@@ -89,7 +91,7 @@ def _changed_list(tree: list[Any], rng: Random, binary: bool) -> list[Any]:
         case 0:
             return []
         case 1:
-            return (tree or [0]) * rng.choice((2, 9, 17, 70, 3000))
+            return (tree or [0]) * min(rng.choice((2, 9, 17, 70, 3000)), 1 + _MOST_VALUES // (1 + _values(tree)))
         case 2:
             return [*tree, _any(rng, binary)]
         case 3:
@@ -98,6 +100,11 @@ def _changed_list(tree: list[Any], rng: Random, binary: bool) -> list[Any]:
         return [_any(rng, binary)]
     at = rng.randrange(len(tree))
     return [*tree[:at], _change(tree[at], rng, binary), *tree[at + 1 :]]
+
+
+def _values(tree: Any) -> int:
+    inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return 1 + sum(map(_values, inner))
 
 
 def _near(value: Any, rng: Random) -> Any:
