@@ -91,7 +91,7 @@ class Authority:
 
     def issue(self, name: str, request: bytes, now_s: float, days: float) -> Certificate | Rejection:
         """A device's certificate. Of the request (DER) counts the key alone, and the proof that it is the sender's."""
-        key = _requested_key(request)
+        key = requested_key(request)
         if isinstance(key, Rejection):
             return key
         ends = datetime.fromtimestamp(now_s, UTC) + timedelta(days=days)
@@ -175,7 +175,8 @@ def serial_of(der: bytes) -> int:
     return x509.load_der_x509_certificate(der).serial_number
 
 
-def _requested_key(request: bytes) -> PublicKey | Rejection:
+def requested_key(request: bytes) -> PublicKey | Rejection:
+    """The key that a request (DER) is for and proves to be the sender's, of the kinds that devices have."""
     try:
         read = x509.load_der_x509_csr(request)
         if not read.is_signature_valid:

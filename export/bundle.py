@@ -12,6 +12,8 @@ import onnx
 from safetensors.numpy import save
 
 from edge_agent.runtimes.backends import BACKENDS
+from edge_agent.runtimes.graph_check import ARTIFACT, INFERENCE, check_graph
+from edge_agent.runtimes.graph_check import PORTABLE as PORTABLE_GRAPH
 from edge_agent.runtimes.ort_training import NAME as ORT_TRAINING
 from edge_agent.runtimes.portable import NAME as PORTABLE
 from export import graph_surgery as surgery
@@ -110,8 +112,10 @@ def _write_files(spec: TrainingSpec, graphs: Graphs, line: str, folder: Path) ->
     for path, model in models.items():
         surgery.refuse_external_data(path, model)
         surgery.refuse_other_domains(path, model)
+        graph = model.SerializeToString()
+        check_graph(path, graph, INFERENCE if path == INFERENCE_FILE else PORTABLE_GRAPH)
         (folder / path).parent.mkdir(exist_ok=True)
-        (folder / path).write_bytes(model.SerializeToString())
+        (folder / path).write_bytes(graph)
     flat = flat_model(spec.module, graphs.tensors)
     parts = {t.name: flat[t.offset : t.offset + t.size].reshape(t.shape) for t in graphs.tensors}
     (folder / PARAMETERS_FILE).write_bytes(save(parts))
@@ -177,7 +181,12 @@ def _with_artifacts(graphs: Graphs, manifest: Manifest, folder: Path) -> Manifes
     trained = onnx.load(folder / ARTIFACTS["train"], load_external_data=False)
     surgery.strip(trained)
     surgery.refuse_external_data(ARTIFACTS["train"], trained)
-    (folder / ARTIFACTS["train"]).write_bytes(trained.SerializeToString())
+    graph = trained.SerializeToString()
+    try:
+        check_graph(ARTIFACTS["train"], graph, ARTIFACT)
+    except BundleError as error:
+        return without_artifacts(manifest, folder, str(error))
+    (folder / ARTIFACTS["train"]).write_bytes(graph)
     entries = [entry_of(folder, path) for path in ARTIFACTS.values() if path != EVALUATION_FILE]
     files = tuple(sorted((*manifest.files, *entries), key=lambda entry: entry.path))
     full = manifest.variants[0]

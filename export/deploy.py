@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from edge_agent.runtimes import safetensors
 from edge_agent.runtimes.engine import Vector
+from edge_agent.runtimes.graph_check import INFERENCE, check_graph
 from edge_agent.runtimes.parameters import initial_model, parse_parameters
 from export.sparse_graph import without_zeros
 from protocol.bundle import Bundle, deploy, open_bundle
@@ -114,6 +115,8 @@ def _masked(path: Path, file: safetensors.TensorFile, parameters: Vector) -> Vec
 
 
 def _of_graph(path: Path, data: bytes, bundle: Bundle) -> Vector:
+    # Before the onnx package sees it, which would read the files that external data names.
+    check_graph(str(path), data, INFERENCE)
     try:
         held = {i.name: i for i in onnx.load_from_string(data).graph.initializer}
     except DecodeError:

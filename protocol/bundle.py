@@ -27,6 +27,20 @@ class Bundle:
     def path(self, name: str) -> Path:
         return self.root / self.manifest.file(name).path
 
+    def read(self, name: str) -> bytes:
+        """The bytes of a file, just as the manifest names them: looked at once, so that nothing comes between check and
+        use. Raises BundleError."""
+        entry = self.manifest.file(name)
+        path = self.root / entry.path
+        try:
+            with path.open("rb") as file:
+                data = file.read(entry.size + 1)
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
+        if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise BundleError(f"{path}: is not what the manifest says; it was altered, export the bundle again")
+        return data
+
 
 def open_bundle(root: Path, *, only: frozenset[str] | None = None, disk: Disk = LOCAL) -> Bundle:
     """Opens a bundle and checks its files (or only those named). Raises BundleError naming the file at fault."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
+from protocol import bounded_json
 from protocol.errors import BundleError, ConfigurationError
 from protocol.records import RecordError, read_record, write_record
 
@@ -336,7 +337,7 @@ def parse_manifest(data: bytes) -> Manifest:
     if len(data) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{MANIFEST_FILE}: {len(data)} bytes are over the limit of {MAX_MANIFEST_BYTES}")
     try:
-        return read_record(Manifest, json.loads(data))
+        return read_record(Manifest, bounded_json.loads(data))
     except (RecordError, ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST_FILE}: {error}") from None
 

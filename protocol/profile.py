@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from protocol import bounded_json
 from protocol.errors import ConfigurationError
 from protocol.records import RecordError, read_record, write_record
 
@@ -66,7 +67,7 @@ def load_profile(path: Path) -> Profile:
 def parse_profile(name: str, data: bytes) -> Profile:
     """The profile in these bytes; `name` is for messages. Raises ConfigurationError."""
     try:
-        return read_record(Profile, json.loads(data))
+        return read_record(Profile, bounded_json.loads(data))
     except (RecordError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"{name}: not a device profile ({error}); make one with: edge-agent calibrate"

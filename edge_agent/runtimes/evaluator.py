@@ -20,7 +20,7 @@ class Evaluator:
 
     def __init__(self, bundle: Bundle, path: str, threads: int = 1) -> None:
         self._manifest = bundle.manifest
-        self._session: Any = onnx_session.session(bundle.path(path), threads)
+        self._session: Any = onnx_session.session_of(bundle.read(path), path, threads)
         needed = {node.name for node in self._session.get_inputs()}
         self._ports = [(i, p.name) for i, p in enumerate(_ports(self._manifest)) if p.name in needed]
         self._tensors = [t for t in self._manifest.tensors if t.name in needed]

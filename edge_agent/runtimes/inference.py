@@ -16,7 +16,7 @@ def evaluate_inference(
 ) -> Mapping[str, float]:
     """The manifest's metrics of a deployed model, as means over all examples. Raises BundleError."""
     try:
-        session: Any = onnx_session.session(path, threads)
+        session: Any = onnx_session.deployed(path, threads)
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); write one with export-model") from None
     found = {node.name for node in session.get_inputs()}

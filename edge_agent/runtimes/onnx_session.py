@@ -14,13 +14,10 @@ from typing import Any, cast
 import numpy as np
 
 from edge_agent.runtimes.engine import Array, Batch
+from edge_agent.runtimes.graph_check import INFERENCE, PORTABLE, Kind, check_graph
 from protocol.errors import BundleError, ConfigurationError, DataError
 from protocol.manifest import Manifest, Port
 
-# ONNX graphs are protobuf messages, which end at 2 GiB. A graph that holds no weights is far smaller.
-MAX_GRAPH_BYTES = 2**31 - 1
-# The key and the first length byte of a TensorProto's external_data entry: {key: "location"}.
-_EXTERNAL_LOCATION = b"\x0a\x08location\x12"
 _TRAINING = "onnxruntime.training"
 _ERRORS = 3
 # It reads the third input of any LayerNormalization, which is optional, and so ends the process in 1.17. It would fuse
@@ -72,24 +69,19 @@ def session_options(threads: int) -> Any:
     return options
 
 
-def read_graph(path: Path) -> bytes:
-    """The bytes of a graph that refers to no file outside itself. Raises BundleError."""
-    size = path.stat().st_size
-    if size > MAX_GRAPH_BYTES:
-        raise BundleError(f"{path}: {size} bytes are over the limit of {MAX_GRAPH_BYTES} for a graph")
-    graph = path.read_bytes()
-    if _EXTERNAL_LOCATION in graph:
-        raise BundleError(f"{path}: holds ONNX external data, which is never loaded; export the bundle again")
-    return graph
+def deployed(path: Path, threads: int) -> Any:
+    """An inference session on a file that holds a model's weights. Raises BundleError, or OSError for no file."""
+    with path.open("rb") as file:
+        graph = file.read(INFERENCE.most_bytes + 1)
+    return session_of(graph, str(path), threads, INFERENCE)
 
 
-def session(path: Path, threads: int) -> Any:
-    """An inference session on a graph read by `read_graph`. Raises BundleError if the runtime refuses the graph."""
-    return session_of(read_graph(path), str(path), threads)
+def session_of(graph: bytes, name: str, threads: int, kind: Kind = PORTABLE) -> Any:
+    """An inference session on the bytes of a graph, which are checked, and never read again. name: for messages.
 
-
-def session_of(graph: bytes, name: str, threads: int) -> Any:
-    """An inference session on the bytes of a graph; `name` is for messages. Raises BundleError."""
+    Raises BundleError.
+    """
+    check_graph(name, graph, kind)
     runtime = import_onnxruntime()
     try:
         return runtime.InferenceSession(

@@ -6,6 +6,9 @@ after the pass, in manifest order; the checkpoint's contiguous order is the mani
 with one call.
 """
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,10 +17,14 @@ from edge_agent.runtimes import onnx_session
 from edge_agent.runtimes.dropout import masks
 from edge_agent.runtimes.engine import Batch, Evaluation, StepResult, Vector
 from edge_agent.runtimes.evaluator import Evaluator
+from edge_agent.runtimes.graph_check import ARTIFACT, check_graph
 from protocol.bundle import Bundle
 from protocol.errors import BundleError, ConfigurationError, DataError
+from protocol.manifest import Manifest
 
 NAME = "ort-training"
+# Of a tensor in a checkpoint: its name and sizes, and the flatbuffer's own tables.
+_ENTRY_BYTES = 4096
 
 
 class OrtTrainingEngine:
@@ -79,13 +86,16 @@ class OrtTrainingEngine:
         return self._native.OrtDevice(self._native.OrtDevice.cpu(), self._native.OrtDevice.default_memory(), 0)
 
     def _load(self) -> tuple[Any, Any]:
-        train = self._bundle.path(self._files["train"])
-        # The C classes take paths only; the check is made on the bytes beforehand.
-        onnx_session.read_graph(train)
+        train, checkpoint = self._files["train"], self._files["checkpoint"]
+        graph, start = self._bundle.read(train), self._bundle.read(checkpoint)
+        check_graph(train, graph, ARTIFACT)
+        _check_size(checkpoint, start, self._manifest)
         try:
-            state = self._native.load_checkpoint(str(self._bundle.path(self._files["checkpoint"])))
+            with _in_memory(start) as path:
+                state = self._native.load_checkpoint(path)
             options = onnx_session.session_options(self._threads)
-            module = self._native.Module(str(train), state, None, self._device(), options)
+            with _in_memory(graph) as path:
+                module = self._native.Module(path, state, None, self._device(), options)
         except RuntimeError as error:
             raise BundleError(
                 f"{train}: the training runtime cannot load it: {onnx_session.first_line(error)}"
@@ -106,6 +116,27 @@ def why_not() -> str | None:
             "pip install onnxruntime-training-cpu==1.19.2 (Linux x86-64)"
         )
     return None
+
+
+@contextmanager
+def _in_memory(data: bytes) -> Iterator[str]:
+    """A path to these very bytes, for the C classes take nothing else: what was checked is what is loaded, whatever
+    becomes of the file meanwhile. No file lies beside it that external data could name."""
+    descriptor = os.memfd_create("sparsefleet", os.MFD_CLOEXEC)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        yield f"/proc/self/fd/{descriptor}"
+
+
+def _check_size(name: str, checkpoint: bytes, manifest: Manifest) -> None:
+    """A checkpoint is a flatbuffer of the runtime's own, which nothing of ours reads: its bytes are those that the
+    manifest names by SHA-256, and their number is bounded by the model that they hold."""
+    most = 2 * 4 * manifest.total + _ENTRY_BYTES * (len(manifest.tensors) + 1)
+    if len(checkpoint) > most:
+        raise BundleError(
+            f"{name}: {len(checkpoint)} bytes are over the limit of {most} for this model; export the bundle again"
+        )
 
 
 def _native() -> Any:

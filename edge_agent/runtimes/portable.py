@@ -27,7 +27,7 @@ class PortableEngine:
         self._bundle, self._manifest, self._threads = bundle, manifest, threads
         held = next(v for v in manifest.variants if v.name == variant)
         self._files, self._dropouts = held.backends[NAME].files, held.dropouts
-        self._session: Any = onnx_session.session(bundle.path(self._files["train"]), threads)
+        self._session: Any = onnx_session.session_of(bundle.read(self._files["train"]), self._files["train"], threads)
         self._binding = self._session.io_binding()
         read = {node.name for node in self._session.get_inputs()}
         given = {node.name for node in self._session.get_outputs()}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from edge_agent.runtimes.engine import Array
+from protocol import bounded_json
 from protocol.errors import BundleError
 
 # Some 400 bytes a tensor at the manifest's limit of tensors.
@@ -66,7 +67,7 @@ def parse(name: str, data: bytes) -> TensorFile:
     if len(data) < 8 or size > MAX_HEADER_BYTES or 8 + size > len(data):
         raise BundleError(f"{name}: header of {size} bytes in a file of {len(data)}; truncated or altered")
     try:
-        header = json.loads(data[8 : 8 + size])
+        header = bounded_json.loads(data[8 : 8 + size])
     except (ValueError, RecursionError):
         raise BundleError(f"{name}: its header is not JSON; export the bundle again") from None
     if not isinstance(header, dict):

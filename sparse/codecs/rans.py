@@ -115,10 +115,12 @@ def _slots(model: Model) -> tuple[Symbols, npt.NDArray[np.uint32]]:
     contexts, count = model.frequencies.shape
     symbols = np.empty(contexts << BITS, dtype=np.uint8)
     places = np.empty(contexts << BITS, dtype=np.uint32)
-    # Row by row, so that no more than one row is there in 64 bits.
+    within = np.arange(TOTAL, dtype=np.uint32)
     for context, row in enumerate(model.frequencies):
         slots = slice(context << BITS, (context + 1) << BITS)
         symbols[slots] = np.repeat(np.arange(count, dtype=np.uint8), row)
         starts = np.cumsum(row) - row
-        places[slots] = np.arange(TOTAL) + np.repeat(((row - 1) << BITS) - starts, row)
+        # Of a symbol that cannot be coded there is nothing to repeat, whatever wraps around here.
+        places[slots] = within
+        places[slots] += np.repeat((((row - 1) << BITS) - starts).astype(np.uint32), row)
     return symbols, places

@@ -1,5 +1,6 @@
 """The choice of a backend: by probing, with the reason, and with a remedy where there is none."""
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from edge_agent.runtimes.backends import BackendEntry, choose, load_evaluator
 from edge_agent.runtimes.numpy_reference import NumpyEngine
 from protocol.bundle import Bundle
 from protocol.errors import BundleError, ConfigurationError
-from protocol.manifest import Variant
+from protocol.manifest import FileEntry, Variant
 from tests.bundles import Zoo
 from tests.runtimes.engines import GRAPH_BACKENDS, need
 from tests.tiny import write_bundle
@@ -121,10 +122,16 @@ def test_a_graph_with_external_data_is_never_handed_to_the_runtime(zoo: Zoo, tmp
     bundle = zoo("cnn_1d")
     copy = Path(shutil.copytree(bundle.root, tmp_path / "b"))
     for role, load in (("eval", load_evaluator), ("train", lambda bundle: choose(bundle, backend))):
-        path = copy / bundle.manifest.variants[0].backends[backend].files[role]
+        name = bundle.manifest.variants[0].backends[backend].files[role]
+        path = copy / name
         model = onnx.load(path)
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(4096, np.float32), "big"))
         convert_model_to_external_data(model, location="../../passwd", size_threshold=0)
-        path.write_bytes(model.SerializeToString())
-        with pytest.raises(BundleError, match="external data"):
+        data = model.SerializeToString()
+        path.write_bytes(data)
+        with pytest.raises(BundleError, match="is not what the manifest says"):
             load(Bundle(copy, bundle.manifest, b""))
+        entry = FileEntry(name, len(data), hashlib.sha256(data).hexdigest())
+        files = tuple(entry if held.path == name else held for held in bundle.manifest.files)
+        with pytest.raises(BundleError, match="external data"):
+            load(Bundle(copy, replace(bundle.manifest, files=files), b""))
