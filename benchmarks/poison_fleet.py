@@ -1,7 +1,7 @@
 """A fleet of which some lie, in one process: real engines and payloads, the checks of intake, and the fold."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -100,24 +100,26 @@ def run(
         if not taken.updates:
             # Nobody can train what is left of the model.
             break
-        folded = _folded(taken, defence, recent, manifest.parameters, manifest.buffers, folder)
-        state, model = server_step(ServerSettings(), state, model, folded)
+        caution = Caution(defence.fold, recent=recent[:ENOUGH], folder=folder, standing=state.standing)
+        label = f"{seed}/{number}".encode()
+        folded = _folded(taken, defence.weight, caution, manifest.parameters, manifest.buffers, label)
+        stepped, model = server_step(ServerSettings(), state, model, folded)
+        state = replace(stepped, standing=folded.standing)
         recent = (*(taken.norms[name] for name in sorted(taken.norms)), *recent)
     return Outcome(accuracy(bundle, model, held_out), rejected)
 
 
-def _folded(
-    taken: _Round, defence: Defence, recent: Sequence[Norms], n_parameters: int, n_buffers: int, folder: Path
-) -> Folded:
-    most = most_weight([update.weight for update in taken.updates], defence.weight)
+def _folded(taken: _Round, weight: float, caution: Caution, n_parameters: int, n_buffers: int, label: bytes) -> Folded:
+    most = most_weight([update.weight for update in taken.updates], weight)
     updates = [Weighted(u.device, min(u.weight, most), u.layout) for u in taken.updates]
     found = fold_bounded(
-        Caution(defence.fold, recent=tuple(recent[:ENOUGH]), folder=folder),
+        caution,
         updates,
         {(0, name): norms for name, norms in taken.norms.items()},
         lambda update: taken.decoded[update.device],
         n_parameters,
         n_buffers,
+        label,
     )
     return found.folded
 

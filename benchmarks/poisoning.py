@@ -4,8 +4,9 @@
 
 HAPT: 21 people, a device each, nine others held out. A fifth of the devices, drawn by seed, send their update with its
 sign turned (sign-flip), ten times the other way (scaled), or noise of ten times its norm (random), and say that they
-have as many examples as the coordinator believes. clean_accuracy is of the plain mean with everyone honest; rows of
-attack "none" say what a fold costs then, and "absent" is the plain mean of the honest alone. Settings were chosen with
+have as many examples as the coordinator believes. clean_accuracy is of the plain mean with everyone honest, and
+clean_same_fold of the same fold; rows of attack "none" say what a fold costs then, and "absent" is the plain mean of
+the honest alone. Settings were chosen with
 --validate, which measures on a part of the training people. What is finished is kept in --cache, and a run that was
 broken off goes on.
 """
@@ -31,7 +32,7 @@ from benchmarks.codec_fleet import Schedule
 from benchmarks.harness import Row, options, progress_console, publish
 from benchmarks.poison_fleet import Attack, Defence, Outcome, run
 from coordinator.settings import LimitSettings
-from coordinator.trust_settings import FoldSettings, Rule
+from coordinator.trust_settings import FoldSettings
 from devices.datasets import Dataset as Labelled
 from devices.datasets import load_dataset
 from edge_agent.data import Dataset
@@ -41,16 +42,20 @@ from protocol.bundle import Bundle
 SHARE = 0.2
 SEEDS = 3
 PLAIN = "plain-mean"
-RULES: Mapping[str, Rule] = {
-    PLAIN: "mean",
-    "clipped-mean": "mean",
-    "median": "median",
-    "trimmed-mean": "trimmed-mean",
-    "krum": "krum",
-    "multi-krum": "multi-krum",
-    "geometric-median": "geometric-median",
+SETTINGS: Mapping[str, FoldSettings] = {
+    PLAIN: FoldSettings(clip="none"),
+    "clipped-mean": FoldSettings(),
+    "median": FoldSettings("median"),
+    "trimmed-mean": FoldSettings("trimmed-mean"),
+    "krum": FoldSettings("krum"),
+    "multi-krum": FoldSettings("multi-krum"),
+    "geometric-median": FoldSettings("geometric-median"),
+    "median, buckets": FoldSettings("median", bucket=2),
+    "geometric-median, buckets": FoldSettings("geometric-median", bucket=2),
+    "multi-krum, buckets": FoldSettings("multi-krum", bucket=2),
+    "multi-krum, memory": FoldSettings("multi-krum", memory=0.9),
 }
-FOLDS = tuple(RULES)
+FOLDS = tuple(SETTINGS)
 ATTACKS: tuple[Attack, ...] = get_args(Attack)
 
 
@@ -90,7 +95,7 @@ def main() -> None:
                 for fold in folds_under(attack, folds):
                     found[attack, fold].append(runs.outcome(attack, fold, seed, chosen.clip_factor, chosen.weight))
     clean = found["none", PLAIN]
-    rows = [row_of(attack, fold, outcomes, clean) for (attack, fold), outcomes in found.items()]
+    rows = [row_of(attack, fold, done, clean, found["none", fold]) for (attack, fold), done in found.items()]
     publish(rows, seed=chosen.seed, as_json=chosen.json, title="Accuracy with a fifth of liars", notes=notes)
 
 
@@ -149,19 +154,25 @@ def liars(devices: Sequence[str], seed: int) -> frozenset[str]:
 def defence(fold: str, lying: int, clip_factor: float, weight: float) -> Defence:
     """The plain mean believes all; every other has the coordinator's defaults, and Krum is told how many lie."""
     if fold == PLAIN:
-        return Defence(fold, FoldSettings(clip="none"), weight=0.0, norm=0.0)
-    settings = FoldSettings(RULES[fold], byzantine=lying, clip_factor=clip_factor)
+        return Defence(fold, SETTINGS[fold], weight=0.0, norm=0.0)
+    settings = replace(SETTINGS[fold], byzantine=lying, clip_factor=clip_factor)
     return Defence(fold, settings, weight, LimitSettings().norm)
 
 
-def row_of(attack: Attack, fold: str, runs: Sequence[Outcome], clean: Sequence[Outcome]) -> Row:
-    """The means over seeds, and the spread of a single run (the sample's standard deviation, 0 of one)."""
+def row_of(
+    attack: Attack, fold: str, runs: Sequence[Outcome], clean: Sequence[Outcome], own_clean: Sequence[Outcome]
+) -> Row:
+    """The means over seeds, and the spread of a single run (the sample's standard deviation, 0 of one).
+
+    clean: runs of the plain mean in which nobody lies; own_clean: such runs of the same fold.
+    """
     accuracies = [r.accuracy for r in runs]
     return {
         "attack": attack,
         "fold": fold,
         "accuracy": round(mean(accuracies), 4),
         "clean_accuracy": round(mean(r.accuracy for r in clean), 4),
+        "clean_same_fold": round(mean(r.accuracy for r in own_clean), 4),
         "accuracy_sd": round(stdev(accuracies), 4) if len(accuracies) > 1 else 0.0,
         "rejected": sum(r.rejected for r in runs),
         "seeds": len(runs),

@@ -13,11 +13,12 @@ before it has other means and variances than in the whole model, and their mixtu
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from coordinator.standing import Standing
 from protocol.layout import Layout
 from protocol.width import Places
 
@@ -61,12 +62,13 @@ class Weighted:
 class Folded:
     """The mean deltas: parameters float64[n_parameters], buffers float64[n_buffers]; zero where nobody trained.
 
-    trained: bool[n_parameters], those that somebody trained.
+    trained: bool[n_parameters], those that somebody trained. standing: of devices, where the rule remembers any.
     """
 
     parameters: Delta
     buffers: Delta
     trained: Mask
+    standing: Standing = field(default_factory=dict)
 
 
 def fold(

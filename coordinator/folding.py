@@ -10,6 +10,7 @@ from coordinator.privacy import load_key, private_fold
 from coordinator.robust import robust_fold
 from coordinator.rows import AcceptedUpdate
 from coordinator.settings import Settings
+from coordinator.standing import Standing
 from coordinator.trust_settings import FoldSettings, PrivacySettings
 
 # The round and the device of an update.
@@ -22,7 +23,7 @@ class Caution:
 
     weight: no update counts for more than so many times the median, 0 for any. recent: norms of the updates that were
     folded before, the newest first. folder: where updates that are too large for memory are spilled. run, key: of the
-    noise, where there is any.
+    noise, where there is any. standing: of devices, after the fold before.
     """
 
     fold: FoldSettings
@@ -32,6 +33,7 @@ class Caution:
     folder: Path = Path()
     run: str = ""
     key: bytes = b""
+    standing: Standing = field(default_factory=dict)
 
 
 # Of versions from before anything was bounded.
@@ -72,7 +74,8 @@ def fold_bounded(
 ) -> Bounded:
     """A function of the set of updates and of the caution, by which weights are bounded already.
 
-    norms: by round and device, as found at intake; one that is missing is found now. label: of the noise, if any.
+    norms: by round and device, as found at intake; one that is missing is found now. label: of the fold and its set, by
+    which noise and buckets are drawn.
     """
     if caution.privacy.on:
         return Bounded(private_fold(caution.privacy, updates, decode, n_parameters, caution.key, label), 0)
@@ -84,7 +87,8 @@ def fold_bounded(
     clipped = sum(update.clip < 1.0 or update.clip_buffers < 1.0 for update in updates)
     if settings.rule == "mean":
         return Bounded(fold(updates, decode, n_parameters, n_buffers), clipped)
-    return Bounded(robust_fold(settings, updates, decode, n_parameters, n_buffers, caution.folder), clipped)
+    folded = robust_fold(settings, updates, decode, n_parameters, n_buffers, caution.folder, label, caution.standing)
+    return Bounded(folded, clipped)
 
 
 def _named(update: Weighted) -> Named:

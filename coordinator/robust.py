@@ -20,8 +20,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from coordinator.buckets import bucketed
 from coordinator.fold import Decoded, Delta, Folded, Weighted, in_order, width
 from coordinator.spill import Rows, blocks, rows_for
+from coordinator.standing import NEW, Standing, remember
 from coordinator.trust_settings import FoldSettings
 from protocol.layout import Vector
 
@@ -40,20 +42,26 @@ def robust_fold(
     n_parameters: int,
     n_buffers: int,
     folder: Path,
+    label: bytes = b"",
+    standing: Standing = NEW,
 ) -> Folded:
     """The fold of a round under any rule but the mean. decode: as in `fold`, once for each. folder: where updates are
-    spilled that are together too large for memory. A pure function of the set of updates, which has at least one."""
-    ordered = in_order(updates)
+    spilled that are together too large for memory. label: by which buckets are drawn. standing: of devices,
+    after the fold before. A pure function of these and of the set of updates, which has at least one."""
+    ordered, after = in_order(updates), NEW
     n = n_parameters + n_buffers
     with rows_for(len(ordered), n, folder) as rows:
         widest = max(width(update) for update in ordered)
         for i, update in enumerate(ordered):
             rows[i] = _row(update, decode(update), n, with_buffers=width(update) == widest)
-        if settings.rule in ("median", "trimmed-mean"):
-            values, counts = _by_coordinate(rows, 0.5 if settings.rule == "median" else settings.trim)
-        else:
-            values, counts = _mean(rows, _shares(settings, rows, n_parameters))
-    return Folded(values[:n_parameters], values[n_parameters:], counts[:n_parameters] > 0)
+        with bucketed(rows, ordered, settings.bucket, label, folder) as seen:
+            if settings.rule in ("median", "trimmed-mean"):
+                values, counts = _by_coordinate(seen, 0.5 if settings.rule == "median" else settings.trim)
+            else:
+                devices = [update.device for update in ordered]
+                shares, after = _shares(settings, seen, n_parameters, devices, standing)
+                values, counts = _mean(seen, shares)
+    return Folded(values[:n_parameters], values[n_parameters:], counts[:n_parameters] > 0, after)
 
 
 def _row(update: Weighted, decoded: Decoded, n: int, *, with_buffers: bool) -> Vector:
@@ -108,14 +116,20 @@ def _mean(rows: Rows, shares: Sequence[float]) -> tuple[Delta, Counts]:
     return np.divide(total, weight, out=total, where=weight > 0.0), counts
 
 
-def _shares(settings: FoldSettings, rows: Rows, n_parameters: int) -> list[float]:
-    """What each update counts for in the mean that the rule comes to."""
+def _shares(
+    settings: FoldSettings, rows: Rows, n_parameters: int, devices: Sequence[str], standing: Standing
+) -> tuple[list[float], Standing]:
+    """What each row counts for in the mean that the rule comes to; and the next standing. devices: of the rows, where
+    they are no buckets."""
     if settings.rule == "geometric-median":
-        return _weiszfeld(rows, n_parameters)
-    order = np.argsort(_krum_scores(rows, settings.byzantine, n_parameters), kind="stable")
+        return _weiszfeld(rows, n_parameters), NEW
+    scores, after = _krum_scores(rows, settings.byzantine, n_parameters), NEW
+    if settings.memory:
+        scores, after = remember(standing, settings.memory, devices, scores)
+    order = np.argsort(scores, kind="stable")
     faulty = min(settings.byzantine, max(0, (len(rows) - 3) // 2))
     chosen = set(order[: 1 if settings.rule == "krum" else len(rows) - faulty].tolist())
-    return [1.0 if i in chosen else 0.0 for i in range(len(rows))]
+    return [1.0 if i in chosen else 0.0 for i in range(len(rows))], after
 
 
 def _krum_scores(rows: Rows, byzantine: int, n_parameters: int) -> Delta:

@@ -60,6 +60,8 @@ trim = 0.25                     # of trimmed-mean: the share of values left out 
 byzantine = 1                   # of krum and multi-krum: how many devices may lie; they need 2 x this + 3 updates
 clip = "median"                 # no update counts beyond clip_factor times the median norm; or a norm; or "none"
 clip_factor = 2.0
+bucket = 1                      # so many updates are averaged before a robust rule sees them; 2 where data differ
+memory = 0.0                    # of multi-krum: what a device's distances still count for a fold later, as 0.9
 
 [privacy]                       # central differential privacy (docs/robustness.md); needs the extra privacy
 noise_multiplier = 0.0          # noise on the sum of updates, in parts of clip, as 1.0; 0: none

@@ -7,12 +7,13 @@ tensors stay.
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from coordinator.fold import Delta, Folded
 from coordinator.settings import ServerSettings
+from coordinator.standing import Standing, pack_standing, unpack_standing
 from edge_agent.runtimes.engine import Vector
 
 _HEADER = struct.Struct("<QQQ")
@@ -20,11 +21,13 @@ _HEADER = struct.Struct("<QQQ")
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """What the rule remembers between rounds. first, second: float32[n_parameters], or float32[0] where unused."""
+    """What is remembered between rounds: by the step, first and second, float32[n_parameters], or float32[0] where
+    unused; by the fold, the standing of devices."""
 
     steps: int
     first: Vector
     second: Vector
+    standing: Standing = field(default_factory=dict)
 
 
 def initial_state() -> ServerState:
@@ -70,15 +73,16 @@ def _step(settings: ServerSettings, first: Delta, second: Delta, folded: Folded)
 def pack_state(state: ServerState) -> bytes:
     """The bytes of a state, as kept beside the model version."""
     moments = state.first.astype("<f4").tobytes() + state.second.astype("<f4").tobytes()
-    return _HEADER.pack(state.steps, len(state.first), len(state.second)) + moments
+    return _HEADER.pack(state.steps, len(state.first), len(state.second)) + moments + pack_standing(state.standing)
 
 
 def unpack_state(data: bytes) -> ServerState:
     """The state from its bytes, which are our own, checked by digest."""
     steps, n_first, n_second = _HEADER.unpack_from(data)
-    moments = np.frombuffer(data, "<f4", offset=_HEADER.size).astype(np.float32)
+    end = _HEADER.size + 4 * (n_first + n_second)
+    moments = np.frombuffer(data[:end], "<f4", offset=_HEADER.size).astype(np.float32)
     assert len(moments) == n_first + n_second
-    return ServerState(steps, moments[:n_first], moments[n_first:])
+    return ServerState(steps, moments[:n_first], moments[n_first:], unpack_standing(data[end:]))
 
 
 def _moment(values: Vector, n: int) -> Delta:

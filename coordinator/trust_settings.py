@@ -15,6 +15,8 @@ class FoldSettings:
     """How a round's updates become one (robust.py).
 
     trim: of trimmed-mean, the share of values left out at either end. byzantine: of Krum, how many devices may lie.
+    bucket: so many updates, drawn anew for each fold, are averaged before the rule sees them. memory: of multi-krum,
+    what a device's score of one fold still counts for in the next; 0: each fold stands by itself.
     clip: the norm that no update counts beyond: "median", clip_factor times the median of recent ones; a number; or
     "none".
     """
@@ -24,6 +26,8 @@ class FoldSettings:
     byzantine: int = 1
     clip: str | float = "median"
     clip_factor: float = 2.0
+    bucket: int = 1
+    memory: float = 0.0
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
@@ -40,6 +44,25 @@ class FoldSettings:
         if isinstance(self.clip, float):
             positive("clip", self.clip)
         positive("clip_factor", self.clip_factor)
+        self._check_buckets()
+
+    def _check_buckets(self) -> None:
+        if self.bucket < 1:
+            raise ValueError(f"bucket: {self.bucket} must be at least 1; 1 is for none, 2 is usual")
+        if self.bucket > 1 and self.rule == "mean":
+            raise ValueError(f"bucket: {self.bucket} does nothing for the mean; set bucket = 1, or another rule")
+        if not 0.0 <= self.memory < 1.0:
+            raise ValueError(f"memory: {self.memory} must be at least 0 and below 1; 0 is for none, 0.9 is usual")
+        if self.memory and self.rule != "multi-krum":
+            raise ValueError(
+                f"memory: {self.memory} is for the rule multi-krum, and the rule is {self.rule}; set memory = 0, or "
+                'rule = "multi-krum"'
+            )
+        if self.memory and self.bucket > 1:
+            raise ValueError(
+                f"memory: {self.memory} needs scores of single devices, and a bucket of {self.bucket} hides them; set "
+                "one of memory = 0 and bucket = 1"
+            )
 
     @property
     def report_factor(self) -> float:
@@ -55,13 +78,15 @@ class FoldSettings:
                 f"training.codec {sparse_codecs[0]}, so that it would come to 0; use a codec that sends all, as "
                 "all/int8, or fold.rule = geometric-median"
             )
-        needed = 2 * self.byzantine + 3
+        # As many buckets must be in the majority as devices without buckets, however the liars are spread.
+        needed = (2 * self.byzantine + 2) * self.bucket + 1
         if self.rule in KRUM_RULES and least < needed:
-            nearest = (least - 3) // 2
+            nearest = (-(-least // self.bucket) - 3) // 2
+            formula = "2f + 3" if self.bucket == 1 else f"(2f + 2) x {self.bucket} + 1"
             works = f"the nearest that works is {nearest}, or" if nearest >= 0 else "use fold.rule = median, or"
             raise ValueError(
                 f"fold.byzantine: {self.byzantine} of {least} updates (rounds.minimum, or rounds.devices without it) "
-                f"is too many; {self.rule} needs at least 2f + 3 = {needed} updates; {works} that many updates"
+                f"is too many; {self.rule} needs at least {formula} = {needed} updates; {works} that many updates"
             )
 
 

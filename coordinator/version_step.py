@@ -1,7 +1,7 @@
 """One version further: a fold's set, read as it was trained, its mean and the server step. Pure, given the payloads."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -79,6 +79,7 @@ def version_step(
         weighted.append(Weighted(u.device, u.weight, view.layout, view.places, u.number, discounted(u), own))
     norms = {name: update.norms for name, update in updates.items() if update.norms is not None}
     label = fold_label(caution.run, base + 1, ((u.number, u.device, u.digest) for u in bounded))
+    caution = replace(caution, standing=state.standing)
     found = fold_bounded(caution, weighted, norms, decode, manifest.parameters, manifest.buffers, label)
     reached("coordinator.round-folded")
     folded = found.folded
@@ -86,4 +87,5 @@ def version_step(
         moved = motion(bounded, report, manifest.parameters, discounted, caution.fold.report_factor)
         folded = with_feedback(folded, mask, moved)
     clamped = sum(before.weight != after.weight for before, after in zip(accepted, bounded, strict=True))
-    return Stepped(*server_step(server, state, dense, folded), found.clipped, clamped)
+    stepped, after = server_step(server, state, dense, folded)
+    return Stepped(replace(stepped, standing=found.folded.standing), after, found.clipped, clamped)

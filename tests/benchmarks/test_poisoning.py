@@ -33,8 +33,9 @@ def test_the_plain_mean_believes_everything_and_the_others_do_not() -> None:
 
 
 def test_a_row_stands_beside_the_clean_run() -> None:
-    row = row_of("scaled", "median", [Outcome(0.8, 1), Outcome(0.9, 2)], [Outcome(0.95, 0)] * 2)
+    row = row_of("scaled", "median", [Outcome(0.8, 1), Outcome(0.9, 2)], [Outcome(0.95, 0)] * 2, [Outcome(0.9, 0)])
     assert (row["attack"], row["fold"], row["accuracy"], row["clean_accuracy"]) == ("scaled", "median", 0.85, 0.95)
+    assert row["clean_same_fold"] == 0.9
     assert row["rejected"] == 3
 
 

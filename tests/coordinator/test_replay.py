@@ -15,6 +15,7 @@ from coordinator.cli import main
 from coordinator.history import open_history
 from coordinator.replay import Replayed, Without, replay, replay_without
 from coordinator.settings import DownlinkSettings, ServerSettings, Settings, TierSettings
+from coordinator.trust_settings import FoldSettings
 from protocol.errors import SparsefleetError
 from tests.coordinator.simulation import HEAD, Simulation
 from tests.coordinator.test_cli import CONFIG
@@ -39,6 +40,11 @@ def late_fleet(folder: Path) -> Simulation:
     return fleet
 
 
+def robust_fleet(folder: Path, fold: FoldSettings) -> Simulation:
+    fleet = Simulation.make(folder, 5, count=4)
+    return changed(fleet, fold=fold, rounds=replace(fleet.settings.rounds, devices=5))
+
+
 def tier_fleet(folder: Path) -> Simulation:
     tiers = TierSettings(select="rolling", assign={"dev-0": HALF, "dev-1": "full", "dev-2": HALF})
     return Simulation.make(folder, tiers=tiers, count=4)
@@ -48,6 +54,8 @@ FLEETS: dict[str, Callable[[Path], Simulation]] = {
     "plain": lambda folder: Simulation.make(folder, count=4),
     "momentum": lambda folder: changed(Simulation.make(folder, count=4), server=ServerSettings("momentum", 0.5)),
     "adam": lambda folder: changed(Simulation.make(folder, count=4), server=ServerSettings("adam", 0.1)),
+    "buckets": lambda folder: robust_fleet(folder, FoldSettings("geometric-median", bucket=2)),
+    "memory": lambda folder: robust_fleet(folder, FoldSettings("multi-krum", byzantine=1, memory=0.5)),
     "tiers": tier_fleet,
     "late": late_fleet,
     "downlink": lambda folder: changed(

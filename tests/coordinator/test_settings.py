@@ -158,6 +158,15 @@ def test_what_a_task_says_of_the_optimiser_is_all_that_a_device_can_set() -> Non
 
 
 FOLDS = {
+    "an empty bucket": ("[fold]\nbucket = 0", r"fold\.bucket: 0 must be at least 1"),
+    "buckets of a mean": ("[fold]\nbucket = 2", r"fold\.bucket: 2 does nothing for the mean"),
+    "a memory that never fades": ('[fold]\nrule = "multi-krum"\nmemory = 1.0', r"memory: 1.0 must be .* below 1"),
+    "a memory of the median": ('[fold]\nrule = "median"\nmemory = 0.9', r"memory: 0.9 is for the rule multi-krum"),
+    "a memory of buckets": ('[fold]\nrule = "multi-krum"\nmemory = 0.9\nbucket = 2', r"a bucket of 2 hides them"),
+    "too few buckets for krum": (
+        '[fold]\nrule = "krum"\nbucket = 2',
+        r"fold\.byzantine: 1 of 5 updates .* at least \(2f \+ 2\) x 2 \+ 1 = 9 updates; the nearest that works is 0",
+    ),
     "a rule that is not known": ('[fold]\nrule = "mode"', r"fold\.rule: 'mode' is not one of .*'krum'"),
     "half of all trimmed": ("[fold]\ntrim = 0.5", r"fold\.trim: 0\.5 must be above 0 and below 0\.5.*median"),
     "no norm at all": ("[fold]\nclip = 0.0", r"fold\.clip: 0\.0 must be a finite number above 0"),
