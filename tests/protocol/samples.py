@@ -4,6 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from protocol.keyring import Keyring
 from protocol.messages import (
     CHUNK_BYTES,
     MAX_BLOB_BYTES,
@@ -48,6 +49,7 @@ SAMPLES: dict[str, Body] = {
     "DeviceState": DeviceState("ready"),
     "Later": Later(D, 12.5),
     "Announcement": Announcement(4, BlobRef(D, 70000)),
+    "Keyring": Keyring(2, (bytes(72) + b"ring",)),
 }
 
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
