@@ -52,14 +52,17 @@ def _greeted(heard: _Heard, said: Envelope, instance: int) -> Rejection | None:
     if last is None and len(heard.hellos) >= MOST_STARTS:
         del heard.hellos[next(iter(heard.hellos))]
     heard.hellos[instance] = said.sequence
-    if said.boot not in heard.boots or (last is None and said.boot != max(heard.boots)):
+    if last is None:
+        # Also where it counts from one again: of what was numbered before this hello, nothing is of this start.
+        _begin(heard, said.boot, said.sequence - 1)
+    elif said.boot not in heard.boots:
         _begin(heard, said.boot)
     heard.boots[said.boot].take(said.sequence)
     return None
 
 
-def _begin(heard: _Heard, boot: int) -> None:
+def _begin(heard: _Heard, boot: int, before: int = -1) -> None:
     heard.boots.pop(boot, None)
     if len(heard.boots) >= MOST_STARTS:
         del heard.boots[next(iter(heard.boots))]
-    heard.boots[boot] = Window()
+    heard.boots[boot] = Window(before)

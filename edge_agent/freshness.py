@@ -39,7 +39,8 @@ class Freshness:
                 return Rejection("replay", "it answers no hello of ours, or one that was answered before")
             self._answered = answers
             if said.boot != self._epoch:
-                self._epoch, self._window = said.boot, Window()
+                # What that start said before is of before this one of ours.
+                self._epoch, self._window = said.boot, Window(said.sequence - 1)
         if said.boot != self._epoch:
             return _NOT_YET
         return None if self._window.take(said.sequence) else REPLAYED

@@ -14,17 +14,18 @@ REPLAYED = Rejection(
 
 @dataclass(slots=True)
 class Window:
-    """Of one start of one sender. Numbers may have gaps, and come a little out of order."""
+    """Of one start of one sender. Numbers may have gaps, and come a little out of order. before: it and lower ones are
+    not new."""
 
+    before: int = -1
     _seen: set[int] = field(default_factory=set)
-    _floor: int = -1
 
     def take(self, sequence: int) -> bool:
         """Whether a number is new, which it is once."""
-        if sequence <= self._floor or sequence in self._seen:
+        if sequence <= self.before or sequence in self._seen:
             return False
         self._seen.add(sequence)
         if len(self._seen) > REMEMBERED:
-            self._floor = min(self._seen)
-            self._seen.remove(self._floor)
+            self.before = min(self._seen)
+            self._seen.remove(self.before)
         return True

@@ -101,5 +101,6 @@ bodies: st.SearchStrategy[Body] = st.one_of(
     st.builds(Later, _digest, st.floats(0.0, MAX_WAIT_S)),
     st.builds(DeviceState, st.sampled_from(["ready", "gone", "lost"])),
     st.builds(Announcement, _integer, _blob),
+    st.builds(Keyring, _integer, st.lists(st.binary(max_size=200), min_size=1, max_size=16).map(tuple)),
 )
 envelopes = st.builds(Envelope, _natural, _natural, _natural, bodies)
