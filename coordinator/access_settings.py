@@ -56,12 +56,16 @@ class BrokerSettings:
 
 @dataclass(frozen=True, slots=True)
 class TrustSettings:
-    """Who may join: where the fleet's CA is, where devices enrol (host: the broker's if empty), and for how long."""
+    """Who may join: where the fleet's CA is, where devices enrol (host: the broker's if empty), and for how long.
+
+    require_seals: whether a device's messages must be sealed with its key, which agents before 0.2 cannot.
+    """
 
     folder: str = "trust"
     host: str = ""
     port: int = DEFAULT_PORT
     certificate_days: float = 30.0
+    require_seals: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

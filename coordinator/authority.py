@@ -22,6 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from protocol.errors import ConfigurationError, Rejection
 from protocol.keys import load_key, new_key
 from protocol.private_files import check_private, make_private_folder, write_private
+from protocol.signing import ID_BYTES, Verifier, verifier_of
 from protocol.tls import SERVER_NAME, Credentials
 
 # The coordinator's name as a client of the broker: none that a device can have (protocol/topics.py).
@@ -173,6 +174,15 @@ def to_pem(der: bytes) -> bytes:
 
 def serial_of(der: bytes) -> int:
     return x509.load_der_x509_certificate(der).serial_number
+
+
+def verifier_in(der: bytes) -> Verifier:
+    """Of the key that an issued certificate is for."""
+    public = x509.load_der_x509_certificate(der).public_key()
+    if not isinstance(public, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey):
+        raise ValueError("the certificate's key is neither of an elliptic curve nor Ed25519")
+    spki = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return verifier_of(public, hashlib.sha256(spki).digest()[:ID_BYTES])
 
 
 def requested_key(request: bytes) -> PublicKey | Rejection:

@@ -14,6 +14,7 @@ from typing import Any
 
 from coordinator import settings as coordinator_settings
 from coordinator.events import Event, as_json
+from coordinator.key_options import add_keys, config_anywhere
 from coordinator.reports import Reports
 from coordinator.sample import SAMPLE
 from protocol.command import EXIT_CODES, Parser, run_command
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     add("status", _status, "the run at a glance")
     _add_devices(add("devices", _devices, "every device, with its identity, bytes and counts"))
     _add_token(add("token", _token, "print tokens that devices enrol with, each once"))
+    add_keys(add("keys", _keys, "the keys that sign bundles and messages"), _rotate)
     add("rounds", _rounds, "every committed round")
     add("round", _round, "one round: its devices, rejections and decisions").add_argument("number", type=int)
     plan = add("plan", _plan, "what each codec will cost a device, before it is used")
@@ -100,9 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_devices(devices: argparse.ArgumentParser) -> None:
-    # Not required here: it may also stand behind the action.
-    for action in devices._actions:
-        action.required = False
+    config_anywhere(devices)
     actions = devices.add_subparsers(metavar="ACTION", help="none: list them")
     revoke = actions.add_parser(
         "revoke",
@@ -163,6 +163,18 @@ def _revoke(options: argparse.Namespace) -> int:
     return revoke(coordinator_settings.load(_config_of(options)), options.device, as_json=options.json)
 
 
+def _keys(options: argparse.Namespace) -> int:
+    from coordinator.key_commands import listed
+
+    return _rows(options, "keys", listed(coordinator_settings.load(_config_of(options))))
+
+
+def _rotate(options: argparse.Namespace) -> int:
+    from coordinator.key_commands import print_rotated, rotate
+
+    return print_rotated(rotate(coordinator_settings.load(_config_of(options)), options), as_json=options.json)
+
+
 def _token(options: argparse.Namespace) -> int:
     from coordinator.trust_commands import token
 
@@ -172,7 +184,7 @@ def _token(options: argparse.Namespace) -> int:
 
 def _config_of(options: argparse.Namespace) -> Path:
     if options.config is None:
-        raise ConfigurationError("devices: --config is missing; name the coordinator.toml")
+        raise ConfigurationError("--config: is missing; name the coordinator.toml")
     found: Path = options.config
     return found
 

@@ -21,6 +21,7 @@ from coordinator.link import Link
 from coordinator.quotas import Quotas
 from coordinator.reception import Reception, Rejected, Taken, Uncounted
 from coordinator.rivals import UNSURE_S, Rivals
+from coordinator.seals import Seals
 from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.uploads import Uploads
@@ -64,14 +65,16 @@ class Coordinator:
         examine: Examine | None = None,
         wall: Callable[[], float] = time.time,
         admit: Callable[[str], Rejection | None] = lambda _: None,
+        seals: Seals | None = None,
     ) -> None:
-        """admit: why a device is not heard, asked at every message; without identities everybody is."""
-        self._admit = admit
+        """admit: why a device is not heard, asked at every message; without identities everybody is, and nothing has
+        seals."""
+        self._admit, self._seals = admit, seals
         self._settings, self._bundle, self._store = settings, bundle, store
         self._clock, self._emit, self._examine, self._wall = clock, emit, examine, wall
         self._topics = Topics(settings.fleet)
         self._library = Library(bundle, store.models)
-        self._link = Link(transport, self._topics, store.epoch, store.traffic())
+        self._link = Link(transport, self._topics, store.epoch, store.traffic(), seals)
         self._link.begin_day(day_of(wall()))
         self._fleet = Fleet(store.devices())
         self._uploads = Uploads(store.updates, self._link, settings.limits.uploads)
@@ -144,19 +147,19 @@ class Coordinator:
         if speaker is not None and over is not None:
             self._count(speaker, over)
             return
-        read = self._link.read(message)
-        if read is None:
+        if speaker is None:
             self._hear(self._link.read_coordinator(message), now)
             return
         if self._rivals.unsure(now):
             # It is said again by whoever cares.
             return
-        topic, said = read
-        device = topic.device
+        device = speaker
         unwelcome = self._admit(device)
         if unwelcome is not None:
             self._turn_away(device, unwelcome, now)
             return
+        said = self._link.read(message)
+        assert said is not None
         if isinstance(said, Rejection):
             self._count(device, said)
             return
@@ -230,7 +233,11 @@ class Coordinator:
             self._count(device, doubled)
         self._fleet.hello(device, hello, self._wall())
         self._fleet.doubled(device, self._wall() if doubled else None)
-        self._link.send(device, Welcome(self._store.run, self._wall(), doubled.reason if doubled else None))
+        lacking = None if self._seals is None else self._seals.lacking(hello.ring)
+        if lacking is not None:
+            self._link.send(device, lacking)
+        warning = doubled.reason if doubled else None
+        self._link.send(device, Welcome(self._store.run, self._wall(), warning, hello.instance, sequence))
         if device not in self._greeted:
             self._greeted.add(device)
             self._show(device)
@@ -311,6 +318,10 @@ class Coordinator:
     def advance(self, now: float) -> float:
         """Does what is due and says in how many seconds something will be."""
         self._settle(now)
+        changed = None if self._seals is None else self._seals.look(now)
+        if changed is not None:
+            for device in self._fleet.present():
+                self._link.send(device, changed)
         self._link.begin_day(day_of(self._wall()))
         if self._rivals.unsure(now):
             return UNSURE_S

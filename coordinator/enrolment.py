@@ -40,7 +40,8 @@ MAX_CONNECTIONS = 32
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """Answers questions. Calls come from any thread. broker: see `Issued`; wall: Unix seconds."""
+    """Answers questions. Calls come from any thread. broker: see `Issued`; wall: Unix seconds. rings: the fleet's keys,
+    as `Issued` says them."""
 
     authority: Authority
     trust: Trust
@@ -48,6 +49,7 @@ class Desk:
     broker: str
     days: float
     wall: Callable[[], float]
+    rings: Callable[[], tuple[int, tuple[bytes, ...]]] = lambda: (0, ())
 
     def answer(self, question: Question, certificate: bytes | None) -> Message:
         """certificate: the caller's own, DER, which the handshake has checked."""
@@ -77,7 +79,7 @@ class Desk:
         ends = time.strftime("%Y-%m-%d", time.gmtime(issued.ends_s))
         log.info("%s device=%s until=%s serial=%x", what, issued.name, ends, issued.serial)
         roots = self.authority.roots
-        return Issued(issued.der, roots, self.fleet, self.broker, issued.issued_s, issued.ends_s)
+        return Issued(issued.der, roots, self.fleet, self.broker, issued.issued_s, issued.ends_s, *self.rings())
 
 
 class Endpoint:

@@ -10,6 +10,8 @@ from pathlib import Path
 from coordinator.authority import COORDINATOR
 from coordinator.broker import Access, Broker, start_broker
 from coordinator.enrolment import Desk, Endpoint
+from coordinator.fleet_keys import open_keys
+from coordinator.seals import Seals
 from coordinator.sentry import Sentry
 from coordinator.settings import Settings
 from coordinator.trust import Admission, authority_and_trust
@@ -30,6 +32,7 @@ class Gate:
     enrolment_port: int | None = None
     admission: Admission | None = None
     sentry: Sentry | None = None
+    seals: Seals | None = None
 
     def admit(self, device: str) -> Rejection | None:
         """Why a device is not heard now. Without identities everybody is."""
@@ -69,13 +72,17 @@ def _open_trusted(settings: Settings, port: int, broker_state: Path, stack: Exit
         # There is no mosquitto here, and the broker that took its place knows no identities.
         return Gate(broker)
     address = f"mqtts://:{port}" if wanted.private else broker.url
-    desk = Desk(authority, trust, settings.fleet, address, settings.trust.certificate_days, time.time)
+    keys = open_keys(trust_folder, settings.fleet, time.time())
+    seals = Seals(keys, trust, time.time, required=settings.trust.require_seals)
+    stack.callback(seals.close)
+    days = settings.trust.certificate_days
+    desk = Desk(authority, trust, settings.fleet, address, days, time.time, seals.enrolment)
     endpoint = Endpoint(desk, settings.trust.host or wanted.host, settings.trust.port)
     stack.callback(endpoint.close)
     admission, sentry = Admission(trust, time.time), Sentry(authority, trust, broker, time.time)
     stack.callback(admission.close)
     stack.callback(sentry.close)
-    return Gate(broker, authority.coordinator, endpoint.port, admission, sentry)
+    return Gate(broker, authority.coordinator, endpoint.port, admission, sentry, seals)
 
 
 def _warn(settings: Settings, gate: Gate) -> None:

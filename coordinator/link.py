@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
+from coordinator.seals import Seals
 from coordinator.traffic import MAX_CLAIM_BYTES, Direction, Sender, Traffic
 from protocol.errors import Rejection
+from protocol.keyring import Keyring
 from protocol.messages import Body, Chunk, CoordinatorState, DeviceState, Envelope, decode, encode
 from protocol.topics import Channel, DeviceTopic, FleetChannel, Topics
 from protocol.transport import Incoming, Transport, Will
@@ -12,23 +14,36 @@ from protocol.transport import Incoming, Transport, Will
 EVERYONE = "all"
 
 
-def last_will(topics: Topics, run: str, epoch: int, instance: int | None = None) -> Will:
+def last_will(topics: Topics, run: str, epoch: int, instance: int | None = None, seals: Seals | None = None) -> Will:
     """What the broker says when the coordinator is lost."""
     lost = CoordinatorState(epoch, accepting=False, run=run, instance=instance)
-    return Will(topics.everyone("coordinator"), encode(Envelope(epoch, 0, 0, lost)))
+    topic, payload = topics.everyone("coordinator"), encode(Envelope(epoch, 0, 0, lost))
+    return Will(topic, payload if seals is None else seals.seal(topic, payload))
 
 
 class Link:
-    """Sends bodies under this epoch's counters. `traffic` counts by (device, "up" or "down"), and for `begin_day`."""
+    """Sends bodies under this epoch's counters. `traffic` counts by (device, "up" or "down"), and for `begin_day`.
 
-    def __init__(self, transport: Transport, topics: Topics, epoch: int, traffic: Mapping[Sender, Traffic]) -> None:
-        self._transport, self._topics, self._epoch = transport, topics, epoch
+    seals: None where nobody has an identity.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        topics: Topics,
+        epoch: int,
+        traffic: Mapping[Sender, Traffic],
+        seals: Seals | None = None,
+    ) -> None:
+        self._transport, self._topics, self._epoch, self._seals = transport, topics, epoch, seals
         self._sequence = self._day = 0
         self.traffic = dict(traffic)
 
     def send(self, device: str, body: Body) -> bool:
         """False when there is no connection; nothing is kept, the tables say it again."""
         channel: Channel = "down/blob" if isinstance(body, Chunk) else "down"
+        if isinstance(body, Keyring):
+            channel = "down/keys"
         return self._publish(device, self._topics.device(device, channel), body, retain=False)
 
     def tell_everyone(self, channel: FleetChannel, body: Body, *, retain: bool = False) -> bool:
@@ -36,24 +51,33 @@ class Link:
 
     def speaker(self, message: Incoming) -> str | None:
         """Whose message this is, before any of it is read; None for topics that are not a device's to speak on."""
-        topic = self._topics.parse(message.topic)
-        return None if topic is None or topic.channel not in ("state", "up", "up/blob") else topic.device
+        topic = self._spoken_on(message)
+        return None if topic is None else topic.device
 
-    def read(self, message: Incoming) -> tuple[DeviceTopic, Envelope | Rejection] | None:
-        """Who says what; None for topics that are not a device's to speak on."""
-        topic = self._topics.parse(message.topic)
-        if topic is None or topic.channel not in ("state", "up", "up/blob"):
+    def read(self, message: Incoming) -> Envelope | Rejection | None:
+        """What a device says, checked in this order: seal, form, place, freshness. None for topics that are not a
+        device's to speak on."""
+        topic = self._spoken_on(message)
+        if topic is None:
             return None
-        said = decode(message.payload)
-        if isinstance(said, Envelope):
-            misplaced = (topic.channel == "state") != isinstance(said.body, DeviceState)
-            if misplaced or (topic.channel == "up/blob") != isinstance(said.body, Chunk):
-                return topic, Rejection("misplaced", f"{type(said.body).__name__} on channel {topic.channel}")
-        return topic, said
+        wrong = self._seals and self._seals.check(topic.device, message, will=topic.channel == "state")
+        said = wrong or decode(message.payload)
+        if isinstance(said, Rejection):
+            return said
+        misplaced = (topic.channel == "state") != isinstance(said.body, DeviceState)
+        if misplaced or (topic.channel == "up/blob") != isinstance(said.body, Chunk):
+            return Rejection("misplaced", f"{type(said.body).__name__} on channel {topic.channel}")
+        return (self._seals and self._seals.fresh(topic.device, said)) or said
+
+    def _spoken_on(self, message: Incoming) -> DeviceTopic | None:
+        topic = self._topics.parse(message.topic)
+        return None if topic is None or topic.channel not in ("state", "up", "up/blob") else topic
 
     def read_coordinator(self, message: Incoming) -> CoordinatorState | None:
         """What a coordinator of this fleet, this one or another, says of itself; None for any other message."""
         if message.topic != self._topics.everyone("coordinator"):
+            return None
+        if self._seals is not None and not self._seals.is_ours(message):
             return None
         said = decode(message.payload)
         return said.body if isinstance(said, Envelope) and isinstance(said.body, CoordinatorState) else None
@@ -82,7 +106,11 @@ class Link:
         self._sequence += 1
         key: Sender = (receiver, "down")
         traffic = self._of(key).counted(self._epoch, 0)
+        if self._seals is not None:
+            body = self._seals.signed(body)
         payload = encode(Envelope(self._epoch, self._sequence, traffic.sent_bytes, body))
+        if self._seals is not None:
+            payload = self._seals.seal(topic, payload)
         sent = self._transport.publish(topic, payload, retain=retain)
         if sent:
             traffic = traffic.counted(self._epoch, traffic.sent_bytes + len(topic) + len(payload))

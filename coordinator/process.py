@@ -83,6 +83,8 @@ def _run(
     try:
         store.belongs_to(bundle.digest, settings.bundle, settings.fleet)
         with open_gate(settings, state / "broker") as gate:
+            if gate.seals is not None:
+                gate.seals.take_bundle(bundle)
             emit(Listening(gate.broker.description, gate.broker.url, store.run, gate.enrolment_port))
             _serve(settings, bundle, store, gate, examine, emit, signals, notifier, exit_when_finished)
     finally:
@@ -127,11 +129,13 @@ def _serve(
             credentials=gate.credentials,
         ),
         topics.of_coordinator(),
-        last_will(topics, store.run, store.epoch, store.instance),
+        lambda: last_will(topics, store.run, store.epoch, store.instance, gate.seals),
         rng=np.random.default_rng(),
     )
     try:
-        coordinator = Coordinator(settings, bundle, store, transport, time.monotonic, emit, examine, admit=gate.admit)
+        coordinator = Coordinator(
+            *(settings, bundle, store, transport, time.monotonic, emit, examine), admit=gate.admit, seals=gate.seals
+        )
         _loop(coordinator, transport, gate, signals, exit_when_finished, notifier)
         coordinator.stop()
     finally:

@@ -18,6 +18,7 @@ folder = "trust"                # the fleet's own CA: keep it private, and keep 
 host = ""                       # where devices enrol; default: as the broker
 port = 8884                     # 0: any free port
 certificate_days = 30.0         # devices renew by themselves when two thirds are over
+require_seals = true            # false also hears agents of before there were seals (docs/signing.md)
 
 [rounds]
 count = 30                      # no more rounds than this

@@ -23,12 +23,14 @@ from edge_agent.selector import Selector
 from edge_agent.settings import AgentSettings
 from edge_agent.store import AgentStore
 from edge_agent.trainer import Broken, Facts, Finished, News, Ready, Refused, Trainer, Unusable
+from edge_agent.trusted import Refusal, Trusted, unbelieved
 from edge_agent.update import Work, pack
 from edge_agent.watch import Source, watch_of
 from edge_agent.workshop import Workshop
 from protocol.disk import REMEDY, is_disk_trouble
 from protocol.errors import ConfigurationError, DamagedError, Rejection, SparsefleetError
 from protocol.failpoints import reached
+from protocol.keyring import Keyring
 from protocol.messages import (
     Body,
     Chunk,
@@ -66,7 +68,8 @@ class Agent:
 
     memory_mib: what training may use here, which the coordinator is told; None where nobody knows. clock: in seconds,
     for what training takes. peak: MiB that it took at the most. trainer: made of what holds the tasks' files; None
-    trains in this process. device: says whether it may train now.
+    trains in this process. device: says whether it may train now. trusted: whom this device believes; None where nobody
+    has an identity. refusal: why not to take up a bundle, by its digest and the version of its release.
     """
 
     def __init__(
@@ -81,10 +84,13 @@ class Agent:
         peak: Callable[[], float | None] = peak_mib,
         trainer: Callable[[Assets], Trainer] | None = None,
         device: Source | None = None,
+        trusted: Trusted | None = None,
+        refusal: Refusal = lambda _, __: None,
     ) -> None:
         self._settings, self._store, self._rng, self._memory_mib = settings, store, rng, memory_mib
         self._topics = Topics(settings.fleet)
-        self._link = Link(transport, self._topics, settings.device, store.boot)
+        self._trusted, self._refusal = trusted, refusal
+        self._link = Link(transport, self._topics, settings.device, store.boot, trusted)
         self._outgoing = Outgoing(store, self._link, rng)
         state, disk = store.blobs.root.parent, store.blobs.disk
         self._watch = watch_of(settings, store, self._link, device)
@@ -161,14 +167,15 @@ class Agent:
         if envelope is None:
             return
         if isinstance(envelope, Rejection):
-            self.rejected += 1
-            unsaid = self._restraint.unsaid(envelope.reason, now)
-            if unsaid is not None:
-                log.warning("message rejected topic=%s %s unsaid=%d", event.topic, envelope, unsaid)
+            self._complain(f"message topic={event.topic}", envelope, now)
+            if envelope.reason == "unknown-key" and self._restraint.unsaid("greet", now) is not None:
+                # The fleet may have newer keys, which the answer to a greeting brings.
+                self._greet_within(GREETING_SPREAD_S, now)
             return
         if isinstance(envelope.body, CoordinatorState) and envelope.body.spread_s is not None:
             self._spread_s = envelope.body.spread_s
-        self._meet(envelope.boot, now)
+        if not isinstance(envelope.body, Keyring):
+            self._meet(envelope.boot, now)
         self._obey(envelope.body, now)
 
     def _meet(self, epoch: int, now: float) -> None:
@@ -213,8 +220,24 @@ class Agent:
                     self._lack(digest, reason)
             case Receipt():
                 self._settle(body, now)
+            case Keyring():
+                self._adopt(body, now)
             case _:
                 pass
+
+    def _adopt(self, said: Keyring, now: float) -> None:
+        taken = self._trusted is not None and self._trusted.adopt(said)
+        if isinstance(taken, Rejection):
+            self._complain("keys", taken, now)
+        elif taken:
+            # There may be more of them, and what was sealed with them was not believed.
+            self._greet_within(0.0, now)
+
+    def _complain(self, of: str, why: Rejection, now: float) -> None:
+        self.rejected += 1
+        unsaid = self._restraint.unsaid((of, why.reason), now)
+        if unsaid is not None:
+            log.warning("%s rejected %s unsaid=%d", of, why, unsaid)
 
     def _assign(self, task: Task, now: float) -> None:
         if task.name == self._accepted_task:
@@ -223,6 +246,11 @@ class Agent:
         if self._outgoing.is_done(task.name):
             # The work waits for its receipt: the coordinator did not hear the offer.
             self._outgoing.begin(now)
+            return
+        wrong = unbelieved(self._trusted, self._refusal, task)
+        if wrong is not None:
+            self._complain("task", wrong, now)
+            self._link.send("up", TaskReport(task.name, "refused", reason=wrong.reason, detail=wrong.detail[:500]))
             return
         self._on(jobs.Assigned(task))
 
@@ -317,7 +345,10 @@ class Agent:
     def _greet(self, now: float) -> None:
         task = self.job.task.name if self.job.task else None
         backend, instance = self._settings.training.backend, self._store.instance
-        self._link.send("up", Hello(agent_version(), backend, task, self._outgoing.waiting, self._memory_mib, instance))
+        ring = None if self._trusted is None else self._trusted.ring
+        self._link.send(
+            "up", Hello(agent_version(), backend, task, self._outgoing.waiting, self._memory_mib, instance, ring)
+        )
         self._hello.said(now, self._rng)
 
     def _fetch(self, now: float) -> None:

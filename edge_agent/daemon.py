@@ -21,6 +21,7 @@ from edge_agent.memory import available_mib
 from edge_agent.renewal import Renewal, renew_command
 from edge_agent.settings import AgentSettings
 from edge_agent.store import FILE, LOST, AgentStore
+from edge_agent.trusted import Trusted
 from protocol.database import damage_named, is_damage
 from protocol.disk import REMEDY, disk_named, is_disk_trouble
 from protocol.errors import ConfigurationError, DamagedError
@@ -83,6 +84,7 @@ def _run(settings: AgentSettings, config: Path, folder: Path, signals: _Signals,
     with disk_named(folder):
         store = AgentStore(folder, settings.limits.disk_mib << 20)
     topics = Topics(settings.fleet)
+    trusted = None if identity is None else Trusted(folder, settings.fleet, store, time.time)
     log.info(
         "start device=%s fleet=%s boot=%d outbox=%d", settings.device, settings.fleet, store.boot, len(store.outbox())
     )
@@ -95,14 +97,14 @@ def _run(settings: AgentSettings, config: Path, folder: Path, signals: _Signals,
             credentials=None if identity is None else credentials(folder),
         ),
         topics.of_agent(settings.device),
-        last_will(topics, settings.device, store.boot),
+        lambda: last_will(topics, settings.device, store.boot, trusted),
         rng=rng,
     )
     # Once: what the agent takes itself while it trains must not count against it.
     memory_mib = available_mib(settings.limits.memory_mib)
     launch = launcher(settings, config.parent, folder, transport.wake)
     child = None if settings.training.process == "same" else lambda assets: ChildTrainer(assets, launch)
-    agent = Agent(settings, config.parent, store, transport, rng, memory_mib, trainer=child)
+    agent = Agent(settings, config.parent, store, transport, rng, memory_mib, trainer=child, trusted=trusted)
     renewal = None if identity is None else Renewal(identity, folder, rng, renew_command(config))
     try:
         _loop(agent, transport, signals, renewal, notifier)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from edge_agent.identity import Identity, credentials, pending_key, store_identity
+from edge_agent.keyring import keep_trusted
 from protocol.enrolment import (
     DEFAULT_PORT,
     EXCHANGE_S,
@@ -50,6 +51,8 @@ def enrol(endpoint: str, token: Token, device: str, state: Path) -> tuple[Identi
     request = signing_request(pending_key(state, new_key), device)
     answer = _ask(endpoint, client_context(ssl.DER_cert_to_PEM_cert(root)), Enrol(device, token.secret, request))
     issued = _issued(answer, endpoint)
+    # First: a device that has its certificate and no keys would believe whoever the broker lets speak.
+    keep_trusted(state, issued.fleet, issued.ring, issued.rings, anew=True)
     return store_identity(state, device, endpoint, issued), issued
 
 
@@ -59,6 +62,7 @@ def renew(identity: Identity, state: Path) -> Identity:
     context = own_context(credentials(state))
     request = signing_request(pending_key(state, new_key), identity.device)
     issued = _issued(_ask(identity.endpoint, context, Renew(request)), identity.endpoint)
+    keep_trusted(state, issued.fleet, issued.ring, issued.rings, anew=False)
     return store_identity(state, identity.device, identity.endpoint, issued)
 
 

@@ -38,7 +38,7 @@ class Identity:
 
 def credentials(state: Path) -> Credentials:
     """The files of the identity in a state folder, there or not."""
-    folder = _folder(state)
+    folder = identity_folder(state)
     return Credentials(folder / "roots.pem", folder / "identity.pem", folder / "identity.pem")
 
 
@@ -47,18 +47,18 @@ def load_identity(state: Path) -> Identity:
     where its key is open to others."""
     own = credentials(state)
     try:
-        identity = read_record(Identity, json.loads((_folder(state) / "identity.json").read_bytes()))
+        identity = read_record(Identity, json.loads((identity_folder(state) / "identity.json").read_bytes()))
         check_private(own.key)
         own.roots.stat()
     except (OSError, ValueError):
-        raise NotEnrolledError(f"{_folder(state)}: this device has no identity in a fleet; {_ENROL}") from None
+        raise NotEnrolledError(f"{identity_folder(state)}: this device has no identity in a fleet; {_ENROL}") from None
     return identity
 
 
 def pending_key(state: Path, make: Callable[[], bytes]) -> bytes:
     """The key of a request that is under way. It is on disk before anything is asked, so that an answer that was lost
     can be asked for again with the same key."""
-    make_private_folder(_folder(state))
+    make_private_folder(identity_folder(state))
     path = _pending(state)
     if path.exists():
         check_private(path)
@@ -74,7 +74,9 @@ def store_identity(state: Path, device: str, endpoint: str, issued: Issued) -> I
     certificate = ssl.DER_cert_to_PEM_cert(issued.certificate).encode("ascii")
     write_private(own.roots, roots_pem(issued.roots).encode("ascii"))
     write_private(own.key, _pending(state).read_bytes() + certificate)
-    write_private(_folder(state) / "identity.json", json.dumps(write_record(identity), indent=1).encode("ascii"))
+    write_private(
+        identity_folder(state) / "identity.json", json.dumps(write_record(identity), indent=1).encode("ascii")
+    )
     _pending(state).unlink()
     return identity
 
@@ -83,9 +85,9 @@ def roots_pem(roots: tuple[bytes, ...]) -> str:
     return "".join(map(ssl.DER_cert_to_PEM_cert, roots))
 
 
-def _folder(state: Path) -> Path:
+def identity_folder(state: Path) -> Path:
     return state / "identity"
 
 
 def _pending(state: Path) -> Path:
-    return _folder(state) / "pending.pem"
+    return identity_folder(state) / "pending.pem"

@@ -1,23 +1,28 @@
 """The agent's end of the wire: envelopes out, counted where they are sent, and messages in, checked."""
 
+from edge_agent.trusted import Trusted
 from protocol.errors import Rejection
-from protocol.messages import Body, CoordinatorState, DeviceState, Envelope, decode, encode
+from protocol.keyring import Keyring
+from protocol.messages import Body, CoordinatorState, DeviceState, Envelope, Hello, decode, encode
 from protocol.topics import Channel, Topics
 from protocol.transport import Incoming, Transport, Will
 
 
-def last_will(topics: Topics, device: str, boot: int) -> Will:
+def last_will(topics: Topics, device: str, boot: int, trusted: Trusted | None = None) -> Will:
     """What the broker says for this device when it is lost."""
-    lost = Envelope(boot, 0, 0, DeviceState("lost"))
-    return Will(topics.device(device, "state"), encode(lost))
+    topic, lost = topics.device(device, "state"), encode(Envelope(boot, 0, 0, DeviceState("lost")))
+    return Will(topic, lost if trusted is None else trusted.seal(topic, lost))
 
 
 class Link:
     """Sends bodies under this boot's counters. `sent_bytes` counts topics and payloads, retries included, and so does
-    `received_bytes`."""
+    `received_bytes`. trusted: who seals and is believed, None where nobody has an identity."""
 
-    def __init__(self, transport: Transport, topics: Topics, device: str, boot: int) -> None:
+    def __init__(
+        self, transport: Transport, topics: Topics, device: str, boot: int, trusted: Trusted | None = None
+    ) -> None:
         self._transport, self._topics, self._device, self._boot = transport, topics, device, boot
+        self._trusted = trusted
         self._sequence = 0
         self.sent_bytes = self.received_bytes = 0
 
@@ -30,6 +35,10 @@ class Link:
         self._sequence += 1
         topic = self._topics.device(self._device, channel)
         payload = encode(Envelope(self._boot, self._sequence, self.sent_bytes, body))
+        if self._trusted is not None:
+            payload = self._trusted.seal(topic, payload)
+            if isinstance(body, Hello):
+                self._trusted.greeted(self._sequence)
         sent = self._transport.publish(topic, payload, retain=retain)
         if sent:
             self.sent_bytes += len(topic) + len(payload)
@@ -40,9 +49,15 @@ class Link:
         self.received_bytes += len(message.topic) + len(message.payload)
         parsed = self._topics.parse(message.topic)
         fleet_wide = message.topic == self._topics.everyone("coordinator")
-        if fleet_wide or (parsed and parsed.device == self._device and parsed.channel in ("down", "down/blob")):
-            envelope = decode(message.payload)
-            if fleet_wide and isinstance(envelope, Envelope) and not isinstance(envelope.body, CoordinatorState):
-                return Rejection("misplaced", f"{type(envelope.body).__name__} on a topic for everyone")
+        if not fleet_wide and not (parsed and parsed.device == self._device and parsed.channel.startswith("down")):
+            return None
+        keys = parsed is not None and parsed.channel == "down/keys"
+        wrong = None if keys or self._trusted is None else self._trusted.check(message)
+        envelope = wrong or decode(message.payload)
+        if isinstance(envelope, Rejection):
             return envelope
-        return None
+        misplaced = fleet_wide and not isinstance(envelope.body, CoordinatorState)
+        if misplaced or keys != isinstance(envelope.body, Keyring):
+            return Rejection("misplaced", f"{type(envelope.body).__name__} on {message.topic}")
+        wrong = None if keys or self._trusted is None else self._trusted.fresh(envelope)
+        return wrong or envelope

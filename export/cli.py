@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edge_agent.runtimes.portable import NAME as PORTABLE
-from export import prune_command, verify
+from export import prune_command, sign, verify
 from export.files import MADE
 from protocol.bundle import open_bundle
 from protocol.errors import ConfigurationError, SparsefleetError
@@ -35,6 +35,7 @@ examples:
   fleet-export verify bundles/digits
   fleet-export plan bundles/digits --device kitchen-pi.json
   fleet-export deploy bundles/sparse --out model.onnx
+  fleet-export sign bundles/digits --key release.key --fleet home --version 3
 
 FUNCTION takes no arguments and returns an export.TrainingSpec. A bundle is written whole or not at all, and only after
 one step and three optimiser steps in ONNX Runtime agree with torch.
@@ -61,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from export.plan import command as plan
 
             return plan.run(plan.options_of(words[1:]))
+        if words[:1] == ["sign"]:
+            return sign.run(sign.options_of(words[1:]))
+        if words[:1] == ["release-key"]:
+            return sign.make_key(sign.key_options_of(words[1:]))
         if words[:1] == ["deploy"]:
             # Likewise.
             from export import deploy
@@ -78,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def unfinished(argv: Sequence[str] | None, process: int) -> list[Path]:
     """Folders that an export by this process left when it died."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["show"], ["verify"], ["plan"], ["deploy"]):
+    if words[:1] in (["show"], ["verify"], ["plan"], ["deploy"], ["sign"], ["release-key"]):
         return []
     out: Path = _parser().parse_args(words).out
     # As export.bundle names them.

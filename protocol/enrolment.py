@@ -67,7 +67,9 @@ class Issued:
     """A device's certificate and all roots that it is to trust, DER; when it was issued and until when it holds, in
     Unix seconds.
 
-    broker: the address of the fleet's broker; a host that is left out is the one that was asked.
+    broker: the address of the fleet's broker; a host that is left out is the one that was asked. ring, rings: the
+    fleet's keys (protocol/keyring.py), the last ones, and the version of the first of them; none from older
+    coordinators.
     """
 
     certificate: bytes
@@ -76,6 +78,8 @@ class Issued:
     broker: str
     issued_s: float
     ends_s: float
+    ring: int = 0
+    rings: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

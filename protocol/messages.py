@@ -5,8 +5,8 @@ sequence) with the topic's device names a message for ever: the sender keeps its
 before" is the sender's own running count of topic and payload bytes in this boot, so that what a round cost is known to
 the receiver as the sender counted it, retries and lost messages included.
 
-Bodies are maps by field name. A reader ignores names it does not know and gives absent ones their default, which is
-what lets peers one minor version apart understand each other.
+Bodies are maps by field name. A reader ignores names it does not know and gives absent ones their default, so that
+peers one minor version apart understand each other. Seals are the business of protocol/sealed.py.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ import cbor2
 
 from protocol.cbor import flaw
 from protocol.errors import Rejection
+from protocol.keyring import Keyring
 from protocol.records import RecordError, read_record, write_record
 from protocol.topics import PROTOCOL_VERSION
 
@@ -31,13 +32,12 @@ MAX_TEXT = 2000
 MAX_REPORT = 1 << 20
 # The steps from one version of the model to the next that a task may name.
 MAX_DIFFERENCES = 64
-# Names are repeated in answers, logs and tables, so they end sooner: run, task, version of an agent, backend, codec,
-# variant.
+# Names are repeated in answers, logs and tables, so they end sooner.
 MAX_NAME = 100
 # What one side may ask the other to wait.
 MAX_WAIT_S = 3600.0
 _NAMES = frozenset({"run", "task", "agent", "backend", "codec", "variant", "warning"})
-# A welcome's warning, and the reason under which it is counted: two agents speak in the name of one device.
+# A welcome's warning, and the reason it is counted under: two agents speak in the name of one device.
 TWO_AGENTS = "two-agents"
 # A report's reason: the device may not train now. One that accepts a task nevertheless waits with it.
 INELIGIBLE = "ineligible"
@@ -66,7 +66,8 @@ class Hello:
     """Device to coordinator: here I am, and this is what I have. Sent on every connection and when asked.
 
     memory_mib: what training may use on this device, None where it does not say. instance: drawn anew by every start of
-    the agent, so that one that speaks again after another did shows two that live; None from older agents.
+    the agent, so that one that speaks again after another did shows two that live; None from older agents. ring: the
+    version of the fleet's keys that it goes by, None where it has none.
     """
 
     agent: str
@@ -75,6 +76,7 @@ class Hello:
     outbox: int = 0
     memory_mib: int | None = None
     instance: int | None = None
+    ring: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +84,15 @@ class Welcome:
     """Coordinator to device: the answer to Hello. `run` names the coordinator's store; `time_s` is its clock.
 
     warning: a short word for what is wrong with the device in the coordinator's eyes, as TWO_AGENTS; None if nothing.
+    instance, hello: of the hello that this answers, what it said and the number of its message, so that an answer of
+    another day is none; None from older coordinators.
     """
 
     run: str
     time_s: float
     warning: str | None = None
+    instance: int | None = None
+    hello: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +153,8 @@ class Task:
     may start in 1970. variant: of the bundle, which the model is of; None where the device may choose. channels: names
     the choice of channels that a width tier's model was cut from, so that what is left of an update of one choice is
     not added to one of another; None for whole models. differences: steps to the model from older ones, newest last.
-    Whether it has one of these is for the device to see, and the model's digest proves what they add up to.
+    Whether it has one of these is for the device to see, and the model's digest proves what they add up to. release: of
+    the manifest (protocol/release.py), None where nothing is signed.
     """
 
     run: str
@@ -167,6 +174,7 @@ class Task:
     channels: bytes | None = None
     mask: SharedMask | None = None
     differences: tuple[Difference, ...] = ()
+    release: bytes | None = None
 
     def __post_init__(self) -> None:
         if len(self.differences) > MAX_DIFFERENCES:
@@ -347,6 +355,7 @@ Body = (
     | DeviceState
     | Announcement
     | Later
+    | Keyring
 )
 
 # The numbers are the wire format: never renumbered, only added to.
@@ -365,6 +374,7 @@ TYPES: dict[int, type[Any]] = {
     12: DeviceState,
     13: Announcement,
     14: Later,
+    15: Keyring,
 }
 _NUMBERS = {cls: number for number, cls in TYPES.items()}
 

@@ -10,6 +10,7 @@ import queue
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -117,7 +118,12 @@ class MqttTransport:
     """The `Transport` over one MQTT 3.1.1 broker, QoS 1, clean session. The first `poll` connects."""
 
     def __init__(
-        self, settings: MqttSettings, filters: tuple[str, ...], will: Will | None = None, *, rng: np.random.Generator
+        self,
+        settings: MqttSettings,
+        filters: tuple[str, ...],
+        will: Will | Callable[[], Will] | None = None,
+        *,
+        rng: np.random.Generator,
     ) -> None:
         self._settings, self._filters, self._will, self._rng = settings, filters, will, rng
         self._session: _Session | None = None
@@ -145,7 +151,8 @@ class MqttTransport:
         while True:
             now = time.monotonic()
             if self._session is None and now >= self._retry_at:
-                self._session = _Session(self._settings, self._filters, self._will)
+                will = self._will() if callable(self._will) else self._will
+                self._session = _Session(self._settings, self._filters, will)
                 self._give_up_at = now + SETUP_S
             elif self._session is not None and self._connected_at is None and now >= self._give_up_at:
                 return self._lost(f"no answer from {self._settings.address.url} within {SETUP_S:.0f} s", now)

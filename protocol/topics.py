@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 PROTOCOL_VERSION = 1
 
@@ -10,7 +10,7 @@ PROTOCOL_VERSION = 1
 # for every cloud broker's level limit.
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,62}")
 
-Channel = Literal["state", "up", "up/blob", "down", "down/blob"]
+Channel = Literal["state", "up", "up/blob", "down", "down/blob", "down/keys"]
 FleetChannel = Literal["notice", "coordinator"]
 
 # "all" names the channels that everyone reads, so no device may have it.
@@ -72,7 +72,7 @@ class Topics:
         device, channel = parts[3], parts[4]
         if not NAME.fullmatch(device) or device in RESERVED_DEVICES:
             return None
-        for known in ("state", "up", "up/blob", "down", "down/blob"):
+        for known in get_args(Channel):
             if channel == known:
                 return DeviceTopic(device, known)
         return None

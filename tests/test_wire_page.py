@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from protocol import messages, topics, transfer
+from protocol.keyring import OnlineKey, Ring
 from protocol.messages import TYPES, Envelope, Withdraw, encode
+from protocol.release import Release
+from protocol.sealed import SEALED_BYTES, sealed
+from protocol.signing import load_signer
+from protocol.statements import MAX_STATEMENT
 from sparse.codecs import frame, header, parse_codec
 
 PAGE = (Path(__file__).parent.parent / "docs" / "wire.md").read_text()
@@ -46,6 +53,21 @@ def test_every_type_stands_there_with_its_number_and_its_fields() -> None:
 
 def test_the_drawn_message_is_what_is_sent() -> None:
     assert drawn("Envelope") == encode(Envelope(3, 7, 4096, Withdraw("r/1", "closed")))
+
+
+def test_the_drawn_seal_is_what_is_sent() -> None:
+    private = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    said = encode(Envelope(3, 7, 4096, Withdraw("r/1", "closed")))
+    assert drawn("Seal") == sealed("sf/1/home/pi-1/down", said, load_signer(pem))
+    assert f"{SEALED_BYTES} bytes" in section("Seal")
+
+
+def test_the_records_that_are_signed_stand_there_with_their_fields() -> None:
+    told = {row[0]: row[1].split(", ") for row in rows("Release and keyring")}
+    kinds = (Release, Ring, OnlineKey)
+    assert told == {kind.__name__: [field.name for field in dataclasses.fields(kind)] for kind in kinds}
+    assert f"At most {MAX_STATEMENT:,} bytes" in section("Release and keyring")
 
 
 def test_the_drawn_frame_is_what_is_sent() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from protocol.keyring import Keyring
 from protocol.messages import (
     CHUNK_BYTES,
     MAX_BLOB_BYTES,
@@ -48,6 +49,7 @@ SAMPLES: dict[str, Body] = {
     "DeviceState": DeviceState("ready"),
     "Later": Later(D, 12.5),
     "Announcement": Announcement(4, BlobRef(D, 70000)),
+    "Keyring": Keyring(2, (bytes(72) + b"ring",)),
 }
 
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -99,5 +101,6 @@ bodies: st.SearchStrategy[Body] = st.one_of(
     st.builds(Later, _digest, st.floats(0.0, MAX_WAIT_S)),
     st.builds(DeviceState, st.sampled_from(["ready", "gone", "lost"])),
     st.builds(Announcement, _integer, _blob),
+    st.builds(Keyring, _integer, st.lists(st.binary(max_size=200), min_size=1, max_size=16).map(tuple)),
 )
 envelopes = st.builds(Envelope, _natural, _natural, _natural, bodies)

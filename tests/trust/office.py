@@ -9,6 +9,7 @@ import numpy as np
 
 from coordinator.authority import Authority, Certificate, to_pem
 from coordinator.enrolment import Desk, Endpoint
+from coordinator.fleet_keys import open_keys
 from coordinator.trust import Trust
 from edge_agent.enrolment import enrol
 from edge_agent.identity import Identity, roots_pem
@@ -33,8 +34,12 @@ class Office:
     def __post_init__(self) -> None:
         self.authority = Authority(self.folder, self.now_s)
         self.trust = Trust(self.folder)
-        desk = Desk(self.authority, self.trust, FLEET, "mqtts://:8883", self.days, lambda: self.now_s)
+        self.keys = open_keys(self.folder, FLEET, self.now_s)
+        desk = Desk(self.authority, self.trust, FLEET, "mqtts://:8883", self.days, lambda: self.now_s, self.rings)
         self.endpoint = Endpoint(desk, "127.0.0.1", 0)
+
+    def rings(self) -> tuple[int, tuple[bytes, ...]]:
+        return self.keys.after(self.keys.ring.version - 1)
 
     @property
     def url(self) -> str:

@@ -88,8 +88,9 @@ def secrets_in_logs(fleet: RealFleet, token: str) -> list[str]:
     """Of the private keys and one token, which are in the logs of any process."""
     logs = "".join(path.read_text() for path in (fleet.folder / "logs").iterdir())
     logs += (fleet.folder / "coordinator" / "broker" / "broker.log").read_text()
-    keys = [*fleet.folder.glob("trust/*.key"), *fleet.folder.glob("device-*/state/identity/identity.pem")]
-    assert len(keys) == 3 + fleet.devices
+    keys = [*fleet.folder.glob("trust/**/*.key"), *fleet.folder.glob("device-*/state/identity/identity.pem")]
+    # Of root, broker and coordinator; to sign bundles and messages; of devices.
+    assert len(keys) == 3 + 2 + fleet.devices
     return [name for name in (token[56:80], *(path.read_text().splitlines()[1] for path in keys)) if name in logs]
 
 

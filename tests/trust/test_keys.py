@@ -1,0 +1,332 @@
+"""The fleet's keys: rings that follow each other, releases that hold or do not, and devices that go by them."""
+
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.authority import Authority
+from coordinator.fleet_keys import FleetKeys, new_online, new_release, open_keys
+from edge_agent.trusted import Trusted
+from protocol.errors import ConfigurationError, Rejection
+from protocol.keyring import Keyring, OnlineKey, Ring, follow, next_ring, sign_ring, trusted_ring
+from protocol.messages import Hello, Task
+from protocol.release import DAY_S, RELEASE_FILE, Release, check_release, sign_release
+from protocol.signing import Signer, ed25519_verifier, load_signer, new_signing_key
+from tests.trust.office import FLEET, Office
+from tests.trust.sealed_fleet import SealedDevice, SealedFleet
+
+PI = "pi-1"
+NOW = 1_700_000_000
+DIGEST = bytes(range(32))
+KEY = load_signer(new_signing_key())
+OTHER = load_signer(new_signing_key())
+
+
+def ring(version: int = 1, key: Signer = KEY) -> Ring:
+    return Ring(FLEET, version, NOW, (key.public,), (OnlineKey(OTHER.public, NOW + DAY_S),))
+
+
+def release(**other: object) -> Release:
+    return replace(Release(FLEET, DIGEST, 3, NOW, NOW + DAY_S), **other)  # type: ignore[arg-type]
+
+
+def reason(data: bytes, now_s: float = NOW, keys: tuple[bytes, ...] = (KEY.public,)) -> str | None:
+    found = check_release(data, keys, FLEET, DIGEST, now_s)
+    return found.reason if isinstance(found, Rejection) else None
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> FleetKeys:
+    Authority(tmp_path / "trust", NOW)
+    return open_keys(tmp_path / "trust", FLEET, NOW)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, office: Office) -> Iterator[SealedFleet]:
+    made = SealedFleet(tmp_path, office, PI, count=1000)
+    yield made
+    made.close()
+
+
+def rotated(fleet: SealedFleet, *what: str) -> None:
+    for each in what:
+        held = fleet.office.keys
+        assert held.release is not None
+        now_s = fleet.office.now_s
+        fleet.office.keys = (
+            new_online(held, held.release, now_s) if each == "online" else new_release(held, held.release, None, now_s)
+        )
+
+
+# Releases
+
+
+def test_a_release_holds_for_its_bundle_and_fleet_until_it_expires() -> None:
+    data = sign_release(release(), KEY)
+    assert check_release(data, (OTHER.public, KEY.public), FLEET, DIGEST, NOW) == release()
+    assert reason(data, NOW + DAY_S) == "expired"
+    assert reason(data, keys=(OTHER.public,)) == "unknown-key"
+    assert reason(sign_release(release(fleet="away"), KEY)) == "wrong-fleet"
+    assert reason(sign_release(release(manifest=bytes(32)), KEY)) == "release"
+    assert reason(KEY.seal("keyring", data[72:]) + data[72:]) == "signature", "signed, but as something else"
+
+
+@given(st.integers(0, 300), st.integers(1, 255))
+def test_a_release_with_one_other_byte_is_none(at: int, flip: int) -> None:
+    data = bytearray(sign_release(release(), KEY))
+    data[at % len(data)] ^= flip
+    assert reason(bytes(data)) in ("signature", "unknown-key")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_that_the_release_key_signed_are_a_release_or_a_rejection(body: bytes) -> None:
+    assert isinstance(check_release(KEY.seal("release", body) + body, (KEY.public,), FLEET, DIGEST, NOW), Rejection)
+
+
+# Rings
+
+
+def test_the_next_ring_is_signed_by_the_one_before_and_has_the_next_number() -> None:
+    held = ring()
+    assert next_ring(held, sign_ring(ring(2, OTHER), KEY)) == ring(2, OTHER)
+    for data, why in (
+        (sign_ring(ring(2, OTHER), OTHER), "unknown-key"),
+        (sign_ring(ring(3), KEY), "keyring"),
+        (sign_ring(ring(1), KEY), "keyring"),
+        (sign_ring(replace(ring(2), fleet="away"), KEY), "wrong-fleet"),
+        (sign_ring(ring(2), KEY)[:-1], "signature"),
+    ):
+        refused = next_ring(held, data)
+        assert isinstance(refused, Rejection)
+        assert refused.reason == why
+
+
+def test_a_chain_is_followed_from_where_one_is_and_never_back() -> None:
+    third = load_signer(new_signing_key())
+    chain = (sign_ring(ring(1), KEY), sign_ring(ring(2, OTHER), KEY), sign_ring(ring(3, third), OTHER))
+    for version, key in ((1, KEY), (2, OTHER)):
+        assert follow(ring(version, key), 1, chain) == (ring(3, third), chain[2])
+    assert follow(ring(3, third), 1, chain) is None
+    broken = follow(ring(1), 2, (chain[1], sign_ring(ring(3), KEY)))
+    assert broken == (ring(2, OTHER), chain[1]), "as far as it is right"
+    assert isinstance(follow(ring(1), 3, chain[2:]), Rejection)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_ring_or_a_rejection(data: bytes) -> None:
+    assert isinstance(trusted_ring(data, FLEET), Ring | Rejection)
+
+
+# The coordinator's folder
+
+
+def test_keys_are_made_once_and_are_private(keys: FleetKeys, tmp_path: Path) -> None:
+    again = open_keys(tmp_path / "trust", FLEET, NOW)
+    assert (again.ring, again.rings) == (keys.ring, keys.rings)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in keys.folder.iterdir()} == {0o600}
+    assert stat.S_IMODE(keys.folder.stat().st_mode) == 0o700
+
+
+def test_an_online_key_in_the_second_half_of_its_life_is_followed_by_another(keys: FleetKeys, tmp_path: Path) -> None:
+    later = open_keys(tmp_path / "trust", FLEET, NOW + 366 * DAY_S)
+    assert later.ring.version == 2
+    assert later.online.key_id != keys.online.key_id
+    assert len(list(keys.folder.glob("online-*.key"))) == 1
+
+
+def test_the_keys_of_another_fleet_are_refused(keys: FleetKeys, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"these keys are of fleet 'home', and this is 'away'"):
+        open_keys(tmp_path / "trust", "away", NOW)
+
+
+def test_a_bundle_keeps_its_version_and_a_new_one_has_the_next(keys: FleetKeys, tmp_path: Path) -> None:
+    def version(digest: bytes, now_s: float = NOW) -> tuple[int, int]:
+        found = check_release(keys.release_of(tmp_path, digest, now_s), keys.ring.release, FLEET, digest, now_s)
+        assert isinstance(found, Release)
+        return found.version, found.expires
+
+    first, second = DIGEST, bytes(32)
+    assert version(first) == (1, NOW + 90 * DAY_S)
+    assert version(second)[0] == 2
+    assert version(first, NOW + 44 * DAY_S) == (1, NOW + 90 * DAY_S), "still in its first half"
+    assert version(first, NOW + 46 * DAY_S) == (1, NOW + 136 * DAY_S)
+
+
+def test_what_was_signed_by_hand_counts_and_has_what_is_needed_said_where_it_is_missing(
+    keys: FleetKeys, tmp_path: Path
+) -> None:
+    assert keys.release is not None
+    by_hand = sign_release(release(version=7), keys.release)
+    (tmp_path / RELEASE_FILE).write_bytes(by_hand)
+    offline = new_release(keys, keys.release, KEY.public, NOW)
+    assert keys.release_of(tmp_path, DIGEST, NOW) != b""
+    with pytest.raises(ConfigurationError, match=r"fleet-export sign .* --fleet home --version 8"):
+        offline.release_of(tmp_path, DIGEST, NOW)
+    (tmp_path / RELEASE_FILE).write_bytes(sign_release(release(version=8), KEY))
+    assert offline.release_of(tmp_path, DIGEST, NOW) == sign_release(release(version=8), KEY)
+    with pytest.raises(ConfigurationError, match="has no release that holds"):
+        offline.release_of(tmp_path, DIGEST, NOW + DAY_S)
+
+
+def test_a_ring_that_another_key_would_sign_is_not_written(keys: FleetKeys) -> None:
+    with pytest.raises(ConfigurationError, match="is not the release key in force"):
+        new_online(keys, OTHER, NOW)
+    assert len(list(keys.folder.glob("ring-*"))) == 1
+
+
+# Devices
+
+
+def test_a_device_that_missed_two_rings_follows_them_and_trains_on(fleet: SealedFleet) -> None:
+    fleet.until(lambda: len(fleet.committed) >= 1)
+    device = fleet.devices[PI]
+    device.stop()
+    rotated(fleet, "release", "online", "release")
+    fleet.turns(3.0)
+    device.start()
+    assert device.trusted.ring == 1
+    count = len(fleet.committed)
+    fleet.until(lambda: len(fleet.committed) >= count + 2)
+    assert device.trusted.ring == 4
+    device.stop()
+    device.start()
+    assert device.trusted.ring == 4, "it is on the disk"
+
+
+def test_a_device_that_is_there_is_told_of_new_keys_and_loses_no_round(fleet: SealedFleet) -> None:
+    fleet.until(lambda: len(fleet.committed) >= 1)
+    rotated(fleet, "online", "release")
+    count = len(fleet.committed)
+    fleet.until(lambda: fleet.devices[PI].trusted.ring == 3 and len(fleet.committed) >= count + 3)
+    assert not [report for report in fleet.reports if report.state == "refused"]
+
+
+def test_a_device_takes_no_ring_from_a_broker_operator_and_never_an_older_one(fleet: SealedFleet) -> None:
+    fleet.until(lambda: len(fleet.committed) >= 1)
+    device, held = fleet.devices[PI], fleet.office.keys
+    forged = replace(held.ring, version=2, release=(KEY.public,))
+    verdict = device.trusted.adopt(Keyring(2, (sign_ring(forged, KEY),)))
+    assert isinstance(verdict, Rejection)
+    assert verdict.reason == "unknown-key"
+    rotated(fleet, "online")
+    fleet.until(lambda: device.trusted.ring == 2)
+    assert device.trusted.adopt(Keyring(1, held.rings)) is False
+    assert device.trusted.ring == 2
+
+
+def test_an_online_key_that_was_replaced_is_not_believed_any_more(fleet: SealedFleet) -> None:
+    fleet.until(lambda: len(fleet.committed) >= 1)
+    stolen, device = fleet.office.keys.online, fleet.devices[PI]
+    rotated(fleet, "online")
+    fleet.until(lambda: device.trusted.ring == 2)
+    fleet.seals._keys = replace(fleet.seals._keys, online=stolen)
+    tasks = len(fleet.operator.of(Task))
+    fleet.until(lambda: len(fleet.operator.of(Task)) > tasks)
+    fleet.turns(1.0)
+    assert device.agent.rejected > 0
+
+
+def test_a_compromised_coordinator_without_the_release_key_cannot_give_a_device_another_graph(
+    fleet: SealedFleet,
+) -> None:
+    """It has the online key and all else on its machine, but the release key, and a bundle of its own."""
+    held = fleet.office.keys
+    fleet.until(lambda: len(fleet.committed) >= 1)
+    (_, _, said) = fleet.operator.of(Task)[-1]
+    assert isinstance(said.body, Task)
+    trusted = fleet.devices[PI].trusted
+    evil = replace(said.body, manifest=replace(said.body.manifest, digest=bytes(32)))
+    assert held.release is not None
+    own = sign_release(replace(release(manifest=bytes(32)), made=int(fleet.office.now_s), expires=2**40), KEY)
+    by_online = own[:0] + sign_release(release(manifest=bytes(32), expires=2**40), held.online)
+    for data, why in (
+        (said.body.release, "release"),
+        (own, "unknown-key"),
+        (by_online, "unknown-key"),
+        (None, "unsigned"),
+    ):
+        verdict = trusted.release(replace(evil, release=data))
+        assert isinstance(verdict, Rejection)
+        assert verdict.reason == why
+
+
+def test_a_task_under_an_expired_release_is_refused_and_the_coordinator_hears_why(fleet: SealedFleet) -> None:
+    fleet.until(lambda: len(fleet.committed) >= 1)
+    fleet.devices[PI].wall_s = fleet.office.now_s + 91 * DAY_S
+    fleet.until(lambda: any(report.reason == "expired" for report in fleet.reports))
+    (said, *_) = [report.detail for report in fleet.reports if report.reason == "expired"]
+    assert "fleet-export sign" in said
+    assert "clock" in said
+
+
+def test_a_clock_of_1970_goes_by_the_newest_time_that_was_signed(fleet: SealedFleet) -> None:
+    device = fleet.devices[PI]
+    device.wall_s = 0.0
+    assert device.trusted.now_s() == fleet.office.keys.ring.made
+    fleet.until(lambda: len(fleet.committed) >= 1)
+    fleet.office.now_s += 365 * DAY_S
+    rotated(fleet, "online")
+    fleet.until(lambda: device.trusted.ring == 2)
+    device.stop()
+    device.start()
+    device.wall_s = 0.0
+    assert device.trusted.now_s() == int(fleet.office.now_s)
+
+
+def test_a_version_that_the_slots_refuse_is_refused_with_their_reason(tmp_path: Path, office: Office) -> None:
+    asked: list[tuple[bytes, int | None]] = []
+
+    def refusal(digest: bytes, version: int | None) -> Rejection | None:
+        asked.append((digest, version))
+        return Rejection("rollback", "version 1 is below 2, the highest seen here")
+
+    fleet = SealedFleet(tmp_path, office)
+    fleet.devices[PI] = SealedDevice(fleet, PI, refusal)
+    fleet.until(lambda: any(report.reason == "rollback" for report in fleet.reports))
+    assert set(asked) == {(fleet.bundle.digest, 1)}
+    fleet.close()
+
+
+def test_a_device_without_a_ring_believes_as_before_and_is_given_none_by_message(
+    fleet: SealedFleet, tmp_path: Path
+) -> None:
+    device = fleet.devices[PI]
+    device.stop()
+    (device.state / "identity" / "keyring.cbor").unlink()
+    device.start()
+    fleet.until(lambda: len(fleet.committed) >= 1)
+    assert device.trusted.ring is None
+    assert device.trusted.adopt(Keyring(1, fleet.office.keys.rings)) is False
+    hello = fleet.operator.bodies(Hello)[-1]
+    assert isinstance(hello, Hello)
+    assert hello.ring is None
+
+
+def test_a_ring_that_was_altered_on_the_disk_is_said_with_a_remedy(fleet: SealedFleet) -> None:
+    device = fleet.devices[PI]
+    (device.state / "identity" / "keyring.cbor").write_bytes(b"no ring" * 20)
+    with pytest.raises(ConfigurationError, match="Enrol it again with a token that is for it"):
+        Trusted(device.state, FLEET, device.store, device.wall)
+
+
+def test_a_seal_says_its_key() -> None:
+    seal = KEY.seal("message", b"data")
+    assert ed25519_verifier(KEY.public).holds(seal, "message", b"data")
+    assert not ed25519_verifier(KEY.public).holds(seal, "message", b"date")
+    assert not ed25519_verifier(OTHER.public).holds(seal, "message", b"data")
+    with pytest.raises(ValueError, match="neither Ed25519 nor P-256"):
+        load_signer(_rsa())
+
+
+def _rsa() -> bytes:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    return rsa.generate_private_key(65537, 2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
