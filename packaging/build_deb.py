@@ -132,7 +132,9 @@ def _configuration(package: Package, root: Path) -> None:
     sample = root / "usr/share" / package.name / f"{package.configuration}.sample"
     sample.parent.mkdir(parents=True)
     site = root / "usr/lib" / package.name / "venv/lib" / f"python{PYTHON}" / "site-packages"
-    program = f"import sys; sys.path.insert(0, sys.argv[1]); import {package.module}.sample as s; print(s.SAMPLE, end='')"
+    program = (
+        f"import sys; sys.path.insert(0, sys.argv[1]); import {package.module}.sample as s; print(s.SAMPLE, end='')"
+    )
     text = _run(_interpreter(), "-I", "-S", "-B", "-c", program, str(site))
     state = f"/var/lib/{package.name}"
     places = {"state": state} if package is AGENT else {"bundle": f"{state}/bundle", "state": f"{state}/state"}
@@ -154,8 +156,8 @@ def _documents(package: Package, folder: Path) -> None:
     folder.mkdir(parents=True)
     licence = (ROOT / "LICENSE").read_text()
     (folder / "copyright").write_text(
-        "sparsefleet, by the sparsefleet authors, under the licence below. The libraries in the environment carry their\n"
-        f"licences in their .dist-info folders.\n\n{licence}"
+        "sparsefleet, by the sparsefleet authors, under the licence below. The libraries in the environment carry\n"
+        f"their licences in their .dist-info folders.\n\n{licence}"
     )
     shutil.copy(HERE / package.name / "requirements.txt", folder / "requirements.txt")
 
