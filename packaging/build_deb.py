@@ -23,6 +23,7 @@ ARCHITECTURES: Mapping[str, str] = {"amd64": "x86_64", "arm64": "aarch64"}
 HERE = Path(__file__).parent
 # As zstd, which Debian 12's dpkg unpacks, in a fifth of the time that xz takes a board.
 COMPRESSION = ("-Zzstd", "-z12")
+FAST = ("-Zzstd", "-z1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,8 @@ COORDINATOR = Package(
 PACKAGES: Mapping[str, Package] = {package.name: package for package in (AGENT, COORDINATOR)}
 
 
-def build(package: Package, architecture: str, wheel: Path, version: str, out: Path) -> Path:
-    """The package's file, in the folder `out`. wheel: ours."""
+def build(package: Package, architecture: str, wheel: Path, version: str, out: Path, *, fast: bool = False) -> Path:
+    """The package's file, in the folder `out`. wheel: ours. fast: larger, for tests."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         root.chmod(0o755)
@@ -76,7 +77,7 @@ def build(package: Package, architecture: str, wheel: Path, version: str, out: P
         _control(package, architecture, version, root)
         deb = out / f"{package.name}_{version}_{architecture}.deb"
         out.mkdir(parents=True, exist_ok=True)
-        _run("dpkg-deb", "--root-owner-group", *COMPRESSION, "--build", str(root), str(deb))
+        _run("dpkg-deb", "--root-owner-group", *(FAST if fast else COMPRESSION), "--build", str(root), str(deb))
         return deb
 
 
@@ -208,6 +209,7 @@ def main() -> None:
     parser.add_argument("--architecture", choices=ARCHITECTURES, action="append", help="likewise")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder (default: dist)")
     parser.add_argument("--source", type=Path, default=ROOT, help="tree to build (default: this one)")
+    parser.add_argument("--fast", action="store_true", help="larger packages, built sooner, for tests")
     parser.add_argument("--version", help="in place of pyproject.toml's")
     options = parser.parse_args()
     version, at_s = project(options.source)
@@ -217,7 +219,7 @@ def main() -> None:
         wheel = build_wheel(options.source, Path(folder), options.version)
         for name in options.package or PACKAGES:
             for architecture in options.architecture or ARCHITECTURES:
-                print(build(PACKAGES[name], architecture, wheel, version, options.out), flush=True)
+                print(build(PACKAGES[name], architecture, wheel, version, options.out, fast=options.fast), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs the agent on this device, enrols it and starts it; see --help. Safe to run twice.
 set -eu
+export LC_ALL=C
 
 PACKAGE=edge-agent
 CONFIG=/etc/edge-agent/agent.toml
@@ -81,7 +82,7 @@ while [ $# -gt 0 ]; do
 done
 
 [ "$(id -u)" = 0 ] || fail 3 "needs root, to install a package: sudo sh install.sh ..."
-command -v dpkg >/dev/null && command -v apt-get >/dev/null ||
+{ command -v dpkg && command -v apt-get; } >/dev/null ||
     fail 3 "this is no Debian or like it (no dpkg, no apt-get); use the wheel there: docs/install.md"
 export DEBIAN_FRONTEND=noninteractive
 
@@ -90,8 +91,10 @@ systemd() { [ -d /run/systemd/system ]; }
 
 if [ -n "$uninstall" ]; then
     [ -z "$source" ] || fail 3 "--uninstall takes no package and no token"
-    if [ -n "$purge" ]; then
-        apt-get -qq -y purge $PACKAGE >/dev/null || fail 1 "apt-get purge $PACKAGE failed"
+    status=$(dpkg-query -W -f='${db:Status-Status}' $PACKAGE 2>/dev/null || true)
+    if [ -n "$purge" ] && [ "${status:-not-installed}" != not-installed ]; then
+        # dpkg, for apt does not know a removed package that came as a file.
+        dpkg --purge $PACKAGE >/dev/null || fail 1 "dpkg --purge $PACKAGE failed"
         say "removed $PACKAGE with its state, configuration and user"
     elif installed; then
         apt-get -qq -y remove $PACKAGE >/dev/null || fail 1 "apt-get remove $PACKAGE failed"
@@ -194,7 +197,7 @@ if [ -e $STATE/identity/identity.json ] && [ -e $CONFIG ]; then
 else
     [ -n "$coordinator" ] || fail 3 "where does this device enrol? say --coordinator HOST:8884"
     if [ -z "$device" ]; then
-        device=$(tr 'A-Z' 'a-z' </proc/sys/kernel/hostname | tr -c 'a-z0-9\n' '-' | sed 's/^-*//; s/-*$//' | cut -c 1-63)
+        device=$(tr '[:upper:]' '[:lower:]' </proc/sys/kernel/hostname | tr -c 'a-z0-9\n' '-' | sed 's/^-*//; s/-*$//' | cut -c 1-63)
     fi
     if [ -z "$data" ]; then
         data=$STATE/data
@@ -232,5 +235,6 @@ elif systemd; then
     systemctl restart $PACKAGE || fail 1 "the service does not start; journalctl -u $PACKAGE says why"
     say "started; systemctl status $PACKAGE, journalctl -u $PACKAGE"
 else
-    say "no systemd runs here; start it by: runuser -u edge-agent -- edge-agent run --config $CONFIG"
+    say "no systemd runs here; start it by:" \
+        "setpriv --reuid edge-agent --regid edge-agent --init-groups edge-agent run --config $CONFIG"
 fi
