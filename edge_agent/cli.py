@@ -86,6 +86,10 @@ examples:
     given.add_argument("--token-file", type=Path, metavar="FILE", help="the token is in a file; - for standard input")
     enroll.add_argument("--device", metavar="ID", help="this device's name (default: the configuration's)")
     enroll.add_argument("--config", type=Path, default=Path("agent.toml"), help="default: %(default)s; made if absent")
+    enroll.add_argument(
+        "--state", default="state", metavar="DIR", help="for the configuration if made (default: state)"
+    )
+    enroll.add_argument("--data", metavar="PATH", help="likewise: where this device's data is")
     enroll.add_argument("--json", action="store_true", help="one JSON object instead of text")
     enroll.set_defaults(command=_enroll)
 

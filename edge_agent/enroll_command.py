@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edge_agent.enrolment import enrol, parse_endpoint, renew
 from edge_agent.identity import Identity, load_identity
+from edge_agent.ownership import as_owner
 from edge_agent.sample import SAMPLE
 from protocol.enrolment import Issued
 from protocol.errors import ConfigurationError
@@ -43,10 +44,11 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigurationError(
             f"--device: {options.device!r} is not the device of {options.config}, which is {device.name!r}"
         )
-    identity, issued = enrol(options.url, token, device.name, device.state)
+    with as_owner(device.state):
+        identity, issued = enrol(options.url, token, device.name, device.state)
     broker = _broker_url(issued, options.url)
     if device.broker is None:
-        _write_config(options.config, identity, broker)
+        _write_config(options, identity, broker)
     _print(options, identity, device, broker)
     return 0
 
@@ -54,7 +56,8 @@ def run(options: argparse.Namespace) -> int:
 def renew_now(config: Path) -> int:
     """Gets the next certificate, whether it is time to or not; returns the exit code."""
     state = _configured(config).state
-    identity = renew(load_identity(state), state)
+    with as_owner(state):
+        identity = renew(load_identity(state), state)
     print(f"renewed {identity.device} until {_day(identity.ends_s)}")
     return 0
 
@@ -96,7 +99,7 @@ def _new_device(options: argparse.Namespace) -> _Device:
         check_name("device", options.device)
     except ValueError as error:
         raise ConfigurationError(f"--{error}") from None
-    return _Device(options.device, (options.config.parent / "state").resolve(), None)
+    return _Device(options.device, (options.config.parent / options.state).resolve(), None)
 
 
 def _broker_url(issued: Issued, endpoint: str) -> str:
@@ -107,9 +110,12 @@ def _broker_url(issued: Issued, endpoint: str) -> str:
     return f"mqtts://{f'[{host}]' if ':' in host else host}:{issued.broker.removeprefix(_SAME_HOST)}"
 
 
-def _write_config(config: Path, identity: Identity, broker: str) -> None:
-    """The sample, with the names and the address in it."""
-    values = {"device": identity.device, "fleet": identity.fleet, "url": broker}
+def _write_config(options: argparse.Namespace, identity: Identity, broker: str) -> None:
+    """The sample, with the names, the address and the places in it."""
+    config = options.config
+    values = {"device": identity.device, "fleet": identity.fleet, "url": broker, "state": options.state}
+    if options.data is not None:
+        values["path"] = options.data
     lines = []
     for line in SAMPLE.splitlines():
         key = line.partition(" = ")[0]
@@ -130,7 +136,8 @@ def _print(options: argparse.Namespace, identity: Identity, device: _Device, bro
         return
     print(f"enrolled {identity.device} in fleet {identity.fleet} until {_day(identity.ends_s)}, renewed before")
     if made:
-        print(f"wrote {options.config}: set [data] in it, then: edge-agent run --config {options.config}")
+        then = "then" if options.data is not None else "set [data] in it, then"
+        print(f"wrote {options.config}; {then}: edge-agent run --config {options.config}")
     elif device.broker != broker:
         print(f'{options.config}: the broker is at {broker} from here; set url = "{broker}" under [broker]')
 

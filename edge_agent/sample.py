@@ -41,4 +41,5 @@ nice = 10                          # how much lower that process's priority is, 
 [limits]
 disk_mib = 512                     # for bundle, model and outbox together
 memory_mib = 0                     # for training, which width tiers go by; 0: what the system has free
+cpu_percent = 0                    # of one core, of the whole agent as a systemd service; 0: no limit
 """

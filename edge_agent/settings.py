@@ -77,16 +77,20 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
-    """What the agent may take of this device."""
+    """What the agent may take of this device. cpu_percent: of one core, of the service as systemd runs it
+    (service_limits.py); 0: no limit."""
 
     disk_mib: int = 512
     memory_mib: int = 0
+    cpu_percent: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.disk_mib <= 1 << 20:
             raise ValueError(f"disk_mib: {self.disk_mib} is outside 1..1048576")
         if not 0 <= self.memory_mib <= 1 << 24:
             raise ValueError(f"memory_mib: {self.memory_mib} is outside 0..16777216")
+        if not 0 <= self.cpu_percent <= 100_000:
+            raise ValueError(f"cpu_percent: {self.cpu_percent} is outside 0..100000; 200 is two cores")
 
 
 @dataclass(frozen=True, slots=True)

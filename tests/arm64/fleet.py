@@ -28,7 +28,7 @@ def federated_round(container: Container, source: Path, folder: Path) -> Mapping
         devices=2,
         training="local_steps = 5",
         make_bundle=lambda place: shutil.copytree(source, place),
-        make_shard=lambda path, seed, examples=40: _write_shard(path, bundle, seed, examples),
+        make_shard=lambda path, seed, examples=40: write_shard(path, bundle, seed, examples),
     )
     there = replace(container, mounts={**container.mounts, "/device": (folder / THERE, True)})
     with identity_file() as identity:
@@ -57,7 +57,7 @@ def _facts(fleet: RealFleet) -> Mapping[str, str]:
     }
 
 
-def _write_shard(path: Path, bundle: Bundle, seed: int, examples: int) -> None:
+def write_shard(path: Path, bundle: Bundle, seed: int, examples: int) -> None:
     """Examples for a bundle of one input and class targets: whether they teach anything is not the point."""
     (x,), (y,) = bundle.manifest.inputs, bundle.manifest.targets
     assert y.classes is not None

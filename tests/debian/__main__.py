@@ -1,0 +1,107 @@
+"""The packages on Debian 12 in containers, from installation to purge. `packaging/test-deb.sh` runs it.
+
+What cannot be done on a machine (no root, no podman) is said with its remedy and ends well, but in CI (CI=true).
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.arm64 import machine
+from tests.cache import cache_folder
+from tests.debian import coordinators, journey
+from tests.debian.boards import board
+
+ROOT = Path(__file__).parents[2]
+# Lower than any that was released, and the same otherwise; tests/test_versions.py has the one before with this one.
+OLD = "0.1.99"
+MODEL = "cnn_with_batch_norm"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Test the Debian packages on this machine, in containers.",
+        epilog="example: make deb && packaging/test-deb.sh --architecture amd64",
+    )
+    parser.add_argument("--architecture", choices=("amd64", "arm64"), action="append", help="default: both")
+    parser.add_argument("--packages", type=Path, help="folder of packages to test (default: built for the test)")
+    options = parser.parse_args()
+    # One order of lines, whoever prints: this program or what it starts.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # Told to end, it leaves no container and no folder behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        machine.prepare()
+    except machine.MachineError as error:
+        in_ci = os.environ.get("CI") == "true"
+        print(f"deb: {'cannot run' if in_ci else 'skipped'}: {error}")
+        return 1 if in_ci else 0
+    with tempfile.TemporaryDirectory(dir=cache_folder(), prefix="deb-run-") as folder, _timed("all of it"):
+        _job(Path(folder), options.architecture or ["amd64", "arm64"], options.packages)
+    return 0
+
+
+def _job(folder: Path, architectures: list[str], given: Path | None) -> None:
+    packages = folder / "packages"
+    with _timed("packages, and older ones to upgrade from"):
+        for architecture in architectures:
+            _build(packages, architecture, OLD, "edge-agent")
+            if given is None:
+                _build(packages, architecture, None, "edge-agent")
+        if given is None and "amd64" in architectures:
+            _build(packages, "amd64", None, "fleet-coordinator")
+        for package in (given or folder).glob("*.deb"):
+            (packages / package.name).hardlink_to(package)
+    with _timed(f"the bundle {MODEL}, exported here"):
+        subprocess.run([sys.executable, "-m", "tests.bundles", str(folder / "bundles"), MODEL], cwd=ROOT, check=True)
+    for architecture in architectures:
+        with _timed(f"{architecture}: from installation to purge"):
+            _travel(folder, packages, architecture)
+    if "amd64" in architectures:
+        with _timed("amd64: the coordinator's package"):
+            coordinators.travel(cache_folder(), packages, folder / "bundles" / MODEL)
+
+
+def _travel(folder: Path, packages: Path, architecture: str) -> None:
+    place = folder / architecture
+    place.mkdir()
+    found = sorted(path.name for path in packages.glob(f"edge-agent_*_{architecture}.deb"))
+    (new,) = (name for name in found if OLD not in name)
+    (old,) = (name for name in found if OLD in name)
+    other = next((path.name for path in packages.glob("edge-agent_*.deb") if architecture not in path.name), None)
+    fleet = journey.make_fleet(place, folder / "bundles" / MODEL)
+    mounts = {"/packages": packages, "/packaging": ROOT / "packaging", "/device": place / journey.DEVICE}
+    # The device's user reads its data, and nobody else needs to.
+    for path in (folder, place, place / journey.DEVICE):
+        path.chmod(0o755)
+    with board(architecture, cache_folder(), mounts) as there:
+        try:
+            journey.refuses(there, new, other)
+            journey.travel(there, fleet, old, new, lambda text: print("  " + text.replace("\n", "\n  ")))
+        finally:
+            fleet.stop()
+
+
+def _build(out: Path, architecture: str, version: str | None, package: str) -> None:
+    words = ["--out", str(out), "--architecture", architecture, "--package", package, "--fast"]
+    words += ["--version", version] if version else []
+    subprocess.run([sys.executable, str(ROOT / "packaging/build_deb.py"), *words], check=True)
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    print(f"deb: {what}")
+    started = time.monotonic()
+    yield
+    print(f"deb: {what}: {time.monotonic() - started:.1f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Debian 12 in containers that stand for boards: one of this architecture, blank, and an emulated arm64 one."""
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.arm64 import machine
+from tests.arm64.machine import SUITE, MachineError
+
+# Already downloaded in the blank root, and not installed: a board's two commands are timed without their download, and
+# the tests go without a network.
+DOWNLOADED = ("python3", "adduser", "libstdc++6", "mosquitto")
+_PODMAN = ("podman", "--runtime", "runc")
+_LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--network", "host")
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A running container, by its id."""
+
+    container: str
+    architecture: str
+
+    def command(self, *words: str) -> tuple[str, ...]:
+        """The command line that runs `words` on it as root, in the foreground."""
+        return (*_PODMAN, "exec", self.container, *words)
+
+    def run(self, *words: str, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
+        """Runs a command to its end, whatever that is."""
+        return subprocess.run(self.command(*words), capture_output=True, text=True, timeout=timeout_s)
+
+    def must(self, *words: str, timeout_s: float = 300.0) -> str:
+        """What a command printed, which went well."""
+        done = self.run(*words, timeout_s=timeout_s)
+        assert done.returncode == 0, f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def has(self, path: str) -> bool:
+        return self.run("test", "-e", path).returncode == 0
+
+
+@contextlib.contextmanager
+def board(architecture: str, cache: Path, mounts: dict[str, Path]) -> Iterator[Board]:
+    """A board that lives for the block. mounts: folder there -> folder here, read only."""
+    name = machine.image(cache) if architecture == "arm64" else _blank(architecture, cache)
+    volumes = [word for there, here in mounts.items() for word in ("-v", f"{here}:{there}:ro")]
+    # What reaps processes that nobody waits for, as an init does.
+    made = subprocess.run(
+        [*_PODMAN, "run", "--detach", "--rm", *_LIMITS, *volumes, name, "sh", "-c", "while sleep 3600; do :; done"],
+        capture_output=True,
+        text=True,
+    )
+    if made.returncode != 0:
+        raise MachineError(f"podman run failed:\n{made.stderr.strip()[-2000:]}")
+    found = Board(made.stdout.strip(), architecture)
+    try:
+        yield found
+    finally:
+        subprocess.run([*_PODMAN, "rm", "--force", "--time", "0", "--ignore", found.container], capture_output=True)
+
+
+def _blank(architecture: str, cache: Path) -> str:
+    """The image of a minimal root, made in a minute the first time and kept under `cache`."""
+    name = f"localhost/sparsefleet-{architecture}:{SUITE}-blank"
+    if subprocess.run([*_PODMAN, "image", "exists", name]).returncode == 0:
+        return name
+    root = cache / f"{architecture}-{SUITE}-blank.tar"
+    if not root.exists():
+        half = root.with_suffix(f".{os.getpid()}.tar")
+        download = (
+            'APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -qq --yes --download-only --no-install-recommends install '
+            f"{' '.join(DOWNLOADED)}"
+        )
+        keep = "--skip=cleanup/apt/lists,cleanup/apt/cache"
+        try:
+            _do(
+                *("mmdebstrap", "--quiet", "--variant=minbase", f"--architectures={architecture}", keep),
+                *(f"--customize-hook={download}", SUITE, str(half)),
+            )
+            half.rename(root)
+        finally:
+            half.unlink(missing_ok=True)
+    _do(*_PODMAN, "import", "--quiet", str(root), name)
+    return name
+
+
+def _do(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise MachineError(f"{' '.join(command)} failed:\n{(done.stderr or done.stdout).strip()[-2000:]}")
