@@ -152,7 +152,7 @@ def test_revoking_who_is_not_enrolled_is_nothing_to_do(config: Path, capsys: pyt
     assert not (config.parent / "trust").exists()
     assert "pi-1: has no identity that could be revoked" in capsys.readouterr().err
     assert coordinator.main(["devices"]) == ConfigurationError.exit_code
-    assert "--config is missing" in capsys.readouterr().err
+    assert "--config: is missing" in capsys.readouterr().err
 
 
 def test_devices_are_listed_with_their_identity_those_too_that_never_came(
