@@ -21,9 +21,11 @@ from edge_agent.repeats import NEVER, Repeated
 from edge_agent.same_process import SameProcess
 from edge_agent.selector import Selector
 from edge_agent.settings import AgentSettings
+from edge_agent.slots import Slots
 from edge_agent.store import AgentStore
-from edge_agent.trainer import Broken, Facts, Finished, News, Ready, Refused, Trainer, Unusable
-from edge_agent.trusted import Refusal, Trusted, unbelieved
+from edge_agent.trainer import Broken, Died, Facts, Finished, News, Proven, Ready, Refused, Trainer, Unusable
+from edge_agent.trial import Trial, software
+from edge_agent.trusted import Trusted, unbelieved, version_of
 from edge_agent.update import Work, pack
 from edge_agent.watch import Source, watch_of
 from edge_agent.workshop import Workshop
@@ -69,7 +71,7 @@ class Agent:
     memory_mib: what training may use here, which the coordinator is told; None where nobody knows. clock: in seconds,
     for what training takes. peak: MiB that it took at the most. trainer: made of what holds the tasks' files; None
     trains in this process. device: says whether it may train now. trusted: whom this device believes; None where nobody
-    has an identity. refusal: why not to take up a bundle, by its digest and the version of its release.
+    has an identity. wall: time of day, which nothing depends on.
     """
 
     def __init__(
@@ -85,11 +87,11 @@ class Agent:
         trainer: Callable[[Assets], Trainer] | None = None,
         device: Source | None = None,
         trusted: Trusted | None = None,
-        refusal: Refusal = lambda _, __: None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._settings, self._store, self._rng, self._memory_mib = settings, store, rng, memory_mib
         self._topics = Topics(settings.fleet)
-        self._trusted, self._refusal = trusted, refusal
+        self._trusted = trusted
         self._link = Link(transport, self._topics, settings.device, store.boot, trusted)
         self._outgoing = Outgoing(store, self._link, rng)
         state, disk = store.blobs.root.parent, store.blobs.disk
@@ -97,13 +99,15 @@ class Agent:
         selector = Selector(settings.training.backend, self._facts, state, disk)
         masks, variant = MaskShelf(state / "masks", disk), settings.training.variant
         catch_up = CatchUp(store.blobs, self._outgoing.digests)
-        assets = Assets(state / "bundles", store.blobs, masks, catch_up, variant, selector.selected)
+        slots = Slots(store.database, software(), wall)
+        assets = Assets(state / "bundles", store.blobs, masks, catch_up, variant, selector.selected, slots)
         if trainer is None:
             workshop = Workshop(settings.data, base, state, settings.training, disk, clock)
             self._trainer: Trainer = SameProcess(workshop, assets, settings.training, peak)
         else:
             self._trainer = trainer(assets)
         self._selector, self._assets = selector, assets
+        self._trial = Trial(slots, settings.training.trial_steps, self._let_go)
         self._connected, self._outage_logged = False, False
         self._epoch: int | None = None
         self._spread_s = 0.0
@@ -247,10 +251,10 @@ class Agent:
             # The work waits for its receipt: the coordinator did not hear the offer.
             self._outgoing.begin(now)
             return
-        wrong = unbelieved(self._trusted, self._refusal, task)
+        wrong = unbelieved(self._trusted, lambda _, version: self._trial.refusal(task, version), task)
         if wrong is not None:
             self._complain("task", wrong, now)
-            self._link.send("up", TaskReport(task.name, "refused", reason=wrong.reason, detail=wrong.detail[:500]))
+            self._link.send("up", TaskReport(task.name, "refused", reason=wrong.reason, detail=wrong.detail[:2000]))
             return
         self._on(jobs.Assigned(task))
 
@@ -321,6 +325,7 @@ class Agent:
     def stop(self) -> None:
         """Says goodbye, and keeps what was trained; nothing else on disk changes."""
         self._trainer.close()
+        self._trial.end()
         self._watch.save()
         self._link.send("state", DeviceState("gone"), retain=True)
 
@@ -361,7 +366,7 @@ class Agent:
                 return
             reached("agent.blob-finished")
         if self._receiving is None:
-            missing = self._assets.missing(task)
+            missing = self._trial.refusal(task) or self._assets.missing(task)
             if isinstance(missing, Rejection):
                 self._on(jobs.Stopped("refused", missing.reason, missing.detail))
                 return
@@ -381,8 +386,11 @@ class Agent:
     def _begin(self, task: Task) -> None:
         """All that the task needs is on this disk."""
         try:
+            self._assets.assemble(task)
             variant, manifest = self._assets.variant_of(task), self._assets.manifest(task)
-            self._trainer.begin(task, self._selector.selected(manifest, task.manifest.digest, variant))
+            selected = self._selector.selected(manifest, task.manifest.digest, variant)
+            steps = self._trial.begin(task, version_of(self._trusted, task))
+            self._trainer.begin(task, selected, steps)
         except ConfigurationError as error:
             self._refuse(task, error.reason, str(error))
         else:
@@ -400,6 +408,7 @@ class Agent:
                 variant, manifest = self._assets.variant_of(task), self._assets.manifest(task)
                 none_left = self._selector.fail(manifest, task.manifest.digest, variant, news)
                 if none_left is not None:
+                    self._trial.unusable()
                     self._refuse(task, none_left.reason, str(none_left))
                     return
                 # The next backend's files are what is missing now.
@@ -410,6 +419,16 @@ class Agent:
             case Broken(reason, detail):
                 log.error("task=%s failed: %s", task.name, detail)
                 self._on(jobs.Stopped("failed", reason, detail))
+            case Proven(done):
+                by_hand = self._trial.passed(done)
+                if by_hand is not None:
+                    self._on(jobs.Stopped("failed", by_hand.reason, by_hand.detail))
+            case Died(cause):
+                failed = self._trial.died(cause)
+                if failed is not None:
+                    self._on(jobs.Stopped("failed", failed.reason, failed.detail))
+                else:
+                    self._begin(task)
             case Finished():
                 self._finished = news
                 self._on(jobs.Trained())
@@ -448,10 +467,15 @@ class Agent:
         self._on(jobs.Packed())
         self._outgoing.begin(now)
 
+    def _let_go(self) -> None:
+        """Of a bundle that failed its trial."""
+        self._trainer.unload()
+        self._assets.sweep()
+
     # What the job table decides
 
     def _on(self, event: jobs.Event) -> None:
-        self.job, decisions = jobs.decide(self.job, event)
+        self.job, decisions = jobs.decide(self.job, self._trial.judged(event))
         for decision in decisions:
             self._carry_out(decision)
 
@@ -468,8 +492,10 @@ class Agent:
                 self._trainer.drop()
                 self._receiving = self._ready = self._finished = None
                 self._begun = False
+                self._trial.end()
             case jobs.Suspend():
                 self._trainer.pause()
+                self._trial.end()
                 self._ready, self._begun = None, False
             case jobs.Report(task_name, state, reason, detail):
                 ready = self._ready if state == "accepted" else None

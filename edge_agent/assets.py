@@ -13,9 +13,10 @@ from edge_agent.differences import CatchUp
 from edge_agent.masks import MaskShelf
 from edge_agent.runtimes.backends import AUTO, Selection
 from edge_agent.runtimes.engine import Vector
+from edge_agent.slots import Slots, folder_of
 from protocol.blobs import BlobStore
-from protocol.bundle import Bundle, open_bundle
-from protocol.disk import Disk, exists, write_durably
+from protocol.bundle import PARAMETERS_FILE, Bundle, open_bundle
+from protocol.disk import Disk, exists, folder_bytes, write_durably
 from protocol.errors import BundleError, ConfigurationError, Rejection, SparsefleetError
 from protocol.layout import layout_of, take
 from protocol.manifest import FULL, MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest
@@ -33,7 +34,8 @@ class Assets:
     """The bundles folder and the blob store of one agent. Only the files of its variant and of one backend are fetched.
 
     variant: as in the settings: "auto", or the one that this device is pinned to. select: which backend, by manifest,
-    digest and variant; it may change its mind. Raises ConfigurationError when none serves.
+    digest and variant; it may change its mind. Raises ConfigurationError when none serves. slots: whose bundles stay;
+    None in a process that only reads what the agent put in place.
     """
 
     bundles: Path
@@ -42,6 +44,7 @@ class Assets:
     catch_up: CatchUp
     variant: str
     select: Callable[[Manifest, bytes, str], Selection]
+    slots: Slots | None = None
 
     @property
     def _disk(self) -> Disk:
@@ -80,11 +83,35 @@ class Assets:
         size = sum(blob.size for blob in missing)
         if lacking_model and task.model not in lacking_model:
             size += task.model.size
-        if size + self.blobs.used_bytes() > self.blobs.limit_bytes:
+        # A folder of another name than the slots' goes before this task's is made.
+        held = sum(folder_bytes(self._disk, self.bundles / name) for name in self._held(task))
+        if size and size + held + self.blobs.used_bytes() > self.blobs.limit_bytes:
+            if self.slots is not None and self.slots.give_up_earlier(task.manifest.digest):
+                self.sweep(self._root(task).name)
+                return self.missing(task)
             if self.catch_up.give_up(task, "there is no room for two models"):
                 return self.missing(task)
-            return Rejection("disk", f"{size} more bytes would exceed the limit of {self.blobs.limit_bytes} (disk_mib)")
+            limit = self.blobs.limit_bytes
+            return Rejection(
+                "disk",
+                f"{size} more bytes beside the bundles that this device holds, {held} bytes, would exceed the limit of "
+                f"{limit} (disk_mib)",
+            )
         return missing
+
+    def sweep(self, keep: str = "") -> None:
+        """Removes the folder of every bundle that is in no slot, but for the one of this name."""
+        if self.slots is None:
+            return
+        held = self._held() | {keep}
+        for name in self._disk.names(self.bundles):
+            if name not in held:
+                self._disk.remove_folder(self.bundles / name)
+
+    def _held(self, task: Task | None = None) -> set[str]:
+        """The folders that stay, with a task's own."""
+        slots = set() if self.slots is None else self.slots.held()
+        return {folder_of(digest) for digest in slots} | ({self._root(task).name} if task else set())
 
     def keep_only_for(self, task: Task, others: set[bytes]) -> None:
         """Removes every blob that neither this task nor `others` (what waits in the outbox) needs."""
@@ -112,7 +139,7 @@ class Assets:
         """The task's bundle as its variant sees it, in its own folder; assembled on first use. Raises BundleError when
         it does not fit."""
         root = self._root(task)
-        self._assemble(root, task)
+        self.assemble(task)
         try:
             opened = open_bundle(root, only=frozenset(entry.path for entry in self._entries(task)), disk=self._disk)
             return replace(opened, manifest=narrowed(opened.manifest, self.variant_of(task)))
@@ -186,15 +213,19 @@ class Assets:
             return Rejection("variant", f"{wanted!r} is not in this bundle, which holds {names}; set `variant`")
         return None
 
-    def _assemble(self, root: Path, task: Task) -> None:
-        for old in self._disk.names(self.bundles):
-            if old != root.name:
-                self._disk.remove_folder(self.bundles / old)
-        for entry in self._entries(task):
-            path = root / entry.path
+    def assemble(self, task: Task) -> None:
+        """Puts what was fetched of the bundle in its folder. Raises BundleError where it is no longer what it was."""
+        root = self._root(task)
+        self.sweep(root.name)
+        entries = self._entries(task)
+        for place, entry in enumerate(entries):
+            path, digest = root / entry.path, bytes.fromhex(entry.sha256)
             if not _is_there(self._disk, path, entry):
                 self._disk.make_folder(path.parent)
-                write_durably(path, self._read(bytes.fromhex(entry.sha256)), self._disk)
+                write_durably(path, self._read(digest), self._disk)
+            if self.blobs.holds(digest) and all(other.sha256 != entry.sha256 for other in entries[place + 1 :]):
+                # Twice on the disk is more than the limit allows.
+                self.blobs.remove(digest)
         if not exists(self._disk, root / MANIFEST_FILE):
             write_durably(root / MANIFEST_FILE, self._read(task.manifest.digest), self._disk)
 
@@ -207,7 +238,7 @@ class Assets:
             raise BundleError(f"{error}; or wait: it is fetched again with the next task") from None
 
     def _root(self, task: Task) -> Path:
-        return self.bundles / task.manifest.digest.hex()[:32]
+        return self.bundles / folder_of(task.manifest.digest)
 
     def _has_manifest(self, task: Task) -> bool:
         return exists(self._disk, self._root(task) / MANIFEST_FILE) or self.blobs.has(task.manifest.digest)
@@ -230,10 +261,19 @@ class Assets:
         manifest = narrowed(self._manifest(task), wanted)
         backend = manifest.variant(wanted).backends[self.select(manifest, task.manifest.digest, wanted).name]
         paths = dict.fromkeys(path for role, path in backend.files.items() if role not in UNUSED_ROLES)
-        # Torch's steps can be replayed by whoever holds the model that they start from, which is the first round's.
-        if manifest.reference is not None and manifest.reference.model == task.model.digest.hex():
-            paths[manifest.reference.path] = None
-        return [manifest.file(path) for path in paths]
+        return [manifest.file(path) for path in (*paths, *self._record(task, manifest))]
+
+    def _record(self, task: Task, manifest: Manifest) -> list[str]:
+        """Torch's steps, and the exported model that they start from where it is not the task's, as a first round's is:
+        a trial needs both. A bundle that passed does with what is here of them."""
+        if manifest.reference is None:
+            return []
+        record = manifest.reference.path
+        if manifest.reference.model == task.model.digest.hex():
+            return [record]
+        if self.slots is not None and not self.slots.is_committed(task.manifest.digest):
+            return [record, PARAMETERS_FILE]
+        return [path for path in (record, PARAMETERS_FILE) if exists(self._disk, self._root(task) / path)]
 
 
 def _is_whole(task: Task) -> bool:

@@ -16,7 +16,7 @@ from edge_agent.child_process import ChildProcess, Ended, Launch
 from edge_agent.progress import Because, clear
 from edge_agent.runtimes.backends import Selection
 from edge_agent.runtimes.engine import Vector
-from edge_agent.trainer import Broken, Facts, Finished, News, Ready, Refused, Unusable
+from edge_agent.trainer import Broken, Died, Facts, Finished, News, Proven, Ready, Refused, Unusable
 from edge_agent.training import Trained
 from protocol.errors import ConfigurationError
 from protocol.failpoints import reached
@@ -42,10 +42,11 @@ CLOSE_S = 3.0
 
 @dataclass(slots=True)
 class _InHand:
-    """The task that the child trains, for the child after it."""
+    """The task that the child trains, for the child after it. trial_steps: until they are done."""
 
     task: Task
     selected: Selection
+    trial_steps: int = 0
     deaths: int = 0
     finished: bool = False
 
@@ -85,9 +86,9 @@ class ChildTrainer:
                 )
         return self._facts
 
-    def begin(self, task: Task, selected: Selection) -> None:
-        """See `Trainer.begin`."""
-        self._hand = _InHand(task, selected)
+    def begin(self, task: Task, selected: Selection, trial_steps: int = 0) -> None:
+        """See `Trainer.begin`. A death in a trial is the agent's to count, on disk, before there is another."""
+        self._hand = _InHand(task, selected, trial_steps)
         self._send_begin()
 
     def work(self, budget_s: float) -> tuple[News, ...]:
@@ -151,7 +152,8 @@ class ChildTrainer:
 
     def _send_begin(self) -> None:
         assert self._hand is not None
-        self._started().send(wire.Begin(self._hand.task, self._hand.selected.name, self._hand.selected.reason))
+        hand = self._hand
+        self._started().send(wire.Begin(hand.task, hand.selected.name, hand.selected.reason, hand.trial_steps))
         self._deadline = self._clock() + (DROP_S if self._dropping else PREPARE_S)
 
     def _take_facts(self, said: wire.Awake) -> None:
@@ -167,6 +169,9 @@ class ChildTrainer:
         elif self._hand is None or self._hand.finished or self._dropping:
             pass
         elif isinstance(said, Ready):
+            return said
+        elif isinstance(said, Proven):
+            self._hand.trial_steps = 0
             return said
         elif isinstance(said, wire.Stepped):
             each_s = said.seconds / max(1, said.done)
@@ -212,6 +217,9 @@ class ChildTrainer:
         if hand is None or hand.finished:
             log.warning("the training process ended: %s", ended.cause)
             return None
+        if hand.trial_steps:
+            self._hand = None
+            return Died(ended.cause)
         hand.deaths += 1
         if hand.deaths < MOST_DEATHS:
             log.warning(

@@ -13,7 +13,7 @@ import cbor2
 from edge_agent.data import DataSettings
 from edge_agent.progress import Because
 from edge_agent.settings import TrainingSettings
-from edge_agent.trainer import Broken, Ready, Refused, Unusable
+from edge_agent.trainer import Broken, Proven, Ready, Refused, Unusable
 from protocol.cbor import flaw
 from protocol.messages import Task
 from protocol.records import RecordError, read_record, write_record
@@ -37,11 +37,13 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Train this task, with this backend, from its checkpoint if there is one."""
+    """Train this task, with this backend, from its checkpoint if there is one. trial_steps: after which Proven is due,
+    where the bundle is on trial."""
 
     task: Task
     backend: str
     why: str
+    trial_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +99,13 @@ class Dropped:
 
 
 Order = Start | Begin | Keep | Drop | End
-Answer = Awake | Ready | Unusable | Refused | Broken | Stepped | Trained | Dropped
+Answer = Awake | Ready | Unusable | Refused | Broken | Stepped | Proven | Trained | Dropped
 
 _KINDS: Mapping[str, type[Order | Answer]] = {
     kind.__name__: kind
     for kind in (
         *(Start, Begin, Keep, Drop, End),
-        *(Awake, Ready, Unusable, Refused, Broken, Stepped, Trained, Dropped),
+        *(Awake, Ready, Unusable, Refused, Broken, Stepped, Proven, Trained, Dropped),
     )
 }
 

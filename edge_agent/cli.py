@@ -63,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--json", action="store_true", help="print the profile itself instead of text")
     calibrate.set_defaults(command=_calibrate)
 
+    _add_model(commands)
+
     config = commands.add_parser("config", help="about the configuration file")
     actions = config.add_subparsers(required=True, metavar="ACTION")
     sample = actions.add_parser("sample", help="print a configuration with every key")
@@ -100,6 +102,37 @@ examples:
     )
     renew.add_argument("--config", type=Path, required=True, help="agent.toml")
     renew.set_defaults(command=_renew)
+
+
+def _add_model(commands: "argparse._SubParsersAction[Parser]") -> None:
+    model = commands.add_parser(
+        "model",
+        help="the bundles in this device's slots: list, show, commit, rollback, retry",
+        epilog="""\
+examples:
+  edge-agent model list --config agent.toml
+  edge-agent model show 3f1c --config agent.toml --json
+  edge-agent model rollback --config agent.toml    # back to the bundle before; the present one is not tried again
+exit codes: 0 ok, 1 failure, 2 nothing to do, 3 configuration""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = model.add_subparsers(required=True, metavar="ACTION")
+    for name, does in (
+        ("list", "every slot, with state, age and size"),
+        ("show", "one slot, its bundle and what became of its trial"),
+        ("commit", "end a trial well, by hand"),
+        ("rollback", "go back to the bundle before; the present one fails, by hand"),
+        ("retry", "forget that a bundle failed, so that it is tried again"),
+    ):
+        action = actions.add_parser(name, help=does, epilog=f"example: edge-agent model {name} --config agent.toml")
+        if name in ("show", "retry"):
+            action.add_argument("name", metavar="DIGEST|VERSION", help="as list has it; the digest's first digits do")
+        elif name == "commit":
+            action.add_argument("name", nargs="?", metavar="DIGEST|VERSION", help="default: the one on trial")
+        action.add_argument("--config", type=Path, default=Path("agent.toml"), help="default: %(default)s")
+        if name in ("list", "show"):
+            action.add_argument("--json", action="store_true", help="one JSON object instead of text")
+        action.set_defaults(command=_model, action=name)
 
 
 def _add_train(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -164,6 +197,12 @@ def _renew(options: argparse.Namespace) -> int:
     from edge_agent.enroll_command import renew_now
 
     return renew_now(options.config)
+
+
+def _model(options: argparse.Namespace) -> int:
+    from edge_agent.model_command import ACTIONS
+
+    return ACTIONS[options.action](options)
 
 
 def _train(options: argparse.Namespace) -> int:

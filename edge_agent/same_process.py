@@ -6,12 +6,14 @@ Checkpoints are written here, by whoever has the state in memory.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from edge_agent.assets import Assets
 from edge_agent.memory import peak_mib
 from edge_agent.progress import Because, Progress, clear
 from edge_agent.runtimes.backends import Selection, UnusableError, refusals, runtime_name
 from edge_agent.settings import TrainingSettings
-from edge_agent.trainer import Broken, Facts, Finished, News, Ready, Refused, Unusable
+from edge_agent.trainer import Broken, Facts, Finished, News, Proven, Ready, Refused, Unusable
 from edge_agent.training import DivergedError, LocalTraining
 from edge_agent.workshop import Workshop, recipe_of
 from protocol.errors import ConfigurationError
@@ -43,16 +45,16 @@ class SameProcess:
         self._begun: _Begun | None = None
         self.training: LocalTraining | None = None
         self.progress: Progress | None = None
-        self._told = False
+        self._told, self._trial_steps = False, 0
 
     def facts(self) -> Facts:
         """See `Trainer.facts`. Loads the runtime."""
         return Facts(runtime_name(), refusals())
 
-    def begin(self, task: Task, selected: Selection) -> None:
+    def begin(self, task: Task, selected: Selection, trial_steps: int = 0) -> None:
         """See `Trainer.begin`. The next `work` prepares it."""
         self._let_go()
-        self._begun = _Begun(task, selected)
+        self._begun, self._trial_steps = _Begun(task, selected), trial_steps
 
     def work(self, budget_s: float) -> tuple[News, ...]:
         """See `Trainer.work`. What the disk or a fault of ours breaks is raised."""
@@ -63,7 +65,8 @@ class SameProcess:
             return ()
         try:
             # Also what went on from its last step, and has none to take.
-            finished = self.training.advance(budget_s)
+            finished = self.training.advance(budget_s, self._trial_steps or None)
+            proven = self._proven(self.training)
         except DivergedError as error:
             self._let_go()
             return (Broken("diverged", str(error)),)
@@ -73,9 +76,18 @@ class SameProcess:
             return (Broken(error.reason, str(error)),)
         if finished:
             self._told = True
-            return (Finished(self.training.result(), self._peak()),)
+            return (*proven, Finished(self.training.result(), self._peak()))
         self.keep("due")
-        return ()
+        return proven
+
+    def _proven(self, training: LocalTraining) -> tuple[Proven, ...]:
+        """Said once, after enough steps of a trial. Raises DivergedError where they left no finite model."""
+        if not self._trial_steps or training.done < min(self._trial_steps, training.total_steps):
+            return ()
+        self._trial_steps = 0
+        if not np.isfinite(training.live_state().model).all():
+            raise DivergedError(f"step {training.done}: the model that it left is not finite throughout")
+        return (Proven(training.done),)
 
     def wait_s(self) -> float:
         """See `Trainer.wait_s`."""
@@ -117,7 +129,7 @@ class SameProcess:
 
     def _let_go(self) -> None:
         self._begun = self.training = self.progress = None
-        self._told = False
+        self._told, self._trial_steps = False, 0
 
     def _prepare(self, begun: _Begun) -> News:
         try:

@@ -35,6 +35,7 @@ threads = 1                        # threads for one training step
 idle_unload_s = 60.0               # let go of runtime and data after so long without work
 residual_rounds = 50               # after more missed rounds, what codecs left unsent is dropped
 checkpoint_s = 60.0                # seconds of training between checkpoints of a task; 0: none (docs/sparsity.md)
+trial_steps = 3                    # finite steps before this device commits to a new bundle (docs/slots.md)
 process = "child"                  # of lower priority and with limits, killed at no loss; "same" is the agent's own
 nice = 10                          # how much lower that process's priority is, 0 to 19
 

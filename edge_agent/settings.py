@@ -41,7 +41,8 @@ class TrainingSettings:
     """How this device trains. variant: with "auto" the task says which, and `full` where it does not. residual_rounds:
     after more missed ones an update begins without what earlier ones left unsent. checkpoint_s: seconds of training
     after which a task's state is kept, so that a restart goes on from it; 0 keeps none. process: a child of lower
-    priority, which may be killed, or the agent's own. nice: how much lower the child's priority is.
+    priority, which may be killed, or the agent's own. nice: how much lower the child's priority is. trial_steps: that a
+    new bundle must take without a value that is not finite before this device commits to it.
     """
 
     backend: str = "auto"
@@ -50,6 +51,7 @@ class TrainingSettings:
     idle_unload_s: float = 60.0
     residual_rounds: int = 50
     checkpoint_s: float = 60.0
+    trial_steps: int = 3
     process: Literal["child", "same"] = "child"
     nice: int = 10
 
@@ -71,6 +73,8 @@ class TrainingSettings:
             )
         if not 0 <= self.checkpoint_s <= 86400:
             raise ValueError(f"checkpoint_s: {self.checkpoint_s} is outside 0..86400 seconds; 0 keeps no checkpoint")
+        if not 1 <= self.trial_steps <= 10_000:
+            raise ValueError(f"trial_steps: {self.trial_steps} is outside 1..10000")
         if not 0 <= self.nice <= 19:
             raise ValueError(f"nice: {self.nice} is outside 0..19; 19 is the lowest priority")
 

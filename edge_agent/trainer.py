@@ -69,7 +69,21 @@ class Finished:
     peak_mib: float | None = None
 
 
-News = Ready | Unusable | Refused | Broken | Finished
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """The first steps of a bundle's trial are done, `done` in all, and everything was finite."""
+
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The training process ended in a bundle's trial, and the task was let go of."""
+
+    cause: str
+
+
+News = Ready | Unusable | Refused | Broken | Finished | Proven | Died
 
 
 class Trainer(Protocol):
@@ -78,9 +92,9 @@ class Trainer(Protocol):
     def facts(self) -> Facts:
         """What is installed. Raises ConfigurationError where no training process can be started."""
 
-    def begin(self, task: Task, selected: Selection) -> None:
+    def begin(self, task: Task, selected: Selection, trial_steps: int = 0) -> None:
         """Takes on a task whose files are all on disk, in place of any other; `work` says what becomes of it. From its
-        checkpoint, where there is one."""
+        checkpoint, where there is one. trial_steps: after which `Proven` is due, where the bundle is on trial."""
 
     def work(self, budget_s: float) -> tuple[News, ...]:
         """What happened since the last call; in this process, steps until `budget_s` is used up."""

@@ -221,12 +221,12 @@ class LocalTraining:
         trained = self._layout.parameters
         put(self._seen, trained, masked(take(self._model, trained), self._sparse.mask))
 
-    def advance(self, budget_s: float) -> bool:
-        """Steps until all are done (True) or the budget is used up (False); at least one step."""
+    def advance(self, budget_s: float, pause_at: int | None = None) -> bool:
+        """Steps until all are done (True), or the budget is used up or step `pause_at` done (False); at least one."""
         until = self._clock() + budget_s
         while not self.finished:
             self.step()
-            if self._clock() >= until:
+            if self._clock() >= until or self.done == pause_at:
                 break
         return self.finished
 

@@ -24,7 +24,7 @@ from edge_agent.differences import CatchUp
 from edge_agent.masks import MaskShelf
 from edge_agent.runtimes.backends import Selection
 from edge_agent.same_process import SameProcess
-from edge_agent.trainer import Broken, Finished, News, Ready
+from edge_agent.trainer import Broken, Died, Finished, News, Proven, Ready
 from edge_agent.workshop import Workshop
 from protocol.blobs import BlobStore
 from protocol.disk import LOCAL, is_disk_trouble
@@ -101,12 +101,12 @@ class Server:
 
     def _obey(self, order: wire.Order | wire.Answer) -> None:
         match order:
-            case wire.Begin(task, backend, why):
+            case wire.Begin(task, backend, why, trial_steps):
                 confinement.allow_cpu(PREPARE_CPU_S * self._start.training.threads)
                 self._reported, self._bytes_kept = time.monotonic(), 0
                 selected = Selection(backend, why)
                 self._trainer.assets = self._assets(selected)
-                self._trainer.begin(task, selected)
+                self._trainer.begin(task, selected, trial_steps)
             case wire.Keep(because):
                 self._trainer.keep(because)
                 self._report()
@@ -170,9 +170,9 @@ class Server:
     def _tell(self, news: News) -> None:
         if isinstance(news, Finished):
             self._hand_over(news)
-        elif isinstance(news, Ready):
+        elif isinstance(news, Ready | Proven):
             self._say(news)
-        else:
+        elif not isinstance(news, Died):
             self._say(replace(news, detail=news.detail[:MAX_TEXT]))
 
     def _hand_over(self, news: Finished) -> None:

@@ -127,5 +127,11 @@ def unbelieved(trusted: Trusted | None, refusal: Refusal, task: Task) -> Rejecti
     return refusal(task.manifest.digest, None if release is None else release.version)
 
 
+def version_of(trusted: Trusted | None, task: Task) -> int | None:
+    """The version of a task's release; None where nothing is signed."""
+    release = None if trusted is None else trusted.release(task)
+    return release.version if isinstance(release, Release) else None
+
+
 def _short(seal: bytes) -> str:
     return seal[:ID_BYTES].hex()

@@ -170,6 +170,17 @@ def exists(disk: Disk, path: Path) -> bool:
     return True
 
 
+def folder_bytes(disk: Disk, folder: Path) -> int:
+    """Bytes of all plain files in a folder and those in it; 0 where there is none."""
+    found = 0
+    for name in disk.names(folder):
+        try:
+            found += disk.size(folder / name)
+        except FileNotFoundError:
+            found += folder_bytes(disk, folder / name)
+    return found
+
+
 def digest_of(disk: Disk, path: Path) -> bytes:
     """SHA-256 of a file, which is never in memory whole."""
     digest, start = hashlib.sha256(), 0

@@ -109,8 +109,8 @@ def open_selected(
     if it agreed; added to, and taken as it is for the same bundle and runtime, when nothing is compared.
     """
     verdicts = {} if verdicts is None else verdicts
-    step = _recorded(bundle, model)
     try:
+        step = None if selected.name in verdicts else _recorded(bundle, model)
         engine = BACKENDS[selected.name].open(bundle, variant, threads)
         said = _probe(engine, bundle, step, variant, verdicts)
     except BundleError as error:

@@ -383,10 +383,14 @@ def test_a_codec_nobody_knows_is_refused_by_name(fleet: Fleet) -> None:
     assert "zip" in fleet.coordinator.reports[0].detail
 
 
-def test_a_diverging_task_is_reported_as_failed(fleet: Fleet) -> None:
-    fleet.coordinator.say(replace(fleet.coordinator.task(1, ZEROS), learning_rate=3e38))
+def test_a_task_that_diverges_on_a_committed_bundle_is_reported_as_failed_and_the_next_is_done(fleet: Fleet) -> None:
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS))
+    fleet.until(lambda: len(fleet.coordinator.payloads) == 1 and not fleet.store.outbox())
+    fleet.coordinator.say(replace(fleet.coordinator.task(2, ZEROS), learning_rate=3e38))
     fleet.until(lambda: bool([r for r in fleet.coordinator.reports if r.state == "failed"]))
     assert fleet.coordinator.reports[-1].reason == "diverged"
+    fleet.coordinator.say(fleet.coordinator.task(3, ZEROS))
+    fleet.until(lambda: len(fleet.coordinator.payloads) == 2)
 
 
 def test_garbage_on_the_wire_is_counted_and_nothing_else(fleet: Fleet) -> None:

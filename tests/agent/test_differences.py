@@ -11,6 +11,7 @@ import pytest
 
 from edge_agent.runtimes.engine import Vector
 from edge_agent.settings import TrainingSettings
+from protocol.disk import LOCAL, folder_bytes
 from protocol.layout import layout_of
 from protocol.messages import MAX_DIFFERENCES, BlobRef, Difference, Need, Task
 from protocol.transport import MemoryBroker
@@ -129,8 +130,9 @@ def damaged(server: Server) -> None:
 
 
 def no_room(server: Server) -> None:
-    # For manifest, model and update, and not for two models and what lies between them.
-    server.fleet.store.blobs.limit_bytes = server.task(0).manifest.size + 2 * 4 * TOTAL + 100
+    # For bundle, manifest, model and update, and not for two models and what lies between them.
+    bundle = folder_bytes(LOCAL, server.fleet.folder / "state" / "bundles")
+    server.fleet.store.blobs.limit_bytes = bundle + server.task(0).manifest.size + 2 * 4 * TOTAL + 100
 
 
 @pytest.mark.parametrize("fault", [rotted, cut_short, unavailable, damaged, no_room])

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent.probes import FILE
-from protocol.bundle import REFERENCE_FILE
+from protocol.bundle import PARAMETERS_FILE, REFERENCE_FILE
+from protocol.messages import Need
 from protocol.transport import MemoryBroker
 from tests.agent.fake_coordinator import FakeCoordinator
 from tests.agent.test_agent import ZEROS, Fleet
@@ -51,13 +52,17 @@ def test_the_first_round_compares_and_later_ones_remember_over_a_restart(
     assert "rejected" not in caplog.text
 
 
-def test_who_joins_later_fetches_no_record_and_says_that_nothing_was_compared(
+def test_who_joins_later_fetches_the_record_and_the_exported_model_once_for_its_trial(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(fleet, 2, 1)
-    assert "not compared with torch's recorded step, which is not here" in caplog.text
-    assert not record_on_disk(fleet)
-    assert not (fleet.folder / "state" / FILE).exists()
+    assert "it agrees with torch's recorded step within" in caplog.text
+    assert record_on_disk(fleet)
+    assert (fleet.folder / "state" / FILE).exists()
+    parameters = fleet.coordinator.bundle.manifest.file(PARAMETERS_FILE).sha256
+    needs = [need.digest.hex() for need in fleet.coordinator.of(Need) if isinstance(need, Need)]
+    assert needs.count(parameters) == 1
+    caplog.clear()
     fleet.restart()
     # A run that starts over with the exported model: the folder has no record, and that is no damage.
     train(fleet, 3, 0)
@@ -71,7 +76,7 @@ def test_a_wrong_runtime_is_refused_in_the_first_round_and_in_every_later_one(
         fleet.coordinator.say(fleet.coordinator.task(round_, ZEROS + round_ - 1))
         fleet.until(lambda: bool(fleet.coordinator.reports) and fleet.agent.job.phase == "idle")
         report = fleet.coordinator.reports[-1]
-        assert (report.state, report.reason) == ("refused", "configuration")
+        assert (report.state, report.reason) == ("refused", "trial")
         assert "numpy: it computes something else here: gradient of weight differs from torch's" in report.detail
         fleet.coordinator.heard.clear()
         fleet.restart()

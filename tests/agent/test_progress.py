@@ -20,7 +20,8 @@ from tests.tiny import TOTAL, write_bundle, write_shard
 
 MODEL = (np.arange(1, TOTAL + 1) / 10).astype(np.float32)
 STEPS = 24
-ALWAYS = TrainingSettings(checkpoint_s=1e-9)
+# One step of trial: what is killed here are trainings on a bundle that passed.
+ALWAYS = TrainingSettings(checkpoint_s=1e-9, trial_steps=1)
 Make = Callable[[Fleet], Task]
 
 

@@ -216,7 +216,7 @@ def test_a_task_is_refused_when_no_backend_that_may_be_used_loads(
     fleet.coordinator.say(fleet.coordinator.task(1, ONES))
     fleet.until(lambda: bool(fleet.coordinator.reports))
     report = fleet.coordinator.reports[0]
-    assert (report.state, report.reason) == ("refused", "bundle")
+    assert (report.state, report.reason) == ("refused", "trial")
     assert "an operator that this runtime does not know" in report.detail
     assert fleet.agent.job.phase == "idle"
     fleet.store.close()

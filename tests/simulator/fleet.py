@@ -29,7 +29,9 @@ from edge_agent.agent import Agent
 from edge_agent.daemon import give_back
 from edge_agent.data import DataSettings
 from edge_agent.runtimes.engine import Evaluation, Vector
+from edge_agent.slots import Slots
 from edge_agent.store import AgentStore
+from edge_agent.trial import software
 from protocol.bundle import Bundle
 from protocol.topics import Topics
 from tests.simulator.faults import COORDINATOR, Schedule
@@ -149,7 +151,7 @@ def start_device(host: Host, network: Network, schedule: Schedule) -> Process:
     will = agent_link.last_will(topics, settings.device, store.boot)
     transport = SimulatedTransport(network, host.name, topics.of_agent(host.name), will, host.life, host.wake)
     rng = np.random.Generator(np.random.PCG64(host.rng.getrandbits(64)))
-    daemon = Agent(settings, Path(), store, transport, rng, None, host.watch, lambda: PEAK_MIB)
+    daemon = Agent(settings, Path(), store, transport, rng, None, host.watch, lambda: PEAK_MIB, wall=host.wall)
 
     def turn() -> float:
         wait_s = daemon.advance(host.watch.read())
@@ -160,6 +162,15 @@ def start_device(host: Host, network: Network, schedule: Schedule) -> Process:
         return 0.0
 
     return Process(daemon, transport, turn, lambda fault: give_back(daemon, fault), lambda: None, store)
+
+
+def retry_trials(device: Process) -> None:
+    """What an operator does about a bundle whose trial was killed too often, by nothing that was wrong with it."""
+    assert isinstance(device.store, AgentStore)
+    slots = Slots(device.store.database, software())
+    for slot in slots.all():
+        if slot.state == "failed":
+            slots.retry(slot.digest)
 
 
 def rng_of(schedule: Schedule, name: str) -> Random:

@@ -29,7 +29,7 @@ from tests.simulator.faults import (
     Schedule,
     Storm,
 )
-from tests.simulator.fleet import rng_of, start_coordinator, start_device
+from tests.simulator.fleet import retry_trials, rng_of, start_coordinator, start_device
 from tests.simulator.host import STATE, Host, Process
 from tests.simulator.network import FAIR, Network
 from tests.simulator.oracle import Oracle
@@ -182,7 +182,10 @@ class World:
         return process
 
     def _start_device(self, host: Host) -> Process:
-        return start_device(host, self.network, self.schedule)
+        process = start_device(host, self.network, self.schedule)
+        if self.timeline.now >= HEAL_S:
+            retry_trials(process)
+        return process
 
     def _emit(self, event: Event) -> None:
         self.trace(f"{COORDINATOR}: {event}")
@@ -247,6 +250,8 @@ class World:
             self.network.join(name)
             host.platter.trouble = None
             host.steps.kills.clear()
+            if name != COORDINATOR and host.process is not None:
+                retry_trials(host.process)
 
 
 def simulate(schedule: Schedule, *, quiet: bool = True) -> Outcome:
