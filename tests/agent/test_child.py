@@ -142,9 +142,9 @@ def test_a_child_killed_again_and_again_goes_on_and_sends_the_bytes_of_one_that_
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     undisturbed = make("undisturbed", training=replace(TRAINING, process="same"))
-    undisturbed.say(local_steps=30_000)
+    undisturbed.say(local_steps=15_000)
     home = make()
-    home.say(local_steps=30_000)
+    home.say(local_steps=15_000)
     for _ in range(MOST_DEATHS - 1):
         kept = [path.stat().st_mtime_ns for path in home.checkpoints]
         home.until(lambda kept=kept: [p.stat().st_mtime_ns for p in home.checkpoints] not in ([], kept))  # type: ignore[misc]
@@ -250,7 +250,7 @@ def test_a_paused_task_gives_its_memory_back_and_goes_on_from_its_checkpoint(
     make: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
     home = make(training=replace(TRAINING, checkpoint_s=0.5))
-    task = home.say(local_steps=20_000)
+    task = home.say(local_steps=12_000)
     home.until(lambda: bool(home.checkpoints))
     trainer, paused = home.agent._trainer, home.children[0]
     trainer.pause()
