@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.harness import Row
+from benchmarks.memory import children_of
 from devices.datasets import PROJECT_ROOT
-from devices.facts import RoundCommitted, parse_event
+from devices.facts import Listening, RoundCommitted, parse_event
 from devices.processes import Child, output_lines, start, stop
 from protocol.errors import SparsefleetError
 from protocol.mqtt import free_port
@@ -38,7 +39,7 @@ fleet = "footprint"
 state = "coordinator"
 bundle = "{bundle}"
 [broker]
-url = "mosquitto"
+url = "auto"
 port = {port}
 plain = "loopback"
 [trust]
@@ -127,15 +128,6 @@ def taken(pid: int) -> Taken | None:
     return Taken(found["Pss"], found["Private_Clean"] + found["Private_Dirty"])
 
 
-def children_of(pid: int) -> list[int]:
-    """Processes that it started."""
-    try:
-        files = [task / "children" for task in Path(f"/proc/{pid}/task").iterdir()]
-        return [int(found) for file in files for found in file.read_text().split()]
-    except OSError:
-        return []
-
-
 def threads_of(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/task").iterdir()))
 
@@ -174,10 +166,13 @@ def _training(coordinator: Child, agent: Child) -> Row:
     """Until both rounds are over."""
     pid = agent.process.pid
     sampler = Sampler(pid)
-    first, before, began = Samples(), 0, 0.0
+    first, before, began, broker = Samples(), 0, 0.0, ""
     try:
         for line in output_lines(coordinator, (agent,), lambda: None, STALL_S):
-            match parse_event(line):
+            event = parse_event(line)
+            match event:
+                case Listening():
+                    broker = event.broker
                 case RoundCommitted(round=1):
                     first, before, began = sampler.next(), wakeups(pid), time.monotonic()
                 case RoundCommitted():
@@ -190,6 +185,7 @@ def _training(coordinator: Child, agent: Child) -> Row:
                         "threads": second.threads,
                         "wakeups_per_s": round((wakeups(pid) - before) / seconds, 3),
                         "seconds": round(seconds, 1),
+                        "broker": broker,
                     }
                 case _:
                     pass

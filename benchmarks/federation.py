@@ -4,8 +4,8 @@
     python -m benchmarks.federation --quick --json
 
 Overhead is a round's wall-clock time without the longest local training and without the evaluation. Memory is PSS:
-the agent's peak over the run, and at rest after it, when runtime and data are unloaded but the libraries stay mapped;
-of several agents the largest. All rounds are run; accuracy is that of the last model on data held out.
+the peak of an agent and its training process over the run, and the agent's at rest after it, when that process has
+ended; of several agents the largest. All rounds are run; accuracy is that of the last model on data held out.
 """
 
 import statistics
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.harness import Row, options, progress_console, publish
-from benchmarks.memory import PeakSampler, pss_mib
+from benchmarks.memory import PeakSampler, pss_mib, with_children_mib
 from devices.datasets import PROJECT_ROOT, Dataset, load_dataset
 from devices.facts import DeviceFacts, Finished, Listening, RoundCommitted, parse_devices, parse_event
 from devices.partition import split, write_shards
@@ -141,7 +141,8 @@ def _measure(home: Path, plan: Plan, tick: Callable[[], None]) -> Measured:
         pids = {name: child.process.pid for name, child in agents.items()}
         rounds: list[RoundCommitted] = []
         broker = ""
-        with PeakSampler({"coordinator": coordinator.process.pid, **pids}) as sampler:
+        server = {"coordinator": coordinator.process.pid}
+        with PeakSampler(server) as of_server, PeakSampler(pids, with_children_mib) as of_agents:
             for line in output_lines(coordinator, tuple(agents.values()), lambda: None, STALL_S):
                 event = parse_event(line)
                 if isinstance(event, Listening):
@@ -157,8 +158,8 @@ def _measure(home: Path, plan: Plan, tick: Callable[[], None]) -> Measured:
         devices = parse_devices(b"\n".join(output_lines(asked, (), lambda: None, STALL_S)))
     finally:
         stop(children)
-    peaks = sampler.peaks
-    return Measured(tuple(rounds), devices, max(idle), max(peaks[d] for d in pids), peaks["coordinator"], broker)
+    peaks, coordinator_mib = of_agents.peaks, of_server.peaks["coordinator"]
+    return Measured(tuple(rounds), devices, max(idle), max(peaks.values()), coordinator_mib, broker)
 
 
 def _row(plan: Plan, measured: Measured) -> Row:

@@ -61,6 +61,8 @@ class ChildTrainer:
         self._assets, self._launch, self._clock = assets, launch, clock
         self._child: ChildProcess | None = None
         self._leaving: list[ChildProcess] = []
+        # What one that leaves writes last is of a task that is over.
+        self._sweep = False
         self._facts: Facts | None = None
         self._hand: _InHand | None = None
         # What is said until Dropped is of the task before.
@@ -94,6 +96,9 @@ class ChildTrainer:
     def work(self, budget_s: float) -> tuple[News, ...]:
         """See `Trainer.work`. Never waits."""
         self._leaving = [child for child in self._leaving if not child.gone(self._clock())]
+        if self._sweep and not self._leaving:
+            self._sweep = False
+            clear(self._assets.blobs)
         found: list[News] = []
         while self._child is not None and (heard := self._child.next(0.0)) is not None:
             news = self._mourn(heard) if isinstance(heard, Ended) else self._take(heard)
@@ -118,7 +123,7 @@ class ChildTrainer:
         """See `Trainer.drop`."""
         self._hand = None
         if self._child is None:
-            clear(self._assets.blobs)
+            self._sweep = True
             return
         self._dropping = True
         self._deadline = self._clock() + DROP_S
@@ -146,6 +151,13 @@ class ChildTrainer:
 
     def _started(self) -> ChildProcess:
         if self._child is None:
+            # Its last checkpoint is what the next one goes on from.
+            for leaving in self._leaving:
+                leaving.join(CLOSE_S)
+            self._leaving.clear()
+            if self._sweep:
+                self._sweep = False
+                clear(self._assets.blobs)
             self._child = self._launch()
             self._dropping = False
         return self._child

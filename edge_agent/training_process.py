@@ -42,8 +42,8 @@ PREPARE_CPU_S = 1800.0
 STEP_CPU_S, STEP_CPU_TIMES = 300.0, 40
 # Of what goes wrong so much is told, in a packet.
 MAX_TEXT = 4000
-# What onnxruntime's messages say where an allocation failed.
-_OUT_OF_MEMORY = ("bad_alloc", "Failed to allocate memory", "Cannot allocate memory")
+# What the messages of onnxruntime, of Python and of the system say where an allocation failed.
+_OUT_OF_MEMORY = ("bad_alloc", "Failed to allocate memory", "MemoryError", "Cannot allocate memory")
 
 
 def main(arguments: list[str]) -> int:
@@ -148,7 +148,7 @@ class Server:
 
     def _give_up(self, reason: str, detail: str) -> None:
         self._trainer.drop()
-        if reason == "memory" or any(said in detail for said in _OUT_OF_MEMORY):
+        if reason == "memory" or _ran_out_of_memory(detail):
             reason = "memory"
             detail = (
                 f"training needs more memory than the limit of {self._start.memory_mib} MiB ({detail}); raise "
@@ -172,7 +172,13 @@ class Server:
             self._hand_over(news)
         elif isinstance(news, Ready | Proven):
             self._say(news)
-        elif not isinstance(news, Died):
+        elif isinstance(news, Died):
+            # Of this process, which its agent sees by itself.
+            pass
+        elif _ran_out_of_memory(news.detail):
+            # Whoever met it, of the data or of a graph, took it for a fault of those.
+            self._give_up("memory", news.detail)
+        else:
             self._say(replace(news, detail=news.detail[:MAX_TEXT]))
 
     def _hand_over(self, news: Finished) -> None:
@@ -189,6 +195,10 @@ class Server:
 
     def _say(self, message: wire.Answer) -> None:
         self._connection.sendall(wire.pack_message(message))
+
+
+def _ran_out_of_memory(detail: str) -> bool:
+    return any(said in detail for said in _OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

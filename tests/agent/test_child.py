@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent import child
+from edge_agent import child, confinement
 from edge_agent.agent import Agent
 from edge_agent.child import MOST_DEATHS, ChildTrainer
 from edge_agent.child_process import ChildProcess, launcher
@@ -142,9 +142,9 @@ def test_a_child_killed_again_and_again_goes_on_and_sends_the_bytes_of_one_that_
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     undisturbed = make("undisturbed", training=replace(TRAINING, process="same"))
-    undisturbed.say(local_steps=30_000)
+    undisturbed.say(local_steps=15_000)
     home = make()
-    home.say(local_steps=30_000)
+    home.say(local_steps=15_000)
     for _ in range(MOST_DEATHS - 1):
         kept = [path.stat().st_mtime_ns for path in home.checkpoints]
         home.until(lambda kept=kept: [p.stat().st_mtime_ns for p in home.checkpoints] not in ([], kept))  # type: ignore[misc]
@@ -246,6 +246,34 @@ def test_an_idle_child_ends_and_gives_its_memory_back(make: Make, caplog: pytest
     assert len(home.children) == 2
 
 
+def test_a_paused_task_gives_its_memory_back_and_goes_on_from_its_checkpoint(
+    make: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    home = make(training=replace(TRAINING, checkpoint_s=0.5))
+    task = home.say(local_steps=12_000)
+    home.until(lambda: bool(home.checkpoints))
+    trainer, paused = home.agent._trainer, home.children[0]
+    trainer.pause()
+    until(lambda: paused.gone(time.monotonic()))
+    variant, manifest = home.agent._assets.variant_of(task), home.agent._assets.manifest(task)
+    trainer.begin(task, home.agent._selector.selected(manifest, task.manifest.digest, variant))
+    home.payload()
+    assert f"task={task.name} goes on after step=" in capfd.readouterr().err
+    assert home.checkpoints == []
+
+
+def test_a_task_withdrawn_while_it_is_paused_leaves_no_checkpoint(make: Make) -> None:
+    home = make(training=replace(TRAINING, checkpoint_s=0.5))
+    home.say(local_steps=LONG)
+    home.until(lambda: bool(home.checkpoints))
+    trainer = home.agent._trainer
+    trainer.pause()
+    trainer.drop()
+    home.children[0].join(60.0)
+    trainer.work(0.0)
+    assert home.checkpoints == []
+
+
 def test_an_agent_that_stops_has_its_child_keep_what_was_trained(make: Make) -> None:
     home = make(training=replace(TRAINING, checkpoint_s=1.0))
     home.say(local_steps=LONG)
@@ -269,7 +297,7 @@ def test_a_child_is_of_lower_priority_limited_and_knows_no_secret(make: Make, mo
     assert int((proc / "oom_score_adj").read_text()) == min(1000, own + 500)
     assert "secret" not in (proc / "environ").read_text()
     limits = {line[:26].strip(): line[26:].split() for line in (proc / "limits").read_text().splitlines()}
-    assert limits["Max data size"][:2] == [str(300 << 20)] * 2
+    assert limits["Max data size"][:2] == [str((300 + confinement.UNTOUCHED_MIB) << 20)] * 2
     assert limits["Max file size"][:2] == [str(100 << 20)] * 2
     assert limits["Max core file size"][:2] == ["0", "0"]
     assert limits["Max open files"][:2] == ["256", "256"]

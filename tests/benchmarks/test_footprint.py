@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bundles
+from benchmarks import agent_footprint, bundles
 from benchmarks.environments import Environment, copy_sources, install, requirements
 from benchmarks.footprint import MODEL, Task, measure
 from devices.datasets import PROJECT_ROOT
@@ -68,6 +68,19 @@ def test_a_row_is_measured_with_real_processes(name: str, tmp_path: Path, monkey
     assert (row["environment"], row["install_mib"]) == (name, 1.0)
     assert 0 < row["import_s"] < row["first_step_s"]
     assert row["pss_mib"] > 20
+
+
+def test_a_running_agent_is_measured_at_rest_and_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_footprint, "QUICK_STEPS", 40)
+    monkeypatch.setattr(agent_footprint, "QUICK_QUIET_S", 1.0)
+    bundles.write(MODEL, tmp_path / "b", 32, seed=1)
+    rows = agent_footprint.measure("this", Path(sys.executable), tmp_path / "b", tmp_path / "home", quick=True)
+    idle, training = rows
+    assert [row["state"] for row in rows] == ["idle", "training"]
+    assert 10 < idle["pss_mib"] < 60
+    assert 20 < training["child_mib"] < training["pss_mib"] < 120
+    assert idle["pss_mib"] < training["agent_mib"] + 10
+    assert idle["wakeups_per_s"] < 5
 
 
 def test_an_environment_that_cannot_train_is_told_with_what_it_said(

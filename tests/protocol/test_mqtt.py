@@ -108,6 +108,35 @@ def client(scripted: ScriptedBroker) -> Iterator[MqttTransport]:
     until(lambda: not any(thread.name == "mqtt-client" for thread in threading.enumerate()))
 
 
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_wait_ends_at_once_when_another_thread_asks_for_it(
+    scripted: ScriptedBroker, client: MqttTransport, connected: bool
+) -> None:
+    if connected:
+        client.poll(0.0)
+        scripted.welcome()
+        next_event(client, Connected)
+    else:
+        scripted.close()
+        while not isinstance(client.poll(10.0), Disconnected):
+            pass
+        client._retry_at = time.monotonic() + 100.0
+    # Before the wait, and during it.
+    client.wake()
+    began = time.monotonic()
+    assert client.poll(60.0) is None
+    ring = threading.Timer(0.1, client.wake)
+    ring.start()
+    assert client.poll(60.0) is None
+    ring.join()
+    assert time.monotonic() - began < 30.0
+    # And what was asked for once ends one wait, not two.
+    assert client.poll(0.05) is None
+    if connected:
+        scripted.send(message(5, b"then"))
+        assert client.poll(60.0) == Incoming("a", b"then")
+
+
 def test_it_is_connected_only_once_the_subscriptions_are_confirmed(
     scripted: ScriptedBroker, client: MqttTransport
 ) -> None:
