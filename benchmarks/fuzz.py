@@ -6,6 +6,7 @@ python -m benchmarks.fuzz --target graph --inputs 50000 --save found
 
 import argparse
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,16 +50,15 @@ def main() -> int:
 
 def _run(targets: Sequence[Target], inputs: int, seed: int) -> list[Tally]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    tallies: list[Tally] = []
-    each = shares(targets, inputs)
-    with Progress(*columns, console=progress_console()) as bar:
+    each, cores = shares(targets, inputs), len(os.sched_getaffinity(0))
+    # Without a thread of its own, which a fork would leave in pieces.
+    with Progress(*columns, console=progress_console(), auto_refresh=False) as bar:
         task = bar.add_task("", total=sum(each))
-        for target, count in zip(targets, each, strict=True):
-            done = sum(tally.inputs for tally in tallies)
-            bar.update(task, description=target.name, completed=done)
-            tallies.append(fuzz(target, count, seed, lambda now, done=done: bar.update(task, completed=done + now)))  # type: ignore[misc]
-        bar.update(task, completed=sum(each))
-    return tallies
+
+        def tell(name: str, done: int) -> None:
+            bar.update(task, description=name, completed=done, refresh=True)
+
+        return fuzz(targets, each, seed, cores, tell)
 
 
 def _row(target: Target, tally: Tally) -> Row:

@@ -8,13 +8,12 @@ import mmap
 import multiprocessing
 import os
 import resource
-import signal
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from random import Random
 
@@ -107,26 +106,76 @@ def attempt(target: Target, ready: Prepared, data: bytes, tally: Tally, *, trace
     tally.inputs += 1
 
 
-def fuzz(target: Target, inputs: int, seed: int, progress: Callable[[int], None] = lambda done: None) -> Tally:
-    """So many inputs of a target, in as many children as it takes. progress: told how many are done, now and then."""
-    total, ready, begin = Tally(), prepare(target), 0
-    context = multiprocessing.get_context("fork")
-    while begin < inputs:
-        shared = mmap.mmap(-1, _COUNTER_BYTES)
-        ours, theirs = context.Pipe(duplex=False)
-        child = context.Process(target=_work, args=(target, ready, range(begin, inputs), seed, shared, theirs))
-        child.start()
+class Fuzzing:
+    """So many inputs of a target, in as many children as it takes, one after another."""
+
+    def __init__(self, target: Target, inputs: int, seed: int) -> None:
+        self.target, self.tally = target, Tally()
+        self._inputs, self._seed, self._ready = inputs, seed, prepare(target)
+        # Where the child is, by its own word.
+        self._shared = mmap.mmap(-1, _COUNTER_BYTES)
+        self._seen, self._since_s = -1, 0.0
+        self._start(0)
+
+    def step(self) -> bool:
+        """Takes in what the child says, and looks whether it still gets on; False when all is done."""
+        try:
+            while self.inbox.poll():
+                said = self.inbox.recv()
+                if said is None:
+                    self._child.join()
+                    return False
+                _add(self.tally, said)
+        except EOFError:
+            return self._next("crash")
+        at, used_s = self._number(), _cpu_s(self._child.pid)
+        if at != self._seen:
+            self._seen, self._since_s = at, used_s
+        elif used_s - self._since_s > _GIVE_UP_S:
+            self._child.kill()
+            return self._next("hang")
+        return True
+
+    def _next(self, died: str) -> bool:
+        """Notes the input that the child ended with, and goes on behind it."""
+        self._child.join()
+        at = self._number()
+        how = f"killed after {_GIVE_UP_S:.0f} s" if died == "hang" else f"the process ended with {self._child.exitcode}"
+        self.tally.failures.append(Failure(died, how, made(self.target, self._ready, self._seed, at)))
+        self.tally.inputs += 1
+        if at + 1 < self._inputs:
+            self._start(at + 1)
+            return True
+        return False
+
+    def _start(self, begin: int) -> None:
+        context = multiprocessing.get_context("fork")
+        self.inbox, theirs = context.Pipe(duplex=False)
+        numbers = range(begin, self._inputs)
+        given = (self.target, self._ready, numbers, self._seed, self._shared, theirs)
+        self._child = context.Process(target=_work, args=given)
+        self._child.start()
         theirs.close()
-        died = _watch(child.pid or 0, ours, shared, total, progress)
-        child.join()
-        if not died:
-            break
-        at = int.from_bytes(shared[:_COUNTER_BYTES], "little")
-        said = f"killed after {_GIVE_UP_S:.0f} s" if died == "hang" else f"the process ended with {child.exitcode}"
-        total.failures.append(Failure(died, said, made(target, ready, seed, at)))
-        total.inputs += 1
-        begin = at + 1
-    return total
+
+    def _number(self) -> int:
+        return int.from_bytes(self._shared[:_COUNTER_BYTES], "little")
+
+
+def fuzz(
+    targets: Sequence[Target], inputs: Sequence[int], seed: int, at_once: int, progress: Callable[[str, int], None]
+) -> list[Tally]:
+    """So many inputs of each target, `at_once` targets at a time. progress: told a name and how many are done."""
+    waiting = list(zip(targets, inputs, strict=True))[::-1]
+    running: list[Fuzzing] = []
+    tallies: dict[str, Tally] = {}
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            running.append(Fuzzing(*waiting.pop(), seed))
+            tallies[running[-1].target.name] = running[-1].tally
+        wait([one.inbox for one in running], 0.2)
+        running = [one for one in running if one.step()]
+        progress(running[0].target.name if running else "", sum(tally.inputs for tally in tallies.values()))
+    return [tallies[target.name] for target in targets]
 
 
 def _work(target: Target, ready: Prepared, numbers: range, seed: int, shared: mmap.mmap, out: Connection) -> None:
@@ -154,27 +203,6 @@ def _bound_memory(limit_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def _watch(pid: int, inbox: Connection, shared: mmap.mmap, total: Tally, progress: Callable[[int], None]) -> str:
-    """Takes in what the child says until its end; "" for a good one, otherwise what kind of failure it was."""
-    seen, since_s = -1, 0.0
-    while True:
-        try:
-            while inbox.poll(0.2):
-                said = inbox.recv()
-                if said is None:
-                    return ""
-                _add(total, said)
-                progress(total.inputs)
-        except EOFError:
-            return "crash"
-        at, used_s = int.from_bytes(shared[:_COUNTER_BYTES], "little"), _cpu_s(pid)
-        if at != seen:
-            seen, since_s = at, used_s
-        elif used_s - since_s > _GIVE_UP_S:
-            os.kill(pid, signal.SIGKILL)
-            return "hang"
-
-
 def _add(total: Tally, part: Tally) -> None:
     total.inputs += part.inputs
     total.taken += part.taken
@@ -182,7 +210,7 @@ def _add(total: Tally, part: Tally) -> None:
     total.failures += part.failures
 
 
-def _cpu_s(pid: int) -> float:
+def _cpu_s(pid: int | None) -> float:
     """Processor time of a process; 0 where it is gone."""
     try:
         spent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -131,7 +131,7 @@ def _update_limit(names: Sequence[str], shared: Shared | None) -> int:
     """The model's own vectors and the longest update: what a receiver holds of an update that is right."""
     given = (s.PARAMETERS, s.BUFFERS)
     longest = max(max_update_bytes(*given, parse_codec(name), shared, s.SHAPES) for name in names)
-    return 4 * (s.PARAMETERS + s.BUFFERS) + longest + TABLE_BYTES
+    return 4 * (s.PARAMETERS + s.BUFFERS) + longest + (TABLE_BYTES if any(map(_is_entropy, names)) else 0)
 
 
 def _difference() -> Prepared:
@@ -244,14 +244,18 @@ def _text(parse: Callable[[str], object]) -> Callable[[bytes], object]:
     return lambda data: parse(data.decode("latin-1"))
 
 
+def _is_entropy(codec: str) -> bool:
+    return any(word in codec for word in ("int8", "int4", "qsgd", "rans", "auto", "ternary"))
+
+
 def _share(codec: str) -> float:
     """Entropy codes take up to a thousand steps, however short the vector: fewer of these, or they are all of a run."""
-    return 0.2 if any(word in codec for word in ("int8", "int4", "qsgd", "rans", "auto")) else 1.0
+    return 0.2 if _is_entropy(codec) else 1.0
 
 
 _FRAMES = frame_mutations.update
 _CBOR, _JSON, _TENSORS = tree_mutations.cbor, tree_mutations.text_json, tree_mutations.safetensors
-_VECTORS = "the vectors, the longest update of the codec, and TABLE_BYTES"
+_VECTORS = "the vectors, the longest update of the codec and, of entropy codes, TABLE_BYTES"
 
 _OF_MASK = "the vector that it is of, and the longest mask"
 _FLOOR = "FLOOR_BYTES"
@@ -267,7 +271,7 @@ TARGETS: tuple[Target, ...] = (
         Target(f"update {name}", partial(_update, name), _VECTORS, (PayloadError,), _FRAMES, _share(name))
         for name in CODECS
     ),
-    Target("difference", _difference, f"the model and {_VECTORS}", (PayloadError,), _FRAMES, share=2),
+    Target("difference", _difference, f"the model and {_VECTORS}", (PayloadError,), _FRAMES),
     Target("mask", partial(_mask, True), _OF_MASK, (PayloadError,), share=2),
     Target("mask of a base", partial(_mask, False), _OF_MASK, (PayloadError,)),
     Target("codec name", _codec_name, _FLOOR, (ValueError,)),

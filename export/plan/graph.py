@@ -9,7 +9,6 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper, shape_inference
 
-from edge_agent.runtimes.graph_check import ARTIFACT, check_graph
 from edge_agent.runtimes.work import Operation, Shape
 from protocol.errors import BundleError
 
@@ -55,9 +54,7 @@ class Graph:
 def read_graph(path: Path, batch: int) -> Graph:
     """The graph in a file at that batch size. Raises BundleError."""
     try:
-        data = path.read_bytes()
-        check_graph(str(path), data, ARTIFACT)
-        model = onnx.load_from_string(data)
+        model = onnx.load(path, load_external_data=False)
         _set_batch(model.graph, batch)
         model = shape_inference.infer_shapes(model, data_prop=True)
     except (OSError, ValueError, DecodeError, shape_inference.InferenceError) as error:

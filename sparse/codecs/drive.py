@@ -82,6 +82,8 @@ def decode_drive(data: npt.NDArray[np.uint8], k: int) -> Vector:
             sums *= factors
         piece = _flipped(sums, _columns(coins[start:stop], length))
         values[start:stop] = piece.T.ravel()[: stop - start]
+        # Or a piece would be there until after the next one was made.
+        del sums, piece
     return np.clip(values, -_LARGEST, _LARGEST, out=values)
 
 
@@ -121,7 +123,9 @@ def _columns(values: npt.NDArray[T], length: int) -> npt.NDArray[T]:
 
 def _flipped(values: Matrix, negative: npt.NDArray[np.uint8]) -> Matrix:
     """Changes the sign where `negative` is 1, in place."""
-    values.view(np.uint32)[...] ^= negative.astype(np.uint32) << np.uint32(31)
+    signs = negative.astype(np.uint32)
+    signs <<= np.uint32(31)
+    values.view(np.uint32)[...] ^= signs
     return values
 
 

@@ -12,7 +12,7 @@ INPUTS, SEED = 400, 7
 
 @pytest.mark.parametrize("target", TARGETS, ids=NAMES)
 def test_no_input_of_a_fixed_seed_crashes_or_hangs_a_decoder(target: Target) -> None:
-    tally = fuzz(target, int(INPUTS * target.share), SEED)
+    (tally,) = fuzz([target], [int(INPUTS * target.share)], SEED, 1, lambda name, done: None)
     assert [(f.kind, f.said, f.data[:200].hex()) for f in tally.failures] == []
     assert tally.inputs == int(INPUTS * target.share)
 
