@@ -1,6 +1,7 @@
 """The endpoint that enrols devices: a TLS listener of its own, one question and one answer a connection.
 
-It is the only port that takes strangers, so all of it is bounded: connections at once, bytes, and seconds.
+It is the only port that takes strangers, so all of it is bounded: connections at once, bytes, and seconds. Where all
+places are taken, whoever has most of them loses one to the newcomer (places.py).
 """
 
 import logging
@@ -14,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from coordinator.authority import Authority, Certificate, serial_of
+from coordinator.places import Place, Places
 from coordinator.trust import Trust
 from protocol.enrolment import (
     EXCHANGE_S,
@@ -34,8 +36,10 @@ from protocol.restraint import Restraint
 
 log = logging.getLogger("coordinator")
 
-# Each has a thread while it lasts; who comes when all are taken is asked to come again by a closed connection.
+# Each has a thread while it lasts.
 MAX_CONNECTIONS = 32
+# How often connections that have been there too long are looked for.
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class Endpoint:
                 f"trust.port: cannot listen on {host}:{port} ({error.strerror}); choose another port, 0 for any"
             ) from None
         self.port: int = self._server.getsockname()[1]
-        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._places = Places(MAX_CONNECTIONS, EXCHANGE_S)
         self._restraint = Restraint()
         self._closed = False
         self._thread = threading.Thread(target=self._listen, name="enrolment", daemon=True)
@@ -113,19 +117,26 @@ class Endpoint:
     def _listen(self) -> None:
         while not self._closed:
             try:
+                # Nobody has to be looked after while nobody is there.
+                self._server.settimeout(_LOOK_S if len(self._places) else None)
                 connection, peer = self._server.accept()
+            except TimeoutError:
+                self._places.end_late(time.monotonic())
+                continue
             except OSError as error:
                 if not self._closed:
                     self._tell("accept", "enrolment: cannot accept a connection: %s", error)
                     time.sleep(0.1)
                 continue
-            if not self._places.acquire(blocking=False):
+            self._places.end_late(time.monotonic())
+            place = self._places.take(connection, peer[0], time.monotonic())
+            if place is None:
                 connection.close()
                 self._tell("full", "enrolment: more than %d connections at once; one was closed", MAX_CONNECTIONS)
                 continue
-            threading.Thread(target=self._serve, args=(connection, peer[0]), name="enrol", daemon=True).start()
+            threading.Thread(target=self._serve, args=(connection, peer[0], place), name="enrol", daemon=True).start()
 
-    def _serve(self, connection: socket.socket, peer: str) -> None:
+    def _serve(self, connection: socket.socket, peer: str, place: Place) -> None:
         deadline = time.monotonic() + EXCHANGE_S
         try:
             with connection:
@@ -136,7 +147,7 @@ class Endpoint:
             # Scanners, cut links and clients of other fleets; none of them is news, all of them together are one line.
             self._tell("failed", "enrolment: a connection from %s failed: %s", peer, _kind(error))
         finally:
-            self._places.release()
+            self._places.leave(place)
 
     def _exchange(self, secured: ssl.SSLSocket, deadline: float, peer: str) -> None:
         question = decode(receive(secured, deadline))

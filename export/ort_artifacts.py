@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx
 
-from edge_agent.runtimes.onnx_session import first_line, native_training, session_options
+from edge_agent.runtimes.onnx_session import first_line, native_training, session_options, switch_telemetry_off
 from export.capture import OPSET, layer_of
 from protocol.errors import BundleError
 from protocol.manifest import Tensor
@@ -34,6 +34,7 @@ def generate(model: onnx.ModelProto, tensors: tuple[Tensor, ...], folder: Path) 
 
     Raises BundleError naming the layer and operator that the runtime has no gradient for.
     """
+    switch_telemetry_off()
     from onnxruntime.training import artifacts
 
     trained = [t.name for t in tensors if t.kind == "parameter"]

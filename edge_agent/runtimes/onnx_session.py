@@ -28,9 +28,15 @@ OLDEST = (1, 17)
 _INSTALL = "pip install 'sparsefleet[agent]'"
 
 
+def switch_telemetry_off() -> None:
+    """For this process and its children, whatever the environment says. From 1.29 on, stock wheels for Linux send
+    events to their makers unless this is set before the import."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+
 def import_onnxruntime() -> ModuleType:
     """The onnxruntime package, imported without torch. Raises ConfigurationError where there is none or one too old."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    switch_telemetry_off()
     blocked = "onnxruntime" not in sys.modules and _TRAINING not in sys.modules
     if blocked:
         # None in sys.modules makes an import of that name raise ModuleNotFoundError.
