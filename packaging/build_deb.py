@@ -5,6 +5,7 @@ three links. It is of Debian 12's Python, 3.11.
 """
 
 import argparse
+import hashlib
 import os
 import re
 import shutil
@@ -61,12 +62,15 @@ COORDINATOR = Package(
 PACKAGES: Mapping[str, Package] = {package.name: package for package in (AGENT, COORDINATOR)}
 
 
-def build(package: Package, architecture: str, wheel: Path, version: str, out: Path, *, fast: bool = False) -> Path:
-    """The package's file, in the folder `out`. wheel: ours. fast: larger, for tests."""
+def build(
+    package: Package, architecture: str, wheel: Path, version: str, out: Path, kept: Path, *, fast: bool = False
+) -> Path:
+    """The package's file, in the folder `out`. wheel: ours. kept: for what the next build can use again. fast: larger,
+    for tests."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         root.chmod(0o755)
-        _environment(package, architecture, wheel, root / "usr/lib" / package.name / "venv")
+        _environment(package, architecture, wheel, root / "usr/lib" / package.name / "venv", kept)
         _command(package, root / "usr/bin" / package.name)
         _configuration(package, root)
         _documents(package, root / "usr/share/doc" / package.name)
@@ -81,32 +85,57 @@ def build(package: Package, architecture: str, wheel: Path, version: str, out: P
         return deb
 
 
-def _environment(package: Package, architecture: str, wheel: Path, venv: Path) -> None:
+def _environment(package: Package, architecture: str, wheel: Path, venv: Path, kept: Path) -> None:
     """A venv as `python -m venv` makes it, with wheels of that architecture, compiled so that no start compiles."""
     site = venv / "lib" / f"python{PYTHON}" / "site-packages"
-    machine = ARCHITECTURES[architecture]
-    # pip takes for another machine only what is named; Debian 12 has a newer glibc than either.
-    platforms = [word for glibc in ("2_28", "2_17") for word in ("--platform", f"manylinux_{glibc}_{machine}")]
-    choice = ("--no-compile", "--only-binary=:all:", "--python-version", PYTHON, *platforms)
-    pip(
-        *("install", "--no-deps", "--target", str(site), *choice),
-        *("-r", str(HERE / package.name / "requirements.txt"), str(wheel)),
-    )
+    shutil.copytree(_third_party(package, architecture, kept), site)
+    # From a folder, not as a file: of a file its path would be written down.
+    ours = ("--no-index", "--find-links", str(wheel.parent), "sparsefleet==" + wheel.name.split("-")[1])
+    pip("install", "--no-deps", "--no-compile", "--target", str(site), *_choice(architecture), *ours)
     shutil.rmtree(site / "bin", ignore_errors=True)
     for name in {"coordinator", "devices", "edge_agent", "export"} - set(package.modules):
         shutil.rmtree(site / name)
     # What removes channels from a torch module, where there is no torch.
     shutil.rmtree(site / "sparse" / "channels")
-    for leftover in (*site.glob("*/tests"), *site.rglob("direct_url.json")):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    there = "/" + str(venv.relative_to(venv.parents[3]))
-    # By the source's hash, not its time, and never checked: files of a package change with the package alone.
-    compiled = ("-m", "compileall", "-q", "-j0", "--invalidation-mode", "unchecked-hash", "-s", str(venv), "-p", there)
-    _run(_interpreter(), *compiled, str(site))
+    for name in package.modules:
+        _compile(site / name, f"{_site(package)}/{name}")
     (venv / "pyvenv.cfg").write_text(f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {PYTHON}\n")
     (venv / "bin").mkdir()
     (venv / "bin/python3").symlink_to(f"/usr/bin/python{PYTHON}")
     (venv / "bin/python").symlink_to("python3")
+
+
+def _third_party(package: Package, architecture: str, kept: Path) -> Path:
+    """Everything but our own wheel, compiled; the same for every version with the same pins, so it is made once."""
+    pins = HERE / package.name / "requirements.txt"
+    digest = hashlib.sha256(pins.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:16]
+    folder = kept / f"{package.name}-{architecture}-{digest}"
+    if not folder.exists():
+        half = folder.with_name(f"{folder.name}.{os.getpid()}")
+        pip("install", "--no-deps", "--no-compile", "--target", str(half), *_choice(architecture), "-r", str(pins))
+        for leftover in (half / "bin", *half.glob("*/tests")):
+            shutil.rmtree(leftover, ignore_errors=True)
+        _compile(half, _site(package))
+        half.rename(folder)
+    return folder
+
+
+def _choice(architecture: str) -> tuple[str, ...]:
+    # pip takes for another machine only what is named; Debian 12 has a newer glibc than either.
+    machine = ARCHITECTURES[architecture]
+    platforms = [word for glibc in ("2_28", "2_17") for word in ("--platform", f"manylinux_{glibc}_{machine}")]
+    return ("--only-binary=:all:", "--python-version", PYTHON, *platforms)
+
+
+def _site(package: Package) -> str:
+    """Where the environment's libraries are on a device."""
+    return f"/usr/lib/{package.name}/venv/lib/python{PYTHON}/site-packages"
+
+
+def _compile(folder: Path, there: str) -> None:
+    # By the source's hash, not its time, and never checked: files of a package change with the package alone.
+    options = ("-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", str(folder), "-p", there)
+    _run(_interpreter(), *options, str(folder))
 
 
 def _interpreter() -> str:
@@ -132,7 +161,7 @@ def _configuration(package: Package, root: Path) -> None:
     (root / "etc" / package.name).mkdir(parents=True)
     sample = root / "usr/share" / package.name / f"{package.configuration}.sample"
     sample.parent.mkdir(parents=True)
-    site = root / "usr/lib" / package.name / "venv/lib" / f"python{PYTHON}" / "site-packages"
+    site = root / _site(package).lstrip("/")
     program = (
         f"import sys; sys.path.insert(0, sys.argv[1]); import {package.module}.sample as s; print(s.SAMPLE, end='')"
     )
@@ -209,6 +238,7 @@ def main() -> None:
     parser.add_argument("--architecture", choices=ARCHITECTURES, action="append", help="likewise")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder (default: dist)")
     parser.add_argument("--source", type=Path, default=ROOT, help="tree to build (default: this one)")
+    parser.add_argument("--keep", type=Path, help="folder for what the next build can use again (default: none)")
     parser.add_argument("--fast", action="store_true", help="larger packages, built sooner, for tests")
     parser.add_argument("--version", help="in place of pyproject.toml's")
     options = parser.parse_args()
@@ -216,10 +246,15 @@ def main() -> None:
     version = options.version or version
     os.environ["SOURCE_DATE_EPOCH"] = str(at_s)
     with tempfile.TemporaryDirectory() as folder:
+        kept = options.keep or Path(folder)
+        kept.mkdir(parents=True, exist_ok=True)
         wheel = build_wheel(options.source, Path(folder), options.version)
         for name in options.package or PACKAGES:
             for architecture in options.architecture or ARCHITECTURES:
-                print(build(PACKAGES[name], architecture, wheel, version, options.out, fast=options.fast), flush=True)
+                print(
+                    build(PACKAGES[name], architecture, wheel, version, options.out, kept, fast=options.fast),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ class RealFleet:
     # With identities, over mTLS; else plain, on this machine.
     enrols: bool = False
     certificate_days: float = 30.0
+    # Sources of another version, by package; this tree's otherwise.
+    trees: dict[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         sized = {} if self.features == FEATURES else {"features": self.features}
@@ -242,7 +244,8 @@ checkpoint_s = 0.01
         orphaned: signal.Signals = signal.SIGKILL,
         failpoint: str | None = None,
     ) -> Child:
-        return self._launch(name, (sys.executable, "-m", module, *arguments), orphaned, failpoint)
+        command = (sys.executable, "-m", module, *arguments)
+        return self._launch(name, command, orphaned, failpoint, self.trees.get(module, ROOT))
 
     def _launch(
         self,
@@ -250,10 +253,11 @@ checkpoint_s = 0.01
         command: Sequence[str],
         orphaned: signal.Signals = signal.SIGKILL,
         failpoint: str | None = None,
+        tree: Path = ROOT,
     ) -> Child:
         log = self.folder / "logs" / f"{name}.log"
         more = {VARIABLE: failpoint or ""}
-        child = start(name, (*self.wrapped, *command), log, folder=ROOT, orphaned=orphaned, more=more)
+        child = start(name, (*self.wrapped, *command), log, folder=tree, orphaned=orphaned, more=more)
         self.children.append(child)
         return child
 

@@ -91,6 +91,7 @@ def _travel(folder: Path, packages: Path, architecture: str) -> None:
 
 def _build(out: Path, architecture: str, version: str | None, package: str) -> None:
     words = ["--out", str(out), "--architecture", architecture, "--package", package, "--fast"]
+    words += ["--keep", str(cache_folder() / "deb")]
     words += ["--version", version] if version else []
     subprocess.run([sys.executable, str(ROOT / "packaging/build_deb.py"), *words], check=True)
 

@@ -9,7 +9,7 @@ from tests.waiting import until
 STATE = "/var/lib/fleet-coordinator"
 CONFIG = "/etc/fleet-coordinator/coordinator.toml"
 SAMPLE = "/usr/share/fleet-coordinator/coordinator.toml.sample"
-AS_USER = ("runuser", "-u", "fleet-coordinator", "--")
+AS_USER = ("setpriv", "--reuid", "fleet-coordinator", "--regid", "fleet-coordinator", "--init-groups")
 
 
 def travel(cache: Path, packages: Path, bundle: Path) -> None:
@@ -38,8 +38,8 @@ def _configured(broker: int, enrolment: int) -> str:
 
 def _runs(there: Board) -> None:
     """As its unit starts it: its private broker listens, tokens are made, and it ends well when it is told to."""
-    run = f"fleet-coordinator run --config {CONFIG}"
-    there.must("sh", "-c", f"(echo $$ > /run/c.pid; exec {' '.join(AS_USER)} {run}) > /run/c.log 2>&1 & sleep 0")
+    run = " ".join((*AS_USER, "fleet-coordinator", "run", "--config", CONFIG))
+    there.must("sh", "-c", f"sh -c 'echo $$ > /run/c.pid; exec {run}' > /run/c.log 2>&1 &")
     until(lambda: "listening" in there.must("cat", "/run/c.log"), "the coordinator listens")
     assert there.must(*AS_USER, "fleet-coordinator", "token", "--config", CONFIG).startswith("sft1")
     there.must("sh", "-c", "kill -TERM $(cat /run/c.pid)")

@@ -20,8 +20,7 @@ STATE, CONFIG = "/var/lib/edge-agent", "/etc/edge-agent/agent.toml"
 TARGET_S = 90.0
 PATIENCE_S = 240.0
 INSTALL = ("sh", "/packaging/install.sh")
-# As its unit starts it, which there is no systemd here to do, and as install.sh says it where there is none; its
-# process is to be found by its file.
+# As install.sh says it where there is no systemd; its process is to be found by its file.
 AS_USER = "setpriv --reuid edge-agent --regid edge-agent --init-groups"
 RUN = f"echo $$ > /run/agent.pid; exec {AS_USER} edge-agent run --config {CONFIG}"
 # More than the device will get to.
