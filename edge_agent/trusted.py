@@ -8,7 +8,7 @@ from edge_agent.freshness import Freshness
 from edge_agent.identity import credentials
 from edge_agent.keyring import adopt, keep_newest, load_newest, load_ring
 from edge_agent.store import AgentStore
-from protocol.errors import Rejection
+from protocol.errors import NotEnrolledError, Rejection
 from protocol.keyring import Keyring, Ring
 from protocol.messages import Envelope, Task
 from protocol.release import Release, check_release
@@ -42,7 +42,12 @@ class Trusted:
     def _reload(self) -> None:
         """Takes key and ring from the disk. Renewal, and whoever enrols again, put the ring there before the key."""
         self._written = self._key.stat().st_mtime_ns
-        self._signer = load_signer(self._key.read_bytes())
+        try:
+            self._signer = load_signer(self._key.read_bytes())
+        except ValueError as error:
+            raise NotEnrolledError(
+                f"{self._key}: {error}; enrol this device again, with a token that is for it"
+            ) from None
         self._take(load_ring(self._state, self._fleet))
 
     @property

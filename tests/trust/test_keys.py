@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from coordinator.authority import Authority
 from coordinator.fleet_keys import FleetKeys, new_online, new_release, open_keys
+from edge_agent.enrolment import renew
+from edge_agent.keyring import keep_trusted, load_ring
 from edge_agent.trusted import Trusted
 from protocol.errors import ConfigurationError, Rejection
 from protocol.keyring import Keyring, OnlineKey, Ring, follow, next_ring, sign_ring, trusted_ring
-from protocol.messages import Hello, Task
+from protocol.messages import Envelope, Hello, Task, encode
 from protocol.release import DAY_S, RELEASE_FILE, Release, check_release, sign_release
 from protocol.signing import Signer, ed25519_verifier, load_signer, new_signing_key
 from tests.trust.office import FLEET, Office
@@ -330,3 +332,44 @@ def _rsa() -> bytes:
     return rsa.generate_private_key(65537, 2048).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+# Peers of before there were seals
+
+
+def test_a_coordinator_hears_no_unsealed_device_unless_it_is_told_to(fleet: SealedFleet) -> None:
+    hello = encode(Envelope(1, 1, 0, Hello("0.1.0", "auto")))
+    topic = fleet.coordinator._topics.device("pi-old", "up")
+    fleet.operator.deliver(topic, hello)
+    fleet.turn()
+    assert fleet.reasons == {"unsigned"}
+    fleet.seals._required = False
+    fleet.operator.deliver(topic, hello)
+    fleet.turn()
+    assert fleet.coordinator._fleet.knows("pi-old")
+
+
+def test_a_device_of_an_older_coordinator_gets_its_ring_with_the_next_certificate(
+    tmp_path: Path, office: Office
+) -> None:
+    state = tmp_path / "pi-1"
+    rings, office.rings = office.rings, lambda: (0, ())  # type: ignore[method-assign]
+    office.endpoint.close()
+    office.__post_init__()
+    identity = office.enrol(PI, state)
+    assert load_ring(state, FLEET) is None
+    office.rings = rings  # type: ignore[method-assign]
+    office.endpoint.close()
+    office.__post_init__()
+    renew(replace(identity, endpoint=office.url), state)
+    assert load_ring(state, FLEET) == office.keys.ring
+
+
+def test_renewal_brings_no_keys_that_the_known_ones_do_not_vouch_for(tmp_path: Path, office: Office) -> None:
+    state = tmp_path / "pi-1"
+    office.enrol(PI, state)
+    held = load_ring(state, FLEET)
+    keep_trusted(state, FLEET, 1, (sign_ring(replace(ring(), version=9), KEY),), anew=False)
+    assert load_ring(state, FLEET) == held
+    keep_trusted(state, FLEET, 1, (sign_ring(ring(), KEY),), anew=True)
+    assert load_ring(state, FLEET) == ring(), "who enrols again has been told whom to believe"
