@@ -28,6 +28,7 @@ from edge_agent import settings as agent_settings
 from edge_agent.agent import Agent
 from edge_agent.daemon import give_back
 from edge_agent.data import DataSettings
+from edge_agent.eligibility import Conditions, EligibilitySettings
 from edge_agent.runtimes.engine import Evaluation, Vector
 from edge_agent.store import AgentStore
 from protocol.bundle import Bundle
@@ -40,6 +41,7 @@ from tests.tiny import write_bundle, write_shard
 FLEET = "simulated"
 # So many features of two classes: a model of 42 values, and one that takes three chunks.
 SMALL, LARGE = 20, 20_000
+HOTTEST_C = 80.0
 EXAMPLES = 12
 # A device holds the bundle, a model and an update or two; and not much more.
 DEVICE_LIMIT_BYTES = 1 << 20
@@ -112,6 +114,7 @@ def device_settings(device: str, schedule: Schedule) -> agent_settings.AgentSett
         data=DataSettings(path=str(shard(device, schedule.large))),
         # A checkpoint after every step, so that kills and power cuts fall around it too.
         training=agent_settings.TrainingSettings(backend="numpy", checkpoint_s=1e-9, idle_unload_s=UNLOAD_S),
+        eligibility=EligibilitySettings(most_temperature_c=HOTTEST_C, interval_s=1.0, wait_s=5.0),
     )
 
 
@@ -149,7 +152,9 @@ def start_device(host: Host, network: Network, schedule: Schedule) -> Process:
     will = agent_link.last_will(topics, settings.device, store.boot)
     transport = SimulatedTransport(network, host.name, topics.of_agent(host.name), will, host.life, host.wake)
     rng = np.random.Generator(np.random.PCG64(host.rng.getrandbits(64)))
-    daemon = Agent(settings, Path(), store, transport, rng, None, host.watch, lambda: PEAK_MIB)
+    daemon = Agent(
+        settings, Path(), store, transport, rng, None, host.watch, lambda: PEAK_MIB, device=Thermometer(host)
+    )
 
     def turn() -> float:
         wait_s = daemon.advance(host.watch.read())
@@ -160,6 +165,21 @@ def start_device(host: Host, network: Network, schedule: Schedule) -> Process:
         return 0.0
 
     return Process(daemon, transport, turn, lambda fault: give_back(daemon, fault), lambda: None, store)
+
+
+@dataclass(frozen=True, slots=True)
+class Thermometer:
+    """All that is known of a simulated device."""
+
+    host: Host
+
+    def conditions(self, wall_s: float, *, training: bool) -> Conditions:
+        if self.host.temperature_c > HOTTEST_C:
+            self.host.trace(f"{self.host.name}: is too hot to train")
+        return Conditions(temperature_c=self.host.temperature_c)
+
+    def written_bytes(self) -> int | None:
+        return None
 
 
 def rng_of(schedule: Schedule, name: str) -> Random:
