@@ -323,7 +323,7 @@ class Agent:
             log.info("idle: runtime and data unloaded")
 
     def stop(self) -> None:
-        """Says goodbye, and keeps what was trained; nothing else on disk changes."""
+        """Says goodbye, and keeps what was trained and what today came to; nothing else on disk changes."""
         self._trainer.close()
         self._trial.end()
         self._watch.save()

@@ -43,4 +43,19 @@ nice = 10                          # how much lower that process's priority is, 
 disk_mib = 512                     # for bundle, model and outbox together
 memory_mib = 0                     # for training, which width tiers go by; 0: what the system has free
 cpu_percent = 0                    # of one core, of the whole agent as a systemd service; 0: no limit
+
+[eligibility]                      # when this device may train; every rule is off at its default (docs/eligibility.md)
+power = "any"                      # "mains" asks for mains
+least_battery_percent = 0.0        # of a battery that is in use
+most_temperature_c = 0.0           # of the hottest thermometer
+most_load = 0.0                    # of other work, per core
+least_memory_mib = 0               # that stay free
+least_disk_mib = 0                 # that stay free where the state is
+metered = "use"                    # "avoid" waits while the way out leads over one of these:
+metered_interfaces = ["wwan*", "ppp*", "rmnet*"]
+window = ""                        # of the day, local time, as "22:00-06:00"
+bytes_per_day = 0                  # over the link, either way
+writes_mib_per_day = 0             # to the disk
+interval_s = 30.0                  # between two looks while a task is in hand
+wait_s = 600.0                     # a task that has not begun waits so long, then it is refused
 """

@@ -11,7 +11,7 @@ from edge_agent.datasets.settings import DataSettings
 from edge_agent.datasets.shards import Shard
 from protocol.errors import DataError
 
-# All that code may raise but what ends a process: said by its place, for whoever wrote it.
+# What code may raise, but for what ends a process or is of its memory: said by its place, for whoever wrote it.
 _FAULTS = (
     ArithmeticError,
     AssertionError,
@@ -20,7 +20,6 @@ _FAULTS = (
     EOFError,
     ImportError,
     LookupError,
-    MemoryError,
 )
 _MORE_FAULTS = (NameError, OSError, RuntimeError, SyntaxError, TypeError, ValueError, Warning)
 

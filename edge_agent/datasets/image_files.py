@@ -92,5 +92,5 @@ def _picture(path: Path, channels: int, size: tuple[int, int], settings: ImageSe
             else:
                 drawn = drawn.resize(size, Image.Resampling.BILINEAR)
             return np.asarray(drawn, np.uint8).reshape(size[1], size[0], channels).transpose(2, 0, 1)
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be read: {error}; save it anew as PNG or JPEG") from None

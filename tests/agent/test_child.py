@@ -50,7 +50,7 @@ class Home(Fleet):
     def start(self, folder: Path) -> None:
         data = DataSettings(path="shard.npz") if self.source is None else DataSettings(source=self.source)
         broker = BrokerSettings("mqtt://127.0.0.1:1883")
-        settings = AgentSettings(DEVICE, "test", "state", broker, data, self.training, self.limits)
+        settings = AgentSettings(DEVICE, "test", "state", broker, data, self.training, self.limits, self.eligibility)
         self.store = AgentStore(folder / "state", 1 << 24)
         will = last_will(self.coordinator.topics, DEVICE, self.store.boot)
         self.transport = self.broker.connect(DEVICE, self.coordinator.topics.of_agent(DEVICE), will)
@@ -62,7 +62,7 @@ class Home(Fleet):
 
         rng = np.random.default_rng(1)
         make = None if self.training.process == "same" else lambda assets: ChildTrainer(assets, launch)
-        self.agent = Agent(settings, folder, self.store, self.transport, rng, trainer=make)
+        self.agent = Agent(settings, folder, self.store, self.transport, rng, trainer=make, device=self.device)
 
     def until(self, reached: Callable[[], bool], turns: int = 0) -> None:
         def turned() -> bool:

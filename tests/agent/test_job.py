@@ -108,3 +108,22 @@ def test_whatever_happens_every_remembered_task_is_forgotten_before_idle(events:
             held += isinstance(decision, jobs.Remember)
             held -= isinstance(decision, jobs.Forget)
         assert held == (job.phase != "idle")
+
+
+def test_a_task_waits_from_fetching_or_training_and_is_prepared_anew() -> None:
+    for before in ((), (jobs.Prepared(),)):
+        job, said = follow(jobs.Assigned(task()), *before, jobs.Paused("hot"))
+        assert job == jobs.Job("waiting", task(), "hot")
+        assert said[-2:] == [jobs.Report("run/1", "accepted", "ineligible", "hot"), jobs.Suspend()]
+        job, decisions = jobs.decide(job, jobs.Resumed())
+        assert job == jobs.Job("fetching", task())
+        assert decisions == (jobs.Report("run/1", "accepted"), jobs.Fetch())
+
+
+def test_a_task_that_waits_is_kept_like_one_in_training_and_says_why() -> None:
+    job, said = follow(jobs.Assigned(task(2)), jobs.Paused("hot"), jobs.Assigned(task(3)), jobs.Assigned(task(2)))
+    assert job == jobs.Job("waiting", task(2), "hot")
+    assert said[-2:] == [jobs.Report("run/2", "accepted", "ineligible", "hot")] * 2
+    assert jobs.decide(job, jobs.Paused("hot and dark"))[0] == jobs.Job("waiting", task(2), "hot and dark")
+    assert jobs.decide(job, jobs.Withdrawn("run/2")) == (jobs.Job(), (jobs.Forget(),))
+    assert jobs.decide(job, jobs.Stopped("refused", "ineligible", "hot"))[0] == jobs.Job()

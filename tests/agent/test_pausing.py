@@ -1,8 +1,10 @@
 """A device that may not train: its task is refused or waits, gives its memory back, and goes on to the same bits."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from protocol.messages import Offer, Task, TaskReport, Withdraw
 from protocol.transport import MemoryBroker
 from tests.agent.fake_coordinator import FakeCoordinator
 from tests.agent.test_agent import Fleet, training_of
+from tests.agent.test_child import Home
 from tests.agent.test_progress import TASKS, Make
 from tests.tiny import TOTAL, write_bundle, write_shard
 
@@ -281,3 +284,30 @@ def test_without_rules_the_device_is_never_looked_at(fleet: Device) -> None:
     fleet.coordinator.say(task(fleet))
     payload(fleet)
     assert fleet.is_.looks == 0
+
+
+def test_a_training_process_is_ended_by_a_pause_and_another_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    payloads = []
+    for name in ("undisturbed", "paused"):
+        (tmp_path / name).mkdir()
+        bundle = write_bundle(tmp_path / name / "bundle")
+        write_shard(tmp_path / name / "shard.npz")
+        broker = MemoryBroker()
+        home = Home(tmp_path / name, broker, FakeCoordinator(broker, bundle), None, None)  # type: ignore[arg-type]
+        process: Literal["same", "child"] = "same" if name == "undisturbed" else "child"
+        home.training, home.eligibility = TrainingSettings(checkpoint_s=3600.0, process=process), RULES
+        home.device = device = FakeDevice()
+        home.start(home.folder)
+        home.say(local_steps=20_000)
+        home.until(lambda home=home: home.agent.job.phase == "training")  # type: ignore[misc]
+        if name == "paused":
+            device.now = HOT
+            home.agent._watch.look_at = home.now
+            home.until(lambda home=home: home.agent.job.phase == "waiting")  # type: ignore[misc]
+            home.until(lambda home=home: home.children[0].gone(time.monotonic()))  # type: ignore[misc]
+            assert len(home.checkpoints) == 1
+            device.now = Conditions()
+        payloads.append(home.payload())
+        home.close()
+    assert len(home.children) == 2
+    assert payloads[0] == payloads[1]

@@ -15,6 +15,7 @@ _CAME: dict[int, tuple[tuple[str, str], ...]] = {
     7: (("updates", "fold"), ("updates", "discount"), ("updates", "discarded"), ("rounds", "opened_uptime_s")),
     8: (("devices", "doubled_s"),),
     9: (("updates", "norm"), ("updates", "buffers_norm"), ("models", "trust")),
+    10: (("devices", "left_out"), ("devices", "paused")),
 }
 # And which indexes, over such columns.
 _INDEXES: dict[int, tuple[str, ...]] = {7: ("waiting_updates", "folded_updates", "carried_tasks")}

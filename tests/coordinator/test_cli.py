@@ -74,7 +74,7 @@ def test_the_store_is_asked_by_command_in_json(finished: Path, capsys: pytest.Ca
     assert set(devices[0]) == {
         *("device", "present", "examples", "backend", "variant", "rounds", "accepted", "rejected"),
         *("bytes_up", "bytes_down", "codec", "bytes_today", "rests", "last_loss", "step_ms", "last_seen_s"),
-        *("late", "discarded", "warning"),
+        *("late", "discarded", "warning", "left_out"),
     }
     detail = ask(finished, "round", "2", capsys=capsys)
     assert isinstance(detail["devices"], list)

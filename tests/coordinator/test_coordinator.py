@@ -309,6 +309,31 @@ def test_a_report_on_a_task_that_is_over_is_answered_with_a_withdrawal(fleet: Si
     assert agent.heard == [Withdraw(f"{fleet.store.run}/1", "round-closed")]
 
 
+def test_a_device_that_waits_with_its_task_is_shown_with_the_reason_until_it_goes_on(tmp_path: Path) -> None:
+    fleet = Simulation.make(tmp_path)
+    slow = fleet.agents["dev-2"]
+    slow.silent = True
+    fleet.until(lambda: slow.task is not None and len(fleet.store.accepted(1)) == 2)
+    task = f"{fleet.store.run}/1"
+    slow.send(TaskReport(task, "accepted", 0, "", "ineligible", "on battery"))
+    fleet.until(lambda: fleet.coordinator._fleet["dev-2"].paused == "on battery")
+
+    def shown() -> tuple[str | None, int | None]:
+        fleet.coordinator.stop()
+        with Reports(fleet.folder / "state") as reports:
+            row = next(row for row in reports.devices() if row.device == "dev-2")
+            return row.paused, row.left_out
+
+    assert shown() == ("on battery", 0)
+    fleet.kill()
+    fleet.start()
+    assert fleet.coordinator._fleet["dev-2"].paused == "on battery", "a coordinator that starts again knows it"
+    slow.send(TaskReport(task, "accepted", 7, "formula", left_out=3))
+    fleet.until(lambda: fleet.coordinator._fleet["dev-2"].paused is None)
+    assert shown() == (None, 3)
+    fleet.store.close()
+
+
 def test_bytes_are_those_the_senders_counted_over_their_boots(fleet: Simulation) -> None:
     fleet.until(lambda: len(fleet.committed) == 1)
     agent = fleet.agents["dev-0"]

@@ -11,7 +11,7 @@ from coordinator.schema import DATABASE
 from coordinator.settings import LimitSettings
 from coordinator.store import Store
 from protocol.errors import ConfigurationError, NothingToDoError, SparsefleetError
-from protocol.messages import BlobRef
+from protocol.messages import BlobRef, TaskReport
 from tests.coordinator.simulation import Simulation
 
 LIMITS = LimitSettings(disk_mib=16, keep_rounds=2)
@@ -103,6 +103,8 @@ def test_the_status_says_in_words_what_the_run_waits_for(tmp_path: Path) -> None
         agent.silent = True
     fleet.until(lambda: fleet.store.opened_round() is not None)
     assert waiting_for() == "updates of dev-0 (at work), dev-1 (at work), dev-2 (at work)"
+    fleet.agents["dev-0"].send(TaskReport(f"{fleet.store.run}/1", "accepted", reason="ineligible", detail="hot"))
+    assert waiting_for() == "updates of dev-0 (paused), dev-1 (at work), dev-2 (at work)"
     fleet.broker.cut("dev-1")
     assert "dev-1 (gone)" in waiting_for()
     fleet.broker.restore("dev-1")

@@ -87,7 +87,10 @@ bodies: st.SearchStrategy[Body] = st.one_of(
         time_left_s=_float,
         differences=st.lists(st.builds(Difference, _digest, _blob), max_size=3).map(tuple),
     ),
-    st.builds(TaskReport, _text, st.sampled_from(["accepted", "refused", "failed"]), _integer, _text, _text, _text),
+    st.builds(
+        *(TaskReport, _text, st.sampled_from(["accepted", "refused", "failed"])),
+        *(_integer, _text, _text, _text, st.none() | _integer),
+    ),
     st.builds(Offer, _blob, _text, _integer, _integer, _integer, _digest, _integer, _integer, _float, _float, _text),
     st.builds(Need, _digest, st.lists(st.integers(0, MAX_CHUNKS - 1), min_size=1, max_size=WINDOW).map(tuple)),
     st.builds(Chunk, _digest, _integer, st.binary(min_size=1, max_size=300)),

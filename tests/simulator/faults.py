@@ -90,7 +90,16 @@ class ClockJump:
     by_s: float
 
 
-Fault = Kill | Cut | Partition | BrokerDeath | Storm | DiskTrouble | BitFlip | ClockJump
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """A device is too hot to train for a while."""
+
+    machine: str
+    at_s: float
+    for_s: float
+
+
+Fault = Kill | Cut | Partition | BrokerDeath | Storm | DiskTrouble | BitFlip | ClockJump | Heat
 
 
 @dataclass(frozen=True, slots=True)

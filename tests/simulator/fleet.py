@@ -28,6 +28,7 @@ from edge_agent import settings as agent_settings
 from edge_agent.agent import Agent
 from edge_agent.daemon import give_back
 from edge_agent.data import DataSettings
+from edge_agent.eligibility import Conditions, EligibilitySettings
 from edge_agent.runtimes.engine import Evaluation, Vector
 from edge_agent.slots import Slots
 from edge_agent.store import AgentStore
@@ -42,6 +43,7 @@ from tests.tiny import write_bundle, write_shard
 FLEET = "simulated"
 # So many features of two classes: a model of 42 values, and one that takes three chunks.
 SMALL, LARGE = 20, 20_000
+HOTTEST_C = 80.0
 EXAMPLES = 12
 # A device holds the bundle, a model and an update or two; and not much more.
 DEVICE_LIMIT_BYTES = 1 << 20
@@ -114,6 +116,7 @@ def device_settings(device: str, schedule: Schedule) -> agent_settings.AgentSett
         data=DataSettings(path=str(shard(device, schedule.large))),
         # A checkpoint after every step, so that kills and power cuts fall around it too.
         training=agent_settings.TrainingSettings(backend="numpy", checkpoint_s=1e-9, idle_unload_s=UNLOAD_S),
+        eligibility=EligibilitySettings(most_temperature_c=HOTTEST_C, interval_s=1.0, wait_s=5.0),
     )
 
 
@@ -151,7 +154,18 @@ def start_device(host: Host, network: Network, schedule: Schedule) -> Process:
     will = agent_link.last_will(topics, settings.device, store.boot)
     transport = SimulatedTransport(network, host.name, topics.of_agent(host.name), will, host.life, host.wake)
     rng = np.random.Generator(np.random.PCG64(host.rng.getrandbits(64)))
-    daemon = Agent(settings, Path(), store, transport, rng, None, host.watch, lambda: PEAK_MIB, wall=host.wall)
+    daemon = Agent(
+        settings,
+        Path(),
+        store,
+        transport,
+        rng,
+        None,
+        host.watch,
+        lambda: PEAK_MIB,
+        device=Thermometer(host),
+        wall=host.wall,
+    )
 
     def turn() -> float:
         wait_s = daemon.advance(host.watch.read())
@@ -171,6 +185,21 @@ def retry_trials(device: Process) -> None:
     for slot in slots.all():
         if slot.state == "failed":
             slots.retry(slot.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Thermometer:
+    """All that is known of a simulated device."""
+
+    host: Host
+
+    def conditions(self, wall_s: float, *, training: bool) -> Conditions:
+        if self.host.temperature_c > HOTTEST_C:
+            self.host.trace(f"{self.host.name}: is too hot to train")
+        return Conditions(temperature_c=self.host.temperature_c)
+
+    def written_bytes(self) -> int | None:
+        return None
 
 
 def rng_of(schedule: Schedule, name: str) -> Random:

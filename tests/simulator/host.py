@@ -65,6 +65,8 @@ class Host:
     disk: SimulatedDisk = field(init=False)
     process: Process | None = None
     wall_offset_s: float = 0.0
+    # Of a device, which may train below its limit.
+    temperature_c: float = 40.0
     may_be_damaged: bool = False
     damage: str | None = None
     deaths: int = 0

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given, note, settings
@@ -19,6 +21,7 @@ from tests.simulator.faults import (
     Cut,
     DiskTrouble,
     Fault,
+    Heat,
     Kill,
     Partition,
     Schedule,
@@ -43,6 +46,20 @@ def test_under_random_faults_nothing_receipted_is_lost_or_folded_twice(first: in
         assert outcome.bit_identical
 
 
+def test_devices_that_may_not_train_for_a_while_pause_and_every_update_has_the_same_bits() -> None:
+    waited = 0
+    for seed in range(1000, 1012):
+        drawn, rng = draw_schedule(seed), Random(seed)
+        heat = tuple(
+            Heat(name, rng.random(), rng.choice((0.5, 3.0, 12.0))) for name in device_names(drawn.devices) for _ in "ab"
+        )
+        outcome = simulate(replace(drawn, faults=(*drawn.faults, *heat)))
+        assert not outcome.wrong, f"{outcome.wrong}; seed {seed}"
+        assert outcome.bit_identical
+        waited += sum("is too hot to train" in line for line in outcome.log)
+    assert waited > 12
+
+
 machines = st.sampled_from((COORDINATOR, *device_names(DEVICES)))
 devices = st.sampled_from(device_names(DEVICES))
 moments = st.floats(0, 10)
@@ -56,6 +73,7 @@ faults: st.SearchStrategy[Fault] = st.one_of(
     st.builds(BrokerDeath, moments, spans, st.booleans()),
     st.builds(Storm, moments, spans, st.builds(Weather, st.sampled_from((0.05, 1.0)), shares, shares, shares)),
     st.builds(DiskTrouble, machines, moments, spans, st.sampled_from(TROUBLES)),
+    st.builds(Heat, devices, moments, spans),
     st.builds(BitFlip, devices, moments, st.just("blobs"), st.floats(0, 1)),
     st.builds(ClockJump, machines, moments, st.sampled_from((-1e9, 3600.0, 1e9))),
 )

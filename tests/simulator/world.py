@@ -24,6 +24,7 @@ from tests.simulator.faults import (
     Cut,
     DiskTrouble,
     Fault,
+    Heat,
     Kill,
     Partition,
     Schedule,
@@ -230,6 +231,9 @@ class World:
                 at(at_s + for_s, lambda: setattr(platter, "trouble", None))
             case BitFlip(machine, at_s, folder, which):
                 at(at_s, lambda: self._flip(machine, folder, which))
+            case Heat(machine, at_s, for_s):
+                at(at_s, lambda: setattr(self.hosts[machine], "temperature_c", 90.0))
+                at(at_s + for_s, lambda: setattr(self.hosts[machine], "temperature_c", 40.0))
             case ClockJump(machine, at_s, by_s):
                 at(at_s, lambda: setattr(self.hosts[machine], "wall_offset_s", by_s))
 
@@ -249,6 +253,7 @@ class World:
         for name, host in self.hosts.items():
             self.network.join(name)
             host.platter.trouble = None
+            host.temperature_c = 40.0
             host.steps.kills.clear()
             if name != COORDINATOR and host.process is not None:
                 retry_trials(host.process)

@@ -16,7 +16,7 @@ from edge_agent.agent import Agent
 from edge_agent.data import DataSettings
 from edge_agent.settings import AgentSettings, BrokerSettings
 from edge_agent.store import AgentStore
-from edge_agent.trusted import Refusal, Trusted
+from edge_agent.trusted import Trusted
 from protocol.messages import Body, Envelope, TaskReport, decode
 from protocol.topics import Topics
 from protocol.transport import MemoryBroker
@@ -49,8 +49,8 @@ class Operator(MemoryBroker):
 class SealedDevice:
     """An enrolled device with an agent at work. wall_s: its clock, None for the office's."""
 
-    def __init__(self, fleet: "SealedFleet", name: str, refusal: Refusal = lambda _, __: None) -> None:
-        self.fleet, self.name, self.refusal = fleet, name, refusal
+    def __init__(self, fleet: "SealedFleet", name: str) -> None:
+        self.fleet, self.name = fleet, name
         self.folder = fleet.folder / name
         self.state = self.folder / "state"
         self.wall_s: float | None = None
@@ -66,9 +66,7 @@ class SealedDevice:
         will = agent_link.last_will(TOPICS, self.name, self.store.boot, self.trusted)
         self.transport = fleet.operator.connect(self.name, TOPICS.of_agent(self.name), will)
         rng = np.random.default_rng(len(fleet.devices))
-        self.agent = Agent(
-            settings, self.folder, self.store, self.transport, rng, trusted=self.trusted, refusal=self.refusal
-        )
+        self.agent = Agent(settings, self.folder, self.store, self.transport, rng, trusted=self.trusted, wall=self.wall)
 
     def wall(self) -> float:
         return self.fleet.office.now_s if self.wall_s is None else self.wall_s

@@ -13,6 +13,8 @@ from coordinator.authority import Authority
 from coordinator.fleet_keys import FleetKeys, new_online, new_release, open_keys
 from edge_agent.enrolment import renew
 from edge_agent.keyring import keep_trusted, load_ring
+from edge_agent.slots import Slots
+from edge_agent.trial import software
 from edge_agent.trusted import Trusted
 from protocol.errors import ConfigurationError, Rejection
 from protocol.keyring import Keyring, OnlineKey, Ring, follow, next_ring, sign_ring, trusted_ring
@@ -280,17 +282,14 @@ def test_a_clock_of_1970_goes_by_the_newest_time_that_was_signed(fleet: SealedFl
     assert device.trusted.now_s() == int(fleet.office.now_s)
 
 
-def test_a_version_that_the_slots_refuse_is_refused_with_their_reason(tmp_path: Path, office: Office) -> None:
-    asked: list[tuple[bytes, int | None]] = []
-
-    def refusal(digest: bytes, version: int | None) -> Rejection | None:
-        asked.append((digest, version))
-        return Rejection("rollback", "version 1 is below 2, the highest seen here")
-
+def test_a_version_below_the_highest_that_a_device_saw_is_refused_as_a_rollback(tmp_path: Path, office: Office) -> None:
     fleet = SealedFleet(tmp_path, office)
-    fleet.devices[PI] = SealedDevice(fleet, PI, refusal)
+    device = SealedDevice(fleet, PI)
+    Slots(device.store.database, software(), device.wall).saw(2)
+    fleet.devices[PI] = device
     fleet.until(lambda: any(report.reason == "rollback" for report in fleet.reports))
-    assert set(asked) == {(fleet.bundle.digest, 1)}
+    said = next(report for report in fleet.reports if report.reason == "rollback")
+    assert "is of version 1, version 2 was seen here" in said.detail
     fleet.close()
 
 
