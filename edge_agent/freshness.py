@@ -37,10 +37,8 @@ class Freshness:
             answers = said.body.hello if said.body.instance == self.instance else None
             if answers is None or not self._answered < answers <= self._greeted:
                 return Rejection("replay", "it answers no hello of ours, or one that was answered before")
-            self._answered = answers
-            if said.boot != self._epoch:
-                # What that start said before is of before this one of ours.
-                self._epoch, self._window = said.boot, Window(said.sequence - 1)
+            # What it said before is of before our hello. One that has a new store may count starts and messages anew.
+            self._answered, self._epoch, self._window = answers, said.boot, Window(said.sequence - 1)
         if said.boot != self._epoch:
             return _NOT_YET
         return None if self._window.take(said.sequence) else REPLAYED

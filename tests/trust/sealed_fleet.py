@@ -17,6 +17,7 @@ from edge_agent.data import DataSettings
 from edge_agent.settings import AgentSettings, BrokerSettings
 from edge_agent.store import AgentStore
 from edge_agent.trusted import Trusted
+from protocol.bundle import Bundle
 from protocol.messages import Body, Envelope, TaskReport, decode
 from protocol.topics import Topics
 from protocol.transport import MemoryBroker
@@ -93,7 +94,7 @@ class SealedFleet:
         self.folder, self.office, self.operator = folder, office, Operator()
         self.devices: dict[str, SealedDevice] = {}
         self.events: list[Event] = []
-        self.now = 100.0
+        self.now, self.runs = 100.0, 0
         self.bundle = tiny.write_bundle(folder / "bundle")
         made = make_settings(folder, count=count, devices=max(1, len(devices)))
         self.settings = replace(made, fleet=FLEET)
@@ -101,8 +102,17 @@ class SealedFleet:
         for name in devices:
             self.devices[name] = SealedDevice(self, name)
 
+    def start_on(self, bundle: Bundle) -> None:
+        """The coordinator ends, and one begins a run on another bundle; devices start anew too."""
+        self.kill_coordinator()
+        self.bundle, self.runs = bundle, self.runs + 1
+        self.start()
+        for device in self.devices.values():
+            device.stop()
+            device.start()
+
     def start(self) -> None:
-        self.store = Store(self.folder / "state", self.settings.limits)
+        self.store = Store(self.folder / f"state-{self.runs}", self.settings.limits)
         self.seals = Seals(self.office.keys, self.office.trust, lambda: self.office.now_s, required=True)
         self.seals.take_bundle(self.bundle)
         will = coordinator_link.last_will(TOPICS, self.store.run, self.store.epoch, self.store.instance, self.seals)

@@ -13,16 +13,15 @@ from coordinator.authority import Authority
 from coordinator.fleet_keys import FleetKeys, new_online, new_release, open_keys
 from edge_agent.enrolment import renew
 from edge_agent.keyring import keep_trusted, load_ring
-from edge_agent.slots import Slots
-from edge_agent.trial import software
 from edge_agent.trusted import Trusted
 from protocol.errors import ConfigurationError, Rejection
 from protocol.keyring import Keyring, OnlineKey, Ring, follow, next_ring, sign_ring, trusted_ring
-from protocol.messages import Envelope, Hello, Task, encode
+from protocol.messages import Envelope, Hello, Receipt, Task, encode
 from protocol.release import DAY_S, RELEASE_FILE, Release, check_release, sign_release
 from protocol.signing import Signer, ed25519_verifier, load_signer, new_signing_key
+from tests import tiny
 from tests.trust.office import FLEET, Office
-from tests.trust.sealed_fleet import SealedDevice, SealedFleet
+from tests.trust.sealed_fleet import SealedFleet
 
 PI = "pi-1"
 NOW = 1_700_000_000
@@ -282,15 +281,29 @@ def test_a_clock_of_1970_goes_by_the_newest_time_that_was_signed(fleet: SealedFl
     assert device.trusted.now_s() == int(fleet.office.now_s)
 
 
-def test_a_version_below_the_highest_that_a_device_saw_is_refused_as_a_rollback(tmp_path: Path, office: Office) -> None:
-    fleet = SealedFleet(tmp_path, office)
-    device = SealedDevice(fleet, PI)
-    Slots(device.store.database, software(), device.wall).saw(2)
-    fleet.devices[PI] = device
+def test_a_version_below_the_highest_seen_is_refused_unless_the_device_still_holds_it(
+    fleet: SealedFleet, tmp_path: Path
+) -> None:
+    """Also where every signature is right: a coordinator in wrong hands has all releases that there ever were."""
+
+    def trained() -> bool:
+        return bool([body for body in fleet.operator.bodies(Receipt) if body.task.startswith(fleet.store.run)])  # type: ignore[union-attr]
+
+    first = fleet.bundle
+    fleet.until(trained)
+    fleet.start_on(tiny.write_bundle(tmp_path / "second", version=2))
+    fleet.until(trained)
+    older = tiny.write_bundle(tmp_path / "older", version=3)
+    assert fleet.office.keys.release is not None
+    signed = Release(FLEET, older.digest, 1, int(fleet.office.now_s), int(fleet.office.now_s) + DAY_S)
+    (older.root / RELEASE_FILE).write_bytes(sign_release(signed, fleet.office.keys.release))
+    fleet.start_on(older)
     fleet.until(lambda: any(report.reason == "rollback" for report in fleet.reports))
-    said = next(report for report in fleet.reports if report.reason == "rollback")
-    assert "is of version 1, version 2 was seen here" in said.detail
-    fleet.close()
+    (said, *_) = [report.detail for report in fleet.reports if report.reason == "rollback"]
+    assert "of version 1, version 2 was seen here" in said
+    assert not trained()
+    fleet.start_on(first)
+    fleet.until(trained)
 
 
 def test_a_device_without_a_ring_believes_as_before_and_is_given_none_by_message(
