@@ -230,6 +230,7 @@ class ChildTrainer:
             log.warning("the training process ended: %s", ended.cause)
             return None
         if hand.trial_steps:
+            log.warning("task=%s the training process ended in its bundle's trial: %s", hand.task.name, ended.cause)
             self._hand = None
             return Died(ended.cause)
         hand.deaths += 1

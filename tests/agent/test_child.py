@@ -21,7 +21,9 @@ from edge_agent.data import DataSettings
 from edge_agent.link import last_will
 from edge_agent.same_process import SameProcess
 from edge_agent.settings import AgentSettings, BrokerSettings, LimitSettings, TrainingSettings
+from edge_agent.slots import Slots
 from edge_agent.store import AgentStore
+from edge_agent.trial import software
 from protocol.messages import Offer, OptimizerSpec, Task, Withdraw
 from protocol.transport import MemoryBroker
 from tests.agent.fake_coordinator import FakeCoordinator
@@ -79,6 +81,12 @@ class Home(Fleet):
         task = replace(self.coordinator.task(1, MODEL), **wanted)  # type: ignore[arg-type]
         self.coordinator.say(task)
         return task
+
+    def trust(self) -> None:
+        """The bundle has passed its trial: what follows is what a committed one gets."""
+        slots, digest = Slots(self.store.database, software()), self.coordinator.task(1, MODEL).manifest.digest
+        assert slots.begin(digest)
+        assert slots.commit(digest)
 
     def payload(self, number: int = 1) -> bytes:
         self.until(lambda: len(self.coordinator.payloads) == number and not self.store.outbox())
@@ -161,7 +169,9 @@ def test_a_child_killed_again_and_again_goes_on_and_sends_the_bytes_of_one_that_
 
 
 def test_a_task_whose_child_dies_too_often_is_given_back_with_what_happened(make: Make) -> None:
-    (home := make()).say(local_steps=LONG)
+    home = make()
+    home.trust()
+    home.say(local_steps=LONG)
     for count in range(1, MOST_DEATHS + 1):
         home.until(lambda count=count: len(home.children) == count)  # type: ignore[misc]
         os.kill(home.children[-1].pid, signal.SIGFPE)
@@ -224,6 +234,7 @@ def test_a_child_that_hangs_is_killed_and_followed_by_another(
     make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     home = sleepy(make, tmp_path)
+    home.trust()
     home.say()
     home.until((tmp_path / "loading").exists)
     trainer = home.agent._trainer
@@ -232,6 +243,36 @@ def test_a_child_that_hangs_is_killed_and_followed_by_another(
     trainer._deadline = time.monotonic()  # half an hour later
     assert home.payload()
     assert "the training process ended: it hung; another goes on" in caplog.text
+
+
+def test_a_child_that_dies_twice_in_a_trial_fails_it_and_one_that_dies_once_is_followed_by_another(
+    make: Make, tmp_path: Path
+) -> None:
+    home, flag = sleepy(make, tmp_path, once=False), tmp_path / "loading"
+    home.say()
+    for count in (1, 2):
+        home.until(lambda count=count: flag.exists() and len(home.children) == count)  # type: ignore[misc]
+        flag.unlink()
+        os.kill(home.children[-1].pid, signal.SIGILL)
+    home.until(lambda: home.agent.job.phase == "idle")
+    home.turn()
+    report = home.coordinator.reports[-1]
+    assert (report.state, report.reason) == ("failed", "trial")
+    assert "2 trials did not come to an end: it was ended by signal 4 (SIGILL)" in report.detail
+    home.say(round=2)
+    home.until(lambda: len(home.coordinator.reports) > 1)
+    assert (home.coordinator.reports[-1].state, home.coordinator.reports[-1].reason) == ("refused", "trial")
+    assert len(home.children) == 2
+
+
+def test_a_child_passes_a_trial_for_its_agent(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    home = make(recorded=True)
+    home.say()
+    assert home.payload()
+    assert "trial passed: committed bundle=" in caplog.text
+    (slot,) = Slots(home.store.database, software()).all()
+    assert (slot.state, slot.begun) == ("committed", 0)
 
 
 def test_an_idle_child_ends_and_gives_its_memory_back(make: Make, caplog: pytest.LogCaptureFixture) -> None:
