@@ -5,6 +5,7 @@ import ctypes
 import os
 import resource
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
@@ -28,14 +29,13 @@ def die_with(parent: int) -> bool:
 def stand_back(nice: int) -> None:
     """A lower priority than the agent's, for the processor and for memory."""
     os.nice(nice)
-    # Longer turns, and never woken before what somebody waits for.
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    try:
+    # A container may forbid either: then the priority says enough, and the kernel chooses by size, which it is too.
+    with suppress(OSError):
+        # Longer turns, and never woken before what somebody waits for.
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    with suppress(OSError):
         before = int(_OOM_SCORE_FILE.read_text())
         _OOM_SCORE_FILE.write_text(str(min(1000, before + OOM_SCORE)))
-    except OSError:
-        # A container may hide it; then the kernel chooses by size, which is training too.
-        pass
 
 
 def confine(memory_mib: int, disk_mib: int) -> None:

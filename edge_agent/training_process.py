@@ -103,7 +103,8 @@ class Server:
         match order:
             case wire.Begin(task, backend, why, trial_steps):
                 confinement.allow_cpu(PREPARE_CPU_S * self._start.training.threads)
-                self._reported, self._bytes_kept = time.monotonic(), 0
+                # The first steps are told of at once: by them the agent knows how long a step takes.
+                self._reported, self._bytes_kept = float("-inf"), 0
                 selected = Selection(backend, why)
                 self._trainer.assets = self._assets(selected)
                 self._trainer.begin(task, selected, trial_steps)
@@ -130,9 +131,11 @@ class Server:
         try:
             for news in self._trainer.work(SLICE_S):
                 self._tell(news)
-            progress = self._trainer.progress
-            kept = progress is not None and progress.bytes_written > self._bytes_kept
-            if self._trainer.busy and (kept or time.monotonic() - self._reported >= REPORT_S):
+            progress, training = self._trainer.progress, self._trainer.training
+            if progress is None or training is None or not self._trainer.busy:
+                return
+            due = training.done > 0 and time.monotonic() - self._reported >= REPORT_S
+            if due or progress.bytes_written > self._bytes_kept:
                 self._report()
         except SparsefleetError as error:
             self._give_up(getattr(error, "reason", "failed"), str(error))
