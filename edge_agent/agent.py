@@ -71,7 +71,7 @@ class Agent:
     memory_mib: what training may use here, which the coordinator is told; None where nobody knows. clock: in seconds,
     for what training takes. peak: MiB that it took at the most. trainer: made of what holds the tasks' files; None
     trains in this process. device: says whether it may train now. trusted: whom this device believes; None where nobody
-    has an identity. wall: time of day, which nothing depends on.
+    has an identity. wall: time of day, by which files are dated and days counted.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class Agent:
         self._link = Link(transport, self._topics, settings.device, store.boot, trusted)
         self._outgoing = Outgoing(store, self._link, rng)
         state, disk = store.blobs.root.parent, store.blobs.disk
-        self._watch = watch_of(settings, store, self._link, device)
+        self._watch = watch_of(settings, store, self._link, device, wall)
         selector = Selector(settings.training.backend, self._facts, state, disk)
         masks, variant = MaskShelf(state / "masks", disk), settings.training.variant
         catch_up = CatchUp(store.blobs, self._outgoing.digests)
         slots = Slots(store.database, software(), wall)
         assets = Assets(state / "bundles", store.blobs, masks, catch_up, variant, selector.selected, slots)
         if trainer is None:
-            workshop = Workshop(settings.data, base, state, settings.training, disk, clock)
+            workshop = Workshop(settings.data, base, state, settings.training, disk, clock, wall)
             self._trainer: Trainer = SameProcess(workshop, assets, settings.training, peak)
         else:
             self._trainer = trainer(assets)

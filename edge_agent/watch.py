@@ -134,8 +134,10 @@ class Watch:
         return today if written is not None else replace(today, written=0)
 
 
-def watch_of(settings: AgentSettings, store: AgentStore, link: Link, source: Source | None = None) -> Watch:
+def watch_of(
+    settings: AgentSettings, store: AgentStore, link: Link, source: Source | None, wall: Callable[[], float]
+) -> Watch:
     """The watch of an agent. source: None is this device itself."""
     rules, state, disk = settings.eligibility, store.blobs.root.parent, store.blobs.disk
     source = source or Device(state, rules.metered_interfaces, settings.training.threads)
-    return Watch(rules, source, state, lambda: link.bytes_both_ways, partial(is_begun, store.blobs), disk)
+    return Watch(rules, source, state, lambda: link.bytes_both_ways, partial(is_begun, store.blobs), disk, wall)
