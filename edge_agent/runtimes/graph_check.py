@@ -115,7 +115,9 @@ def check_graph(name: str, data: bytes | memoryview, kind: Kind = PORTABLE) -> N
         raise BundleError(f"{name}: {len(data)} bytes are over the limit of {kind.most_bytes} for such a graph")
     try:
         _read("Model", memoryview(data).cast("B"), _Seen(kind), 0)
-    except (_Refused, WireError) as error:
+    except WireError as error:
+        raise BundleError(f"{name}: is not an ONNX file ({error}); export the bundle again") from None
+    except _Refused as error:
         raise BundleError(f"{name}: no graph that is run here: {error}; export the bundle again") from None
 
 

@@ -123,10 +123,13 @@ def test_a_file_that_holds_no_model_of_the_bundle_is_refused_and_nothing_is_writ
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, wrong = tmp_path / "out.onnx", tmp_path / "wrong.bin"
+    empty, version = onnx.helper.make_graph([], "g", [], []), onnx.helper.make_opsetid("", 18)
+    other = onnx.helper.make_model(empty, ir_version=8, opset_imports=[version])
     for name, data, said in (
         ("wrong.bin", b"\xff" * 90, "are neither"),
         ("wrong.onnx", b"\xff" * 90, "is not an ONNX file"),
-        ("other.onnx", onnx.ModelProto(ir_version=8).SerializeToString(), "does not hold 0.weight of (16, 1, 3, 3)"),
+        ("none.onnx", onnx.ModelProto(ir_version=8).SerializeToString(), "it holds no graph"),
+        ("other.onnx", other.SerializeToString(), "does not hold 0.weight of (16, 1, 3, 3)"),
     ):
         wrong = tmp_path / name
         wrong.write_bytes(data)

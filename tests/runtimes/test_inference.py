@@ -45,7 +45,7 @@ def test_a_file_that_is_missing_no_graph_or_of_another_model_is_refused(tmp_path
     with pytest.raises(BundleError, match="cannot be read"):
         evaluate_inference(tmp_path / "missing.onnx", manifest, data)
     (tmp_path / "text.onnx").write_text("hello")
-    with pytest.raises(BundleError, match=r"text.onnx: onnxruntime .* cannot load it"):
+    with pytest.raises(BundleError, match=r"text.onnx: no graph that is run here"):
         evaluate_inference(tmp_path / "text.onnx", manifest, data)
     other = write_graph(tmp_path / "other.onnx", name="image")
     with pytest.raises(BundleError, match="takes image where the bundle's inputs are x"):
