@@ -27,6 +27,8 @@ from protocol.broker_check import try_broker
 from protocol.errors import ConfigurationError, NotEnrolledError, SparsefleetError
 from protocol.messages import DeviceState, Envelope, encode
 from protocol.mqtt import MqttSettings, parse_url
+from protocol.sealed import sealed
+from protocol.signing import load_signer
 from protocol.topics import Topics
 
 # Certificates begin so long before they are made, for clocks that are late.
@@ -193,6 +195,8 @@ def broker(given: Given) -> Finding:
         return Finding("error", f"{url}: the running agent is not connected: {why}", remedy, exit_code=4)
     try:
         return _try(given, url)
+    except ValueError as error:
+        return Finding("error", f"the key cannot be read: {error}", "enrol again with a new token", exit_code=5)
     except SparsefleetError as error:
         remedy = "is the broker up, is the address right, is the port open (8883)?"
         return Finding("error", str(error), remedy, exit_code=error.exit_code)
@@ -220,7 +224,10 @@ def _try(given: Given, url: str) -> Finding:
     kept = state_view.kept(given.state)
     # What is true, and was said when it last stopped.
     gone = encode(Envelope(kept.boot if kept else 0, 0, 0, DeviceState("gone")))
-    tried = try_broker(client, topics.of_agent(settings.device), topics.device(settings.device, "state"), gone)
+    topic = topics.device(settings.device, "state")
+    if own is not None:
+        gone = sealed(topic, gone, load_signer(own.key.read_bytes()))
+    tried = try_broker(client, topics.of_agent(settings.device), topic, gone)
     facts = {"asked": "broker", "stage": tried.stage}
     if tried.stage == "done":
         said = "reads and writes its own topics" if tried.told else "reads its own topics"
