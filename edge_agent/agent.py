@@ -22,6 +22,7 @@ from edge_agent.same_process import SameProcess
 from edge_agent.selector import Selector
 from edge_agent.settings import AgentSettings
 from edge_agent.slots import Slots
+from edge_agent.status import Journal, Standing
 from edge_agent.store import AgentStore
 from edge_agent.trainer import Broken, Died, Facts, Finished, News, Proven, Ready, Refused, Trainer, Unusable
 from edge_agent.trial import Trial, software
@@ -123,6 +124,7 @@ class Agent:
         self._accepted_task = ""
         self.job = jobs.Job()
         self.rejected = 0
+        self._journal = Journal()
         remembered = store.task()
         if remembered is None:
             clear(store.blobs)
@@ -142,6 +144,10 @@ class Agent:
     def _facts(self) -> Facts:
         return self._trainer.facts()
 
+    def standing(self) -> Standing:
+        """What an operator wants to know of it."""
+        return self._journal.standing(self._connected, self.job, self._ready, self._outgoing.offered)
+
     # What arrives
 
     def handle(self, event: Event, now: float) -> None:
@@ -153,13 +159,13 @@ class Agent:
                 # Once per outage: the transport goes on trying, and says so at every attempt.
                 if not self._outage_logged:
                     log.warning("disconnected reason=%r", reason)
-                self._connected, self._outage_logged = False, True
+                self._connected, self._outage_logged, self._journal.why_not = False, True, reason
             case Incoming():
                 self._read(event, now)
 
     def _connect(self, now: float) -> None:
         log.info("connected broker=%s", self._settings.broker.url)
-        self._connected, self._outage_logged = True, False
+        self._connected, self._outage_logged, self._journal.why_not = True, False, ""
         self._link.send("state", DeviceState("ready"), retain=True)
         # A broker that returns has its whole fleet back within a second.
         self._greet_within(self._spread_s, now)
@@ -178,6 +184,7 @@ class Agent:
             return
         if isinstance(envelope.body, CoordinatorState) and envelope.body.spread_s is not None:
             self._spread_s = envelope.body.spread_s
+        self._journal.heard = now
         if not isinstance(envelope.body, Keyring):
             self._meet(envelope.boot, now)
         self._obey(envelope.body, now)
@@ -284,6 +291,7 @@ class Agent:
         settled = self._outgoing.settle(receipt, now)
         if settled is None:
             return
+        self._journal.settled(receipt)
         if settled.accepted:
             self._accepted_task = receipt.task
         if self.job.task is not None and self.job.task.name == receipt.task:
@@ -310,6 +318,10 @@ class Agent:
                 self._outgoing.offer(now)
         self._rest(now)
         return self._wait(now)
+
+    def offer_now(self, now: float) -> None:
+        """Offers what waits as soon as there is a connection, without waiting for its turn."""
+        self._outgoing.begin(now)
 
     def _rest(self, now: float) -> None:
         """Lets go of runtime and data after a while without work, whatever became of it."""
@@ -498,6 +510,7 @@ class Agent:
                 self._trial.end()
                 self._ready, self._begun = None, False
             case jobs.Report(task_name, state, reason, detail):
+                self._journal.reported(task_name, state, reason, detail)
                 ready = self._ready if state == "accepted" else None
                 examples, backend = (ready.examples, ready.backend) if ready else (0, "")
                 left_out = (ready.left_out or None) if ready else None

@@ -1,4 +1,4 @@
-"""`edge-agent check`: does this device run the bundle, does it compute what torch computed, and how fast.
+"""`edge-agent check --bundle`: does this device run the bundle, does it compute what torch computed, and how fast.
 
 A check is a function of what is given to one finding; the table below the types names them all, in order.
 """
@@ -8,21 +8,21 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import numpy as np
 
 from edge_agent import settings as agent_settings
+from edge_agent.findings import Finding, Status, as_json, exit_code, lines
+from edge_agent.options import CONFIG
 from edge_agent.runtimes.backends import AUTO, choose, runtime_name
 from edge_agent.runtimes.certificate import ALL, Replayed, by_kind, certify, facts
 from edge_agent.runtimes.parameters import initial_model, seen_by
 from edge_agent.runtimes.reference import SEED, load_record
 from protocol.bundle import Bundle, open_bundle
-from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.errors import ConfigurationError
 from protocol.manifest import FULL
 
-Status = Literal["ok", "warning", "error"]
 # Of timed steps, after the first, which prepares the runtime.
 TIMED = 5
 
@@ -37,27 +37,12 @@ class Given:
     variant: str = FULL
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check found, in words; what to do about it unless all is well; more lines, and facts for --json."""
-
-    status: Status
-    said: str
-    remedy: str = ""
-    details: tuple[str, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
 def run(options: argparse.Namespace) -> int:
     """Does every check and prints what was found; returns the exit code."""
     given = _given(options)
     found = {name: check(given) for name, check in CHECKS.items()}
-    failed = [name for name, finding in found.items() if finding.status == "error"]
-    if options.json:
-        print(json.dumps({"ok": not failed, "checks": {name: _facts(finding) for name, finding in found.items()}}))
-    else:
-        print("\n".join(_lines(found)))
-    return SparsefleetError.exit_code if failed else 0
+    print(json.dumps(as_json(found)) if options.json else "\n".join(lines(found)))
+    return exit_code(found)
 
 
 def files(given: Given) -> Finding:
@@ -142,7 +127,7 @@ CHECKS: Mapping[str, Callable[[Given], Finding]] = {
 
 
 def _given(options: argparse.Namespace) -> Given:
-    if options.config is None:
+    if options.config == CONFIG and not CONFIG.exists():
         training = agent_settings.training(options.backend)
     else:
         training = agent_settings.load(options.config, options.backend).training
@@ -161,17 +146,3 @@ def _parity_lines(replayed: Replayed) -> list[str]:
         for row in by_kind(replayed.rows)
     ]
     return lines + [f"{replayed.backend:14}FAIL: {row}" for row in wrong]
-
-
-def _lines(found: Mapping[str, Finding]) -> list[str]:
-    lines = []
-    for name, finding in found.items():
-        lines.append(f"{finding.status:9}{name:11}{finding.said}")
-        lines += [f"{'':20}{line}" for line in finding.details]
-        if finding.remedy:
-            lines.append(f"{'':20}remedy: {finding.remedy}")
-    return lines
-
-
-def _facts(finding: Finding) -> dict[str, Any]:
-    return {"status": finding.status, "said": finding.said, "remedy": finding.remedy, **finding.facts}

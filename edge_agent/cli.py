@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from edge_agent import check_command, config_command, diag_command, outbox_command, status_command
+from edge_agent.options import add_config
 from protocol.command import EXIT_CODES, Parser, run_command
 
 EPILOG = f"""\
@@ -11,6 +13,8 @@ examples:
   edge-agent enroll --url server:8884 --token TOKEN --device kitchen-pi    # once, before the first run
   edge-agent run --config agent.toml        # join the fleet and train when asked
   edge-agent train --bundle bundle --data shard.npz --steps 20
+  edge-agent check                          # is this device fit to work? what is to be done?
+  edge-agent status                         # what does the agent do?
   edge-agent check --bundle bundle          # does this device compute what torch computes?
   edge-agent calibrate --out device.json    # what fleet-export plan must know of this device
 
@@ -33,24 +37,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="join the fleet and train when asked; stops on Ctrl-C or SIGTERM")
-    run.add_argument("--config", type=Path, required=True, help="agent.toml; see: edge-agent config sample")
+    add_config(run)
     run.add_argument("--backend", help="in place of the configuration's; auto, or a backend's name")
     run.set_defaults(command=_run)
 
     _add_enroll(commands)
     _add_train(commands)
 
-    check = commands.add_parser(
-        "check",
-        help="try a bundle on this device: runtime, backend, agreement with torch, time of a step",
-        epilog="example: edge-agent check --bundle bundle\nexit codes: 0 no check failed, 1 one did, 3 no bundle",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    check.add_argument("--bundle", type=Path, required=True, help="folder made by fleet-export")
-    check.add_argument("--config", type=Path, help="agent.toml, for its backend, variant and threads")
-    check.add_argument("--backend", help="in place of the configuration's (default: auto)")
-    check.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    check.set_defaults(command=_check)
+    check_command.add_parser(commands)
 
     calibrate = commands.add_parser(
         "calibrate",
@@ -64,11 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.set_defaults(command=_calibrate)
 
     _add_model(commands)
-
-    config = commands.add_parser("config", help="about the configuration file")
-    actions = config.add_subparsers(required=True, metavar="ACTION")
-    sample = actions.add_parser("sample", help="print a configuration with every key")
-    sample.set_defaults(command=_sample)
+    config_command.add_parser(commands)
+    status_command.add_parser(commands)
+    outbox_command.add_parser(commands)
+    diag_command.add_parser(commands)
     return parser
 
 
@@ -100,7 +93,7 @@ examples:
         help="get the next certificate; a running agent does so by itself",
         epilog="example: edge-agent renew --config agent.toml",
     )
-    renew.add_argument("--config", type=Path, required=True, help="agent.toml")
+    add_config(renew)
     renew.set_defaults(command=_renew)
 
 
@@ -211,20 +204,7 @@ def _train(options: argparse.Namespace) -> int:
     return train(options)
 
 
-def _check(options: argparse.Namespace) -> int:
-    from edge_agent.check import run
-
-    return run(options)
-
-
 def _calibrate(options: argparse.Namespace) -> int:
     from edge_agent.calibrate import run
 
     return run(options)
-
-
-def _sample(_: argparse.Namespace) -> int:
-    from edge_agent.sample import SAMPLE
-
-    print(SAMPLE, end="")
-    return 0

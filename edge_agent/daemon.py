@@ -15,11 +15,14 @@ from edge_agent import settings as agent_settings
 from edge_agent.agent import Agent
 from edge_agent.child import ChildTrainer
 from edge_agent.child_process import launcher
+from edge_agent.doubts import say_doubts
+from edge_agent.greeting import agent_version
 from edge_agent.identity import Identity, credentials, load_identity
 from edge_agent.link import last_will
 from edge_agent.memory import available_mib
 from edge_agent.renewal import Renewal, renew_command
 from edge_agent.settings import AgentSettings
+from edge_agent.status import Status, StatusKeeper
 from edge_agent.store import FILE, LOST, AgentStore
 from edge_agent.trusted import Trusted
 from protocol.database import damage_named, is_damage
@@ -81,6 +84,7 @@ def _run(settings: AgentSettings, config: Path, folder: Path, signals: _Signals,
     identity = _identity(settings, folder) if address.tls else None
     if address.exposed:
         log.warning('broker.plain = "trusted-network": %s is not encrypted, and nobody is who they say', address.url)
+    say_doubts(settings, config.parent, identity, time.time())
     with disk_named(folder):
         store = AgentStore(folder, settings.limits.disk_mib << 20)
     topics = Topics(settings.fleet)
@@ -106,14 +110,16 @@ def _run(settings: AgentSettings, config: Path, folder: Path, signals: _Signals,
     child = None if settings.training.process == "same" else lambda assets: ChildTrainer(assets, launch)
     agent = Agent(settings, config.parent, store, transport, rng, memory_mib, trainer=child, trusted=trusted)
     renewal = None if identity is None else Renewal(identity, folder, rng, renew_command(config))
+    status = StatusKeeper(folder, _first(settings, store.boot))
     try:
-        _loop(agent, transport, signals, renewal, notifier)
+        _loop(agent, transport, signals, renewal, notifier, status)
     finally:
         notifier.stopping()
         if renewal is not None:
             renewal.close()
         agent.stop()
         transport.close()
+        status.end(time.time(), time.monotonic())
         store.close()
     log.info("stop")
     return 130 if signals.number == signal.SIGINT else 0
@@ -130,12 +136,18 @@ def _identity(settings: AgentSettings, state: Path) -> Identity:
     return identity
 
 
+def _first(settings: AgentSettings, boot: int) -> Status:
+    names, broker = (settings.device, settings.fleet), parse_url(settings.broker.url).url
+    return Status(0, boot, agent_version(), *names, broker, started_s=time.time())
+
+
 def _loop(
     agent: Agent,
     transport: Transport,
     signals: _Signals,
     renewal: Renewal | None = None,
     notifier: Notifier | None = None,
+    status: StatusKeeper | None = None,
 ) -> None:
     restraint, notifier = Restraint(), notifier or Notifier({})
     notifier.ready()
@@ -147,6 +159,11 @@ def _loop(
             # Here alone: a turn that broke is no progress. Of a child that trains, the agent itself sees whether it is.
             notifier.alive()
             notifier.status(agent.status)
+            if status is not None:
+                if status.asked_to_retry():
+                    agent.offer_now(time.monotonic())
+                status.note(agent.standing(), time.time(), time.monotonic())
+                wait = min(wait, status.wait_s(time.monotonic()))
             signals.waiting = wait > 0
             event = None if signals.received() else transport.poll(min(wait, LONGEST_WAIT_S, notifier.wait_s))
             signals.waiting = False

@@ -19,6 +19,8 @@ class Outgoing:
     def __init__(self, store: AgentStore, link: Link, rng: np.random.Generator) -> None:
         self._store, self._link, self._rng = store, link, rng
         self._offers = Repeated(0.0)
+        # When the outbox was last offered, by the caller's clock.
+        self.offered: float | None = None
 
     @property
     def waiting(self) -> int:
@@ -82,6 +84,7 @@ class Outgoing:
                 )
                 self._store.settle(offer.blob.digest, offer.task, accepted=False, reason="payload-gone")
         if outbox:
+            self.offered = now
             self._offers.said(now, self._rng)
         else:
             self._offers.rest()

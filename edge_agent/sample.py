@@ -25,8 +25,14 @@ query = ""                         # of an SQLite file: SELECT ... ORDER BY ...
 most_left_out = 0.1                # share of examples, or files, that may be unusable before a task is refused
 settle_s = 3.0                     # files of a folder that changed in the last so many seconds wait
 memory_mib = 256                   # what examples may take; larger .npy files stay on the disk
-# wav.rate_hz = 16000              # at which the model was trained; wav.hop, wav.mean, wav.std: docs/data.md
-# images.mean = [0.5]              # and images.std, images.scale, images.fit: docs/data.md
+# wav.rate_hz = 16000              # of sounds: at which the model was trained; default 0: as it is (docs/data.md)
+# wav.hop = 8000                   # samples from one window to the next; default 0: one window of each file
+# wav.mean = 0.0                   # taken from each value; and it is divided by
+# wav.std = 1.0                    # this
+# images.scale = 0.00392156862745098    # of pictures: (value * scale - mean) / std; default: 1 / 255
+# images.mean = [0.0]              # one number, or one for each channel
+# images.std = [1.0]               # likewise
+# images.fit = "crop"              # of another shape than the model's: keep the middle, or "stretch"
 
 [training]
 backend = "auto"                   # auto, or a backend's name

@@ -1,17 +1,22 @@
-"""Every setting of an agent, with its bounds; read once from agent.toml."""
+"""Every setting of an agent, with its bounds; read once, from agent.toml, agent.d/*.toml and EDGE_AGENT_* variables."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from edge_agent.data import DataSettings
 from edge_agent.eligibility import EligibilitySettings
+from edge_agent.options import CONFIG
 from edge_agent.runtimes.backends import AUTO, BACKENDS
 from protocol.errors import ConfigurationError
+from protocol.layers import Layers, read_layers, read_settings
 from protocol.manifest import FULL, is_variant_name
 from protocol.mqtt import parse_url
-from protocol.settings import load_settings
 from protocol.topics import check_name
+
+PREFIX = "EDGE_AGENT_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,7 @@ class LimitSettings:
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """All of agent.toml. Paths in it are relative to the file's folder."""
+    """All settings. Paths in them are relative to the folder of agent.toml, wherever they are said."""
 
     device: str
     fleet: str
@@ -115,9 +120,19 @@ class AgentSettings:
         check_name("fleet", self.fleet)
 
 
+def layers(path: Path, environ: Mapping[str, str] = os.environ) -> Layers:
+    """All sources of an agent's settings, the strongest last. CONFIG may be absent where variables say what is needed.
+    Raises ConfigurationError naming source and key."""
+    return read_layers(AgentSettings, path, environ, PREFIX, optional=path == CONFIG)
+
+
 def load(path: Path, backend: str | None = None) -> AgentSettings:
-    """The settings in a file, with another backend if one is given. Raises ConfigurationError naming the key."""
-    settings = load_settings(AgentSettings, path)
+    """The settings, with another backend if the command line names one. Raises ConfigurationError naming the key."""
+    return with_backend(read_settings(AgentSettings, layers(path)), backend)
+
+
+def with_backend(settings: AgentSettings, backend: str | None) -> AgentSettings:
+    """The settings with another backend, if one is named on the command line."""
     return settings if backend is None else replace(settings, training=training(backend, settings.training))
 
 

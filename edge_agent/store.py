@@ -117,7 +117,7 @@ class AgentStore:
 
     def task(self) -> Task | None:
         row = self.database.execute("SELECT message FROM task").fetchone()
-        return _load(Task, row[0]) if row else None
+        return load_sealed(Task, row[0]) if row else None
 
     def remember_task(self, task: Task) -> None:
         with self.database:
@@ -160,7 +160,7 @@ class AgentStore:
     def outbox(self) -> tuple[Offer, ...]:
         """The offers still waiting for their receipt, oldest first."""
         rows = self.database.execute("SELECT offer FROM outbox ORDER BY boot, sequence").fetchall()
-        return tuple(_load(Offer, row[0]) for row in rows)
+        return tuple(load_sealed(Offer, row[0]) for row in rows)
 
     def settle(self, digest: bytes, task: str, *, accepted: bool, reason: str) -> Settled | None:
         """Ends the update that a receipt names: its residual takes force if it was accepted, and only then. What other
@@ -171,7 +171,7 @@ class AgentStore:
         """
         # By what each offer says of itself, which is sealed.
         rows = self.database.execute("SELECT rowid, offer, layout, residual FROM outbox").fetchall()
-        found = [(row[0], _load(Offer, row[1]), *row[2:]) for row in rows]
+        found = [(row[0], load_sealed(Offer, row[1]), *row[2:]) for row in rows]
         waiting = [entry for entry in found if (entry[1].task, entry[1].blob.digest) == (task, digest)]
         if not waiting:
             return None
@@ -275,7 +275,7 @@ def _dump(record: object) -> bytes:
     return sealed(cbor2.dumps({**write_record(record), "seal": bytes(SEAL_BYTES)})[:-SEAL_BYTES])
 
 
-def _load(cls: type[T], data: bytes) -> T:
+def load_sealed(cls: type[T], data: bytes) -> T:
     """Raises DamagedError."""
     try:
         fields = cbor2.loads(data)

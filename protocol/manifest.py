@@ -337,9 +337,19 @@ def parse_manifest(data: bytes) -> Manifest:
     if len(data) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{MANIFEST_FILE}: {len(data)} bytes are over the limit of {MAX_MANIFEST_BYTES}")
     try:
-        return read_record(Manifest, bounded_json.loads(data))
+        source = bounded_json.loads(data)
+        _check_format(source)
+        return read_record(Manifest, source)
     except (RecordError, ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST_FILE}: {error}") from None
+
+
+def _check_format(source: object) -> None:
+    """Before all else, so that what a newer format has more is not said to be wrong. Raises ValueError."""
+    found = source.get("format") if isinstance(source, dict) else None
+    if type(found) is int and found != FORMAT:
+        remedy = "upgrade what reads it (edge-agent, fleet-coordinator)" if found > FORMAT else "export it again"
+        raise ValueError(f"format: {found} is not the format this version reads ({FORMAT}); {remedy}")
 
 
 def format_manifest(manifest: Manifest) -> bytes:

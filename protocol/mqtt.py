@@ -7,6 +7,7 @@ acknowledgements) is never used, and nothing of an old client can reach a new on
 """
 
 import queue
+import re
 import socket
 import threading
 import time
@@ -67,7 +68,9 @@ class BrokerAddress:
 
 def parse_url(url: str) -> BrokerAddress:
     """The address in mqtts://host[:port] or mqtt://host[:port]. Raises ValueError that names what is accepted."""
-    accepted = f"{url!r} must be mqtts://host:port, or mqtt://host:port without encryption"
+    # Who wrote a password there by mistake must not find it in a log.
+    shown = re.sub(r"//.*@", "//...@", url)
+    accepted = f"{shown!r} must be mqtts://host:port, or mqtt://host:port without encryption"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port

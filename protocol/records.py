@@ -7,10 +7,13 @@ in `__post_init__`, by raising ValueError.
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+# Names that are more than a reader looks through.
+MANY = 12
 
 _MISSING = dataclasses.MISSING
 
@@ -31,7 +34,7 @@ def read_record(cls: type[T], source: object, *, where: str = "", ignore_unknown
     names = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = [str(k) for k in source if k not in names]
     if unknown and not ignore_unknown:
-        raise RecordError(f"{_join(where, unknown[0])}: unknown key; known here: {', '.join(sorted(names))}")
+        raise RecordError(f"{_join(where, unknown[0])}: unknown key; {nearest(unknown[0], names)}")
     values: dict[str, Any] = {}
     for name, field in names.items():
         if name in source:
@@ -44,6 +47,20 @@ def read_record(cls: type[T], source: object, *, where: str = "", ignore_unknown
         raise
     except ValueError as error:
         raise RecordError(f"{where}.{error}" if where else str(error)) from None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to say of a name that is not known: all that there are, and the one that is most like it, if one is."""
+    # Only needed for mistakes, and not quick to load.
+    from difflib import get_close_matches
+
+    names = sorted(known)
+    # A key in the wrong table is most often known in another one.
+    last = name.rpartition(".")[2]
+    found = [one for one in names if one.rpartition(".")[2] == last] or get_close_matches(name, names, 1)
+    if found and len(names) > MANY:
+        return f"did you mean {found[0]}?"
+    return f"known here: {', '.join(names)}" + (f"; did you mean {found[0]}?" if found else "")
 
 
 def write_record(record: object) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def test_a_mistake_in_the_configuration_is_named_by_its_key(
 
 def test_usage_and_configuration_mistakes_exit_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["run"])
+        main(["run", "--configuration"])
     assert caught.value.code == 3
     assert main(["run", "--config", str(tmp_path / "nowhere.toml")]) == 3
     assert "nowhere.toml" in capsys.readouterr().err

@@ -1,0 +1,98 @@
+"""edge-agent config: the sample has every key, show says where each value is from, and secrets stay out."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from edge_agent.cli import main
+from edge_agent.redaction import HIDDEN, redacted, redacted_value
+from edge_agent.sample import SAMPLE
+from edge_agent.settings import PREFIX, AgentSettings, layers
+from protocol.layers import default_of, known_keys, read_settings, variable_of
+from tests.agent.test_cli import GOOD, write
+
+# Keys that only make sense for some data, and are shown as comments.
+COMMENTED = {"data.source", "data.columns"}
+
+
+def test_the_sample_has_every_key_with_its_default_and_what_it_means(tmp_path: Path) -> None:
+    table = tomllib.loads(SAMPLE)
+    keys = known_keys(AgentSettings)
+    for key in keys:
+        *above, last = key.split(".")
+        if key in COMMENTED or key.startswith(("data.wav.", "data.images.")):
+            assert re.search(rf"(?m)^# {key.removeprefix('data.')}(\.x)? = .* # ", SAMPLE), key
+            continue
+        found = table
+        for part in above:
+            found = found[part]
+        assert last in found, key
+        default = default_of(AgentSettings, key)
+        if default is not None:
+            assert found[last] == (list(default) if isinstance(default, tuple) else default), key
+    for line in SAMPLE.splitlines():
+        assert not re.match(r"#? ?\w+ = ", line) or re.search(r"\S  +# .{10}|= .*# ", line), line
+    path = write(tmp_path, SAMPLE)
+    assert read_settings(AgentSettings, layers(path, {})).device == "kitchen-pi"
+
+
+def test_every_key_has_a_variable_of_its_own() -> None:
+    keys = known_keys(AgentSettings)
+    assert len({variable_of(key, PREFIX) for key in keys}) == len(keys)
+
+
+def test_show_says_where_every_value_is_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write(tmp_path, GOOD)
+    (tmp_path / "agent.d").mkdir()
+    (tmp_path / "agent.d" / "10-site.toml").write_text("[limits]\ndisk_mib = 64\n")
+    monkeypatch.setenv("EDGE_AGENT_TRAINING_THREADS", "2")
+    assert main(["config", "show", "--config", str(config), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["device"] == {"value": "device-01", "source": f"{config}:2"}
+    assert said["limits.disk_mib"] == {"value": 64, "source": f"{tmp_path}/agent.d/10-site.toml:2"}
+    assert said["training.threads"] == {"value": 2, "source": "EDGE_AGENT_TRAINING_THREADS"}
+    assert said["training.backend"] == {"value": "auto", "source": "default"}
+    assert main(["config", "show", "--config", str(config)]) == 0
+    assert re.search(r"training.threads +2 +EDGE_AGENT_TRAINING_THREADS", capsys.readouterr().out)
+
+
+def test_validate_names_a_mistake_and_ends_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write(tmp_path, GOOD)
+    assert main(["config", "validate", "--config", str(config)]) == 0
+    assert "no mistake found" in capsys.readouterr().out
+    write(tmp_path, GOOD + "[training]\nthreats = 2\n")
+    assert main(["config", "validate", "--config", str(config), "--json"]) == 3
+    assert "agent.toml:10: training.threats: unknown key; did you mean training.threads?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "url = mqtts://user:canary@host",
+        "https://x:canary@host/path?a=b",
+        "password = canary",
+        '{"api_key": "canary, and more"}',
+        "secret: 'canary'",
+        "PASSWORD=canary",
+        "enroll --token canary --url x",
+        "sft1canaryaaaaaaaaaaaaaaaaaaaaaaaa",
+        "-----BEGIN PRIVATE KEY-----\ncanary\n-----END PRIVATE KEY-----\nrest",
+        "-----BEGIN EC PRIVATE KEY-----\ncanary, cut short",
+    ],
+)
+def test_secrets_are_taken_out_of_text(text: str) -> None:
+    assert "canary" not in redacted(text)
+    assert HIDDEN in redacted(text)
+
+
+def test_what_is_no_secret_stays() -> None:
+    for text in ('url = "mqtts://host:8883"', "threads = 2", "update kept task=r/1", "the token is used up"):
+        assert redacted(text) == text
+    assert redacted_value("broker_password", 7) == HIDDEN
+    assert redacted_value("inputs", ("x", "mqtt://u:p@h")) == ["x", f"mqtt://{HIDDEN}@h"]
+    assert redacted_value("threads", 2) == 2
