@@ -153,10 +153,7 @@ def _told(manager: socket.socket) -> set[str]:
 def _runs_in_a_container(board: Board, fleet: RealFleet, image: str) -> None:
     """The same configuration and state, taken to a container of the package's image."""
     kept = fleet.folder / "kept"
-    for path in (STATE, "/etc/edge-agent"):
-        copy = kept / path.lstrip("/")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        board.copy_out(path, copy)
+    board.copy_out((STATE, "/etc/edge-agent"), kept)
     mounts = {STATE: kept / STATE.lstrip("/"), "/etc/edge-agent": kept / "etc/edge-agent"}
     before = len(fleet.committed())
     with boards.running(image, mounts, {"/device": fleet.folder / DEVICE}) as container:
