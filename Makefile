@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
-.PHONY: help setup check runtimes test arm64 demo bench clean
+.PHONY: help setup check runtimes test arm64 wheel deb demo bench clean
 MAKEFLAGS += --no-print-directory
 
 VENV := .venv
@@ -33,6 +33,12 @@ test: $(STAMP) ## all tests
 
 arm64: $(STAMP) ## the agent's tests and a round on an emulated arm64 board; as root, minutes
 	@$(BIN)/python -m tests.arm64
+
+wheel: $(STAMP) ## dist/sparsefleet-*.whl
+	@$(BIN)/python packaging/build_wheel.py
+
+deb: $(STAMP) ## dist/edge-agent_*.deb and dist/fleet-coordinator_*.deb, for amd64 and arm64; packaging/test-deb.sh tests them
+	@$(BIN)/python packaging/build_deb.py
 
 demo: $(STAMP) ## a whole fleet on this machine, live; DATA=digits (built in), hapt, fashion or fsdd
 	@$(BIN)/python -m devices demo --data $(DATA) $(ARGS)

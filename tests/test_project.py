@@ -40,7 +40,8 @@ def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_path_that_a_page_names_is_there(page: Path) -> None:
     named = re.findall(
-        r"`((?:protocol|sparse|export|edge_agent|coordinator|devices|tests|examples|docs)/[a-z_/.]*)`", page.read_text()
+        r"`((?:protocol|sparse|export|edge_agent|coordinator|devices|tests|examples|docs|packaging)/[a-z_/.]*)`",
+        page.read_text(),
     )
     assert [path for path in named if not (ROOT / path).exists()] == []
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.arm64 import machine
 from tests.cache import cache_folder
 from tests.debian import coordinators, journey
-from tests.debian.boards import board
+from tests.debian.boards import agent_image, board
 
 ROOT = Path(__file__).parents[2]
 # Lower than any that was released, and the same otherwise; tests/test_versions.py has the one before with this one.
@@ -81,10 +81,15 @@ def _travel(folder: Path, packages: Path, architecture: str) -> None:
     # The device's user reads its data, and nobody else needs to.
     for path in (folder, place, place / journey.DEVICE):
         path.chmod(0o755)
+    image = None
+    if architecture == "amd64":
+        (place / "context").mkdir()
+        (place / "context" / new).hardlink_to(packages / new)
+        image = agent_image(place / "context", cache_folder())
     with board(architecture, cache_folder(), mounts) as there:
         try:
             journey.refuses(there, new, other)
-            journey.travel(there, fleet, old, new, lambda text: print("  " + text.replace("\n", "\n  ")))
+            journey.travel(there, fleet, old, new, image, lambda text: print("  " + text.replace("\n", "\n  ")))
         finally:
             fleet.stop()
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from tests.arm64.machine import SUITE, MachineError
 # Already downloaded in the blank root, and not installed: a board's two commands are timed without their download, and
 # the tests go without a network.
 DOWNLOADED = ("python3", "adduser", "libstdc++6", "mosquitto")
+ROOT = Path(__file__).parents[2]
 _PODMAN = ("podman", "--runtime", "runc")
 _LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--network", "host")
 
@@ -41,25 +42,50 @@ class Board:
     def has(self, path: str) -> bool:
         return self.run("test", "-e", path).returncode == 0
 
+    def copy_out(self, paths: Iterable[str], to: Path) -> None:
+        """Copies folders from it to a folder here, with owners, which podman's own copy changes."""
+        names = [path.lstrip("/") for path in paths]
+        packed = subprocess.run(self.command("tar", "-C", "/", "-c", *names), capture_output=True, check=True).stdout
+        to.mkdir()
+        subprocess.run(["tar", "-C", str(to), "--numeric-owner", "-px"], input=packed, check=True)
+
 
 @contextlib.contextmanager
 def board(architecture: str, cache: Path, mounts: dict[str, Path]) -> Iterator[Board]:
     """A board that lives for the block. mounts: folder there -> folder here, read only."""
     name = machine.image(cache) if architecture == "arm64" else _blank(architecture, cache)
-    volumes = [word for there, here in mounts.items() for word in ("-v", f"{here}:{there}:ro")]
-    # What reaps processes that nobody waits for, as an init does.
-    made = subprocess.run(
-        [*_PODMAN, "run", "--detach", "--rm", *_LIMITS, *volumes, name, "sh", "-c", "while sleep 3600; do :; done"],
-        capture_output=True,
-        text=True,
-    )
-    if made.returncode != 0:
-        raise MachineError(f"podman run failed:\n{made.stderr.strip()[-2000:]}")
-    found = Board(made.stdout.strip(), architecture)
+    with running(name, {}, mounts, "sh", "-c", "while sleep 3600; do :; done") as container:
+        yield Board(container, architecture)
+
+
+@contextlib.contextmanager
+def running(image: str, written: dict[str, Path], read: dict[str, Path], *words: str) -> Iterator[str]:
+    """A container of an image, by its id, with its own command or another; gone after the block."""
+    places = [f"{here}:{there}:ro" for there, here in read.items()]
+    places += [f"{here}:{there}:rw" for there, here in written.items()]
+    volumes = [word for place in places for word in ("-v", place)]
+    container = _do(*_PODMAN, "run", "--detach", *_LIMITS, *volumes, image, *words).strip()
     try:
-        yield found
+        yield container
     finally:
-        subprocess.run([*_PODMAN, "rm", "--force", "--time", "0", "--ignore", found.container], capture_output=True)
+        subprocess.run([*_PODMAN, "rm", "--force", "--time", "0", "--ignore", container], capture_output=True)
+
+
+def stop(container: str) -> None:
+    """Ends a container as `podman stop` does; it must end well, and by itself."""
+    _do(*_PODMAN, "stop", "--time", "30", container)
+    code = _do(*_PODMAN, "inspect", "--format", "{{.State.ExitCode}}", container).strip()
+    assert code == "0", f"the container ended with exit code {code}"
+
+
+def agent_image(folder: Path, cache: Path) -> str:
+    """An image by packaging/Containerfile, of the package that is alone in a folder."""
+    name = "localhost/sparsefleet-edge-agent:test"
+    options = ("--network", "host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024")
+    base = f"BASE={_blank('amd64', cache)}"
+    file = str(ROOT / "packaging" / "Containerfile")
+    _do(*_PODMAN, "build", "--quiet", *options, "--build-arg", base, "-t", name, "-f", file, str(folder))
+    return name
 
 
 def _blank(architecture: str, cache: Path) -> str:
@@ -87,7 +113,8 @@ def _blank(architecture: str, cache: Path) -> str:
     return name
 
 
-def _do(*command: str) -> None:
+def _do(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise MachineError(f"{' '.join(command)} failed:\n{(done.stderr or done.stdout).strip()[-2000:]}")
+    return done.stdout

@@ -3,13 +3,16 @@
 The coordinator is this machine's, with its private mosquitto over mTLS; the device is a container.
 """
 
+import contextlib
 import shutil
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from protocol.bundle import open_bundle
 from tests.arm64.fleet import write_shard
+from tests.debian import boards
 from tests.debian.boards import Board
 from tests.real_fleet import RealFleet
 from tests.waiting import until
@@ -23,6 +26,8 @@ INSTALL = ("sh", "/packaging/install.sh")
 # As install.sh says it where there is no systemd; its process is to be found by its file.
 AS_USER = "setpriv --reuid edge-agent --regid edge-agent --init-groups"
 RUN = f"echo $$ > /run/agent.pid; exec {AS_USER} edge-agent run --config {CONFIG}"
+# Where it tells a service manager that it is ready, as its unit has it do.
+NOTIFY = "notify"
 # More than the device will get to.
 ROUNDS = 100_000
 
@@ -45,12 +50,13 @@ def make_fleet(folder: Path, bundle: Path) -> RealFleet:
     )
 
 
-def travel(board: Board, fleet: RealFleet, old: str, new: str, say: Say) -> None:
-    """All of it. old, new: the packages' file names on the board, in /packages."""
+def travel(board: Board, fleet: RealFleet, old: str, new: str, image: str | None, say: Say) -> None:
+    """All of it. old, new: the packages' file names on the board, in /packages. image: of packaging/Containerfile."""
     fleet.start_coordinator(exit_when_finished=False)
     fleet.until(lambda: any(event["event"] == "listening" for event in fleet.events))
     port = next(event["enrolment"] for event in fleet.events if event["event"] == "listening")
     (fleet.folder / DEVICE / "token").write_text(fleet.token())
+    manager = _manager(fleet.folder / DEVICE / NOTIFY)
     arguments = ("--coordinator", f"127.0.0.1:{port}", "--device", DEVICE, "--data", "/device/shard.npz")
 
     def install(package: str) -> str:
@@ -58,7 +64,8 @@ def travel(board: Board, fleet: RealFleet, old: str, new: str, say: Say) -> None
 
     def trains() -> None:
         before = len(fleet.committed())
-        fleet.start_agent_elsewhere(DEVICE, board.command("sh", "-c", RUN))
+        told = f"NOTIFY_SOCKET=/device/{NOTIFY} WATCHDOG_USEC=2000000"
+        fleet.start_agent_elsewhere(DEVICE, board.command("sh", "-c", f"export {told}; {RUN}"))
         until(lambda: len(fleet.committed()) > before, "a round is committed", PATIENCE_S)
 
     started = time.monotonic()
@@ -66,6 +73,8 @@ def travel(board: Board, fleet: RealFleet, old: str, new: str, say: Say) -> None
     installed_s = time.monotonic() - started
     trains()
     trained_s = time.monotonic() - started
+    told = _told(manager)
+    assert {"READY=1", "WATCHDOG=1"} <= told, f"the service manager heard {told}"
     say(f"{board.architecture}: enrolled in {installed_s:.1f} s, first update folded after {trained_s:.1f} s")
     _stop(board, fleet)
     assert trained_s < TARGET_S or board.architecture == "arm64", f"{trained_s:.0f} s is over the target of {TARGET_S}"
@@ -90,6 +99,10 @@ def travel(board: Board, fleet: RealFleet, old: str, new: str, say: Say) -> None
     trains()
     _stop(board, fleet)
     say(f"{board.architecture}: removed, state left; installed again, trained on without a token")
+
+    if image is not None:
+        _runs_in_a_container(board, fleet, image)
+        say(f"{board.architecture}: went on in a container, with the same configuration and state")
 
     board.must(*INSTALL, "--uninstall", "--purge")
     left = [
@@ -119,6 +132,33 @@ def refuses(board: Board, new: str, other: str | None) -> None:
         done = board.run(*INSTALL, *words)
         assert (done.returncode, text in done.stderr) == (code, True), f"{words}: {done.returncode} {done.stderr}"
     assert not board.has("/usr/bin/edge-agent")
+
+
+def _manager(path: Path) -> socket.socket:
+    """A socket that a service manager would listen at, and everybody may write to."""
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    manager.bind(str(path))
+    path.chmod(0o777)
+    return manager
+
+
+def _told(manager: socket.socket) -> set[str]:
+    found = set()
+    with manager, contextlib.suppress(BlockingIOError):
+        while True:
+            found.update(manager.recv(4096).decode().splitlines())
+    return found
+
+
+def _runs_in_a_container(board: Board, fleet: RealFleet, image: str) -> None:
+    """The same configuration and state, taken to a container of the package's image."""
+    kept = fleet.folder / "kept"
+    board.copy_out((STATE, "/etc/edge-agent"), kept)
+    mounts = {STATE: kept / STATE.lstrip("/"), "/etc/edge-agent": kept / "etc/edge-agent"}
+    before = len(fleet.committed())
+    with boards.running(image, mounts, {"/device": fleet.folder / DEVICE}) as container:
+        until(lambda: len(fleet.committed()) > before, "a round is committed by the container", PATIENCE_S)
+        boards.stop(container)
 
 
 def _stop(board: Board, fleet: RealFleet) -> None:
