@@ -19,7 +19,7 @@ from protocol.disk import LOCAL, folder_bytes
 from protocol.errors import BundleError, ConfigurationError, NothingToDoError
 from protocol.manifest import MANIFEST_FILE, Manifest, parse_manifest
 
-_TAKES_EFFECT = "a running agent follows from its next step or task on"
+_TAKES_EFFECT = "a running agent follows when its trial's steps are done, or with its next task"
 
 
 @dataclass(frozen=True, slots=True)
