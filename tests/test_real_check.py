@@ -1,4 +1,4 @@
-"""Checking and asking a device of a real fleet over mTLS: its agent is not thrown out, and an absent one is stood for."""
+"""A device of a real fleet over mTLS is checked: its agent is not thrown out, and for an absent one the broker is asked."""
 
 from pathlib import Path
 
