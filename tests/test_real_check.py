@@ -1,4 +1,4 @@
-"""A device of a real fleet over mTLS is checked: its agent is not thrown out, and for an absent one the broker is asked."""
+"""A device of a real fleet over mTLS is checked: its agent is not thrown out; where none runs the broker is asked."""
 
 from pathlib import Path
 
