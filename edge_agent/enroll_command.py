@@ -1,13 +1,12 @@
 """`edge-agent enroll` and `renew`: an identity for this device, and a configuration to go on with where there is none.
 
-They read of the configuration only what they need, so that they start fast.
+They need of the configuration only the names, the state folder and the broker: the rest may still be wrong.
 """
 
 import argparse
 import json
 import sys
 import time
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from edge_agent.enrolment import enrol, parse_endpoint, renew
 from edge_agent.identity import Identity, load_identity
 from edge_agent.ownership import as_owner
 from edge_agent.sample import SAMPLE
+from edge_agent.settings import layers
 from protocol.enrolment import Issued
 from protocol.errors import ConfigurationError
 from protocol.token import Token, parse_token
@@ -80,12 +80,11 @@ def _token(options: argparse.Namespace) -> Token:
 
 def _configured(config: Path) -> _Device:
     try:
-        table = tomllib.loads(config.read_text(encoding="utf-8"))
+        # All layers: an identity must lie in the state folder that the agent will look in.
+        table = layers(config).merged()
         name, state, broker = table["device"], table["state"], table["broker"]["url"]
         check_name("device", name)
         return _Device(name, (config.parent / state).resolve(), str(broker))
-    except OSError as error:
-        raise ConfigurationError(f"{config}: cannot be read ({error.strerror}); check --config") from None
     except KeyError as error:
         raise ConfigurationError(f"{config}: {error.args[0]}: missing; see edge-agent config sample") from None
     except (ValueError, TypeError) as error:
