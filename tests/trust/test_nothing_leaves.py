@@ -151,14 +151,20 @@ def test_a_loader_of_pickles_would_be_seen_in_the_source(source: str) -> None:
 def secrets_of(ran: Watched) -> dict[str, list[bytes]]:
     """The fleet's private keys and tokens, each in the forms in which it might be said."""
     folder = ran.fleet.folder
-    keys = [*folder.glob("trust/*.key"), *folder.glob("device-*/state/identity/identity.pem")]
-    assert len(keys) == 3 + len(ran.tokens)
+    keys = [
+        *folder.glob("trust/*.key"),
+        *folder.glob("trust/keys/*.key"),
+        *folder.glob("device-*/state/identity/identity.pem"),
+    ]
+    assert len(keys) == 5 + len(ran.tokens)
     found = {}
     for path in keys:
         inner = path.read_text().split("PRIVATE KEY-----")[1].split("-----")[0]
-        # A P-256 key's own number lies within the first lines of its PEM.
         der = base64.b64decode(inner)
-        found[str(path)] = [inner.strip().splitlines()[1].encode(), der[36:68], der[36:68].hex().encode()]
+        # Of the number alone: what is before it is in every key of the kind, Ed25519 or P-256.
+        number = der[16:48] if len(der) == 48 else der[36:68]
+        line = (inner.strip().splitlines()[1:] or [inner.strip()[24:]])[0]
+        found[str(path)] = [line.encode(), number, number.hex().encode()]
     for token in ran.tokens:
         found[token] = [token.encode(), token[56:80].encode()]
     return found
