@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from benchmarks.fuzzing import frame_mutations, tree_mutations
 from benchmarks.fuzzing import samples as s
@@ -20,15 +22,16 @@ from edge_agent.runtimes.graph_writer import Named, Node, write_graph
 from edge_agent.runtimes.parameters import parse_parameters
 from edge_agent.runtimes.reference import MAX_BYTES, parse_record
 from protocol import enrolment, messages
+from protocol.cbor import MAX_ITEMS
 from protocol.errors import BundleError, ConfigurationError, SparsefleetError
 from protocol.keyring import OnlineKey, Ring
 from protocol.layout import layout_of
 from protocol.manifest import MAX_MANIFEST_BYTES, Manifest, format_manifest, parse_manifest
 from protocol.messages import CHUNK_BYTES, MAX_MESSAGE_BYTES, BlobRef, Chunk, Envelope
 from protocol.profile import MAX_PROFILE_BYTES, Profile, format_profile, parse_profile
-from protocol.release import Release
+from protocol.release import Release, check_release, sign_release
 from protocol.sealed import holds, seal_in, sealed
-from protocol.signing import SEAL_BYTES, ed25519_verifier, load_signer, new_signing_key
+from protocol.signing import Signer, ed25519_verifier, load_signer
 from protocol.statements import MAX_STATEMENT, read_statement, state
 from protocol.token import Token, parse_token
 from protocol.topics import Topics
@@ -46,9 +49,6 @@ CODECS = (
     *("randk:0.1/float16", "randk:0.1/int8@whole", "powersgd:2/float16", "mask/float16", "mask/int8"),
 )
 
-
-_RELEASE = Release("home", bytes(32), 3, 1_700_000_000, 1_800_000_000)
-_RING = Ring("home", 2, 1_700_000_000, (bytes(32), bytes(32)), (OnlineKey(bytes(32), 1_800_000_000),))
 
 # What Python takes to look at anything at all, where a target's own limit is less.
 FLOOR_BYTES = 16 << 10
@@ -186,24 +186,6 @@ def _enrolment() -> Prepared:
     return Prepared(enrolment.decode, [enrolment.encode(one)[4:] for one in said], enrolment.MAX_FRAME)
 
 
-def _statement(record: Release | Ring) -> Prepared:
-    """What stands behind the seal, as if somebody with the key had signed it."""
-    signer, seal = load_signer(new_signing_key()), bytes(SEAL_BYTES)
-    seeds = [state("release", record, signer)[SEAL_BYTES:]]
-    return Prepared(lambda data: read_statement(type(record), seal + data), seeds, MAX_STATEMENT)
-
-
-def _sealed() -> Prepared:
-    """A whole message, of which the seal is looked at first."""
-    signer, topic = load_signer(new_signing_key()), "sf/1/home/kitchen-pi/up"
-    verifier = ed25519_verifier(signer.public)
-
-    def decode(data: bytes) -> object:
-        return seal_in(data) is not None and holds(topic, data, verifier) and messages.decode(data)
-
-    return Prepared(decode, [sealed(topic, one, signer) for one in _envelopes()], MAX_MESSAGE_BYTES)
-
-
 class _Socket:
     """Gives what it has in parts, as a network does."""
 
@@ -265,6 +247,43 @@ def _profile() -> Prepared:
     return Prepared(partial(parse_profile, "pi.json"), [format_profile(profile).encode()], MAX_PROFILE_BYTES)
 
 
+def _signer() -> Signer:
+    """The same in every run; it guards nothing."""
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return load_signer(key.private_bytes(*form))
+
+
+def _sealed() -> Prepared:
+    signer, topic = _signer(), "sf/1/home/kitchen-pi/up"
+    verifier = ed25519_verifier(signer.public)
+
+    def decode(data: bytes) -> object:
+        return seal_in(data) and holds(topic, data, verifier)
+
+    return Prepared(decode, [sealed(topic, one, signer) for one in _envelopes()], MAX_MESSAGE_BYTES)
+
+
+def _release() -> Prepared:
+    """Also what stands behind a seal that does not hold, as if it did."""
+    signer = _signer()
+    release = Release("home", s.DIGEST, 3, 1000, 2000)
+
+    def decode(data: bytes) -> object:
+        check_release(data, [signer.public], "home", s.DIGEST, 1500.0)
+        return read_statement(Release, data)
+
+    return Prepared(decode, [sign_release(release, signer)], MAX_STATEMENT + 16 * MAX_ITEMS)
+
+
+def _ring() -> Prepared:
+    """What stands behind its seal, as if somebody with the key had signed it."""
+    ring = Ring("home", 2, 1000, (s.DIGEST, s.DIGEST), (OnlineKey(s.DIGEST, 2000),))
+    return Prepared(
+        lambda data: read_statement(Ring, data), [state("ring", ring, _signer())], MAX_STATEMENT + 16 * MAX_ITEMS
+    )
+
+
 def _text(parse: Callable[[str], object]) -> Callable[[bytes], object]:
     """Of text, which comes decoded: every byte a character."""
     return lambda data: parse(data.decode("latin-1"))
@@ -304,9 +323,9 @@ TARGETS: tuple[Target, ...] = (
     Target("enrolment", _enrolment, "MAX_FRAME", mutation=_CBOR, share=3),
     Target("enrolment frame", _frame, "MAX_FRAME", (ValueError, OSError)),
     Target("certificate request", _request, "MAX_REQUEST", mutation=frame_mutations.der, share=2),
-    Target("release", partial(_statement, _RELEASE), "MAX_STATEMENT", mutation=_CBOR),
-    Target("ring", partial(_statement, _RING), "MAX_STATEMENT", mutation=_CBOR),
-    Target("sealed message", _sealed, "MAX_MESSAGE_BYTES"),
+    Target("seal", _sealed, "MAX_MESSAGE_BYTES", mutation=_CBOR),
+    Target("release", _release, "MAX_STATEMENT, and 16 bytes for each of MAX_ITEMS", mutation=_CBOR),
+    Target("ring", _ring, "MAX_STATEMENT, and 16 bytes for each of MAX_ITEMS", mutation=_CBOR),
     Target("token", _token, _FLOOR, (ValueError,)),
     Target("topic", _topic, "what MQTT allows of a topic"),
     Target("endpoint", _endpoint, _FLOOR, (SparsefleetError,)),
