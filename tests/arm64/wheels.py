@@ -53,16 +53,11 @@ def site(cache: Path, folder: Path) -> Path:
 
 
 def _wheel(folder: Path) -> Path:
-    """Our wheel, built from a copy of what belongs in it: a build in place would find what earlier builds left."""
-    table = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    source = folder / "source"
-    source.mkdir(parents=True)
-    for name in ("pyproject.toml", *table["project"]["license-files"], table["project"]["readme"]):
-        shutil.copy(ROOT / name, source / name)
-    for pattern in table["tool"]["setuptools"]["packages"]["find"]["include"]:
-        name = pattern.removesuffix("*")
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    _pip("wheel", "--no-deps", "--wheel-dir", str(folder), str(source))
+    """Our wheel, built from this source as `make wheel` does."""
+    command = [sys.executable, str(ROOT / "packaging/build_wheel.py"), "--out", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise MachineError(done.stderr.strip()[-2000:])
     (wheel,) = folder.glob("*.whl")
     return wheel
 

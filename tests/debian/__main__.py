@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.arm64 import machine
+from tests.bundles import READY
 from tests.cache import cache_folder
 from tests.debian import coordinators, journey
 from tests.debian.boards import agent_image, board
@@ -60,23 +61,23 @@ def _job(folder: Path, architectures: list[str], given: Path | None) -> None:
         for package in (given or folder).glob("*.deb"):
             (packages / package.name).hardlink_to(package)
     with _timed(f"the bundle {MODEL}, exported here"):
-        subprocess.run([sys.executable, "-m", "tests.bundles", str(folder / "bundles"), MODEL], cwd=ROOT, check=True)
+        bundle = _bundle(folder / "bundles") / MODEL
     for architecture in architectures:
         with _timed(f"{architecture}: from installation to purge"):
-            _travel(folder, packages, architecture)
+            _travel(folder, packages, architecture, bundle)
     if "amd64" in architectures:
         with _timed("amd64: the coordinator's package"):
-            coordinators.travel(cache_folder(), packages, folder / "bundles" / MODEL)
+            coordinators.travel(cache_folder(), packages, bundle)
 
 
-def _travel(folder: Path, packages: Path, architecture: str) -> None:
+def _travel(folder: Path, packages: Path, architecture: str, bundle: Path) -> None:
     place = folder / architecture
     place.mkdir()
     found = sorted(path.name for path in packages.glob(f"edge-agent_*_{architecture}.deb"))
     (new,) = (name for name in found if OLD not in name)
     (old,) = (name for name in found if OLD in name)
     other = next((path.name for path in packages.glob("edge-agent_*.deb") if architecture not in path.name), None)
-    fleet = journey.make_fleet(place, folder / "bundles" / MODEL)
+    fleet = journey.make_fleet(place, bundle)
     mounts = {"/packages": packages, "/packaging": ROOT / "packaging", "/device": place / journey.DEVICE}
     # The device's user reads its data, and nobody else needs to.
     for path in (folder, place, place / journey.DEVICE):
@@ -92,6 +93,15 @@ def _travel(folder: Path, packages: Path, architecture: str) -> None:
             journey.travel(there, fleet, old, new, image, lambda text: print("  " + text.replace("\n", "\n  ")))
         finally:
             fleet.stop()
+
+
+def _bundle(folder: Path) -> Path:
+    """A folder with the model's bundle, exported by this machine's torch; or as it lies ready where the environment
+    says."""
+    if ready := os.environ.get(READY):
+        return Path(ready).absolute()
+    subprocess.run([sys.executable, "-m", "tests.bundles", str(folder), MODEL], cwd=ROOT, check=True)
+    return folder
 
 
 def _build(out: Path, architecture: str, version: str | None, package: str) -> None:
