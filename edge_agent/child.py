@@ -38,6 +38,8 @@ SILENCE_S, SILENCE_STEPS = 120.0, 20.0
 DROP_S = 2.0
 # For a last checkpoint, when the agent ends; a service manager waits longer.
 CLOSE_S = 3.0
+# The same, when the device may not train for a while: a slow step is waited for rather than thrown away.
+PAUSE_S = 30.0
 
 
 @dataclass(slots=True)
@@ -133,12 +135,15 @@ class ChildTrainer:
         """See `Trainer.pause`."""
         self.keep("pausing")
         self._hand = None
-        self.unload()
+        self._leave(PAUSE_S)
 
     def unload(self) -> None:
         """See `Trainer.unload`: the child ends, and its memory is the system's again."""
+        self._leave(CLOSE_S)
+
+    def _leave(self, within_s: float) -> None:
         if self._child is not None:
-            self._child.leave(self._clock() + CLOSE_S)
+            self._child.leave(self._clock() + within_s)
             self._leaving.append(self._child)
         self._child, self._dropping, self._deadline = None, False, float("inf")
 

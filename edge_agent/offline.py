@@ -56,6 +56,8 @@ def train(options: argparse.Namespace) -> int:
     first_step_s = 0.0
     if not options.json:
         print(f"backend {choice.engine.name}: {choice.reason}; variant {options.variant}; {len(dataset)} examples")
+        if dataset.left_out.count:
+            print(f"left out: {dataset.left_out}")
         if resume is not None:
             print(f"going on from {options.checkpoint}, after step {resume.done}")
     while not training.finished:
@@ -72,6 +74,7 @@ def train(options: argparse.Namespace) -> int:
         "variant": options.variant,
         "trained": layout_of(bundle.manifest, options.variant).n_parameters,
         "examples": len(dataset),
+        "left_out": dataset.left_out.count,
         "steps": training.done,
         "loss": losses,
         "ms_per_step": round(float(np.median(milliseconds)), 3),

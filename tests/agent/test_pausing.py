@@ -295,12 +295,14 @@ def test_a_training_process_is_ended_by_a_pause_and_another_goes_on_to_the_same_
         broker = MemoryBroker()
         home = Home(tmp_path / name, broker, FakeCoordinator(broker, bundle), None, None)  # type: ignore[arg-type]
         process: Literal["same", "child"] = "same" if name == "undisturbed" else "child"
-        home.training, home.eligibility = TrainingSettings(checkpoint_s=3600.0, process=process), RULES
+        home.training, home.eligibility = TrainingSettings(checkpoint_s=0.1, process=process), RULES
         home.device = device = FakeDevice()
         home.start(home.folder)
-        home.say(local_steps=20_000)
+        home.say(local_steps=40_000)
         home.until(lambda home=home: home.agent.job.phase == "training")  # type: ignore[misc]
         if name == "paused":
+            # At the first one something is trained.
+            home.until(lambda home=home: home.checkpoints)  # type: ignore[misc]
             device.now = HOT
             home.agent._watch.look_at = home.now
             home.until(lambda home=home: home.agent.job.phase == "waiting")  # type: ignore[misc]
