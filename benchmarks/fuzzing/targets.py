@@ -190,7 +190,8 @@ def _statement(record: Release | Ring) -> Prepared:
     """What stands behind the seal, as if somebody with the key had signed it."""
     signer, seal = load_signer(new_signing_key()), bytes(SEAL_BYTES)
     seeds = [state("release", record, signer)[SEAL_BYTES:]]
-    return Prepared(lambda data: read_statement(type(record), seal + data), seeds, MAX_STATEMENT)
+    # What is longer is refused by its length, before anybody copies it.
+    return Prepared(lambda data: read_statement(type(record), seal + data[: MAX_STATEMENT + 1]), seeds, MAX_STATEMENT)
 
 
 def _sealed() -> Prepared:
