@@ -15,8 +15,11 @@ _UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _OTHER = range(8)
 _ALLOWED_OTHER = frozenset({20, 21, 22, 25, 26, 27})
 
 
-def flaw(data: bytes) -> str | None:
-    """Why these bytes are not one item of the CBOR described above, or None if they are. Text may still be no UTF-8."""
+def flaw(data: bytes, most: int = MAX_ITEMS) -> str | None:
+    """Why these bytes are not one item of the CBOR described above, or None if they are. Text may still be no UTF-8.
+
+    most: how many items there may be, of which each takes memory however few bytes it has.
+    """
     at, items = 0, 1
     # For each open container, how many items it still lacks, and whether keys alternate with values in it.
     lacking, is_map = [1], [False]
@@ -48,6 +51,6 @@ def flaw(data: bytes) -> str | None:
             return f"it uses tags or simple values (0x{data[at - 1 - width]:02x})"
         if at > len(data):
             return "ends early"
-        if items > MAX_ITEMS or len(lacking) > MAX_DEPTH + 1:
-            return f"over {MAX_ITEMS} items or {MAX_DEPTH} levels"
+        if items > most or len(lacking) > MAX_DEPTH + 1:
+            return f"over {most} items or {MAX_DEPTH} levels"
     return None if at == len(data) else "more bytes follow its end"

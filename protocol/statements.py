@@ -13,6 +13,8 @@ from protocol.signing import ID_BYTES, SEAL_BYTES, Purpose, Signer, ed25519_veri
 T = TypeVar("T")
 
 MAX_STATEMENT = 4096
+# A ring with as many keys as it may have has some sixty.
+MAX_ITEMS = 128
 
 
 def state(purpose: Purpose, record: object, signer: Signer) -> bytes:
@@ -36,7 +38,7 @@ def check(purpose: Purpose, data: bytes, keys: Iterable[bytes]) -> Rejection | N
 def read_statement(cls: type[T], data: bytes) -> T | Rejection:
     """What a statement says; that it may be believed is for the caller to know."""
     body = data[SEAL_BYTES:]
-    wrong = "it is too long" if len(data) > MAX_STATEMENT else flaw(body)
+    wrong = "it is too long" if len(data) > MAX_STATEMENT else flaw(body, MAX_ITEMS)
     if wrong is not None:
         return Rejection("malformed", f"no {cls.__name__.lower()}: {wrong}")
     try:

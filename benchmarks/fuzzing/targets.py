@@ -280,7 +280,7 @@ def _ring() -> Prepared:
     """What stands behind its seal, as if somebody with the key had signed it."""
     ring = Ring("home", 2, 1000, (s.DIGEST, s.DIGEST), (OnlineKey(s.DIGEST, 2000),))
     return Prepared(
-        lambda data: read_statement(Ring, data), [state("ring", ring, _signer())], MAX_STATEMENT + 16 * MAX_ITEMS
+        lambda data: read_statement(Ring, data), [state("keyring", ring, _signer())], MAX_STATEMENT + 16 * MAX_ITEMS
     )
 
 
