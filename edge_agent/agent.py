@@ -1,7 +1,6 @@
 """The agent: carries out what the job and transfer tables decide. Events and time come in, messages go out."""
 
 import logging
-import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,27 +10,27 @@ import numpy as np
 from edge_agent import job as jobs
 from edge_agent.assets import Assets
 from edge_agent.differences import CatchUp
-from edge_agent.greeting import agent_version, say_warning
+from edge_agent.download import Download
+from edge_agent.greeting import SPREAD_S, Greetings, agent_version, say_warning
 from edge_agent.link import Link
 from edge_agent.masks import MaskShelf
 from edge_agent.memory import peak_mib
 from edge_agent.outgoing import Outgoing
+from edge_agent.packing import Packing
 from edge_agent.progress import clear
-from edge_agent.repeats import NEVER, Repeated
+from edge_agent.repeats import Unused
 from edge_agent.same_process import SameProcess
 from edge_agent.selector import Selector
 from edge_agent.settings import AgentSettings
 from edge_agent.slots import Slots
 from edge_agent.status import Journal, Standing
 from edge_agent.store import AgentStore
-from edge_agent.trainer import Broken, Died, Facts, Finished, News, Proven, Ready, Refused, Trainer, Unusable
+from edge_agent.trainer import Broken, Died, Finished, News, Proven, Ready, Refused, Trainer, Unusable
 from edge_agent.trial import Trial, software
 from edge_agent.trusted import Trusted, unbelieved, version_of
-from edge_agent.update import Work, pack
 from edge_agent.watch import Source, watch_of
 from edge_agent.workshop import Workshop
-from protocol.disk import REMEDY, is_disk_trouble
-from protocol.errors import ConfigurationError, DamagedError, Rejection, SparsefleetError
+from protocol.errors import ConfigurationError, Rejection
 from protocol.failpoints import reached
 from protocol.keyring import Keyring
 from protocol.messages import (
@@ -51,19 +50,12 @@ from protocol.messages import (
 )
 from protocol.restraint import Restraint
 from protocol.topics import Topics
-from protocol.transfer import Receiving, ask, forget, receive
 from protocol.transport import Connected, Disconnected, Event, Incoming, Transport
 
 log = logging.getLogger("edge-agent")
 
 # Training is done in slices, so that a withdrawal or a need for chunks waits no longer than this.
 SLICE_S = 0.05
-# A fleet greets a coordinator that returns spread over this long, or longer where it says so.
-GREETING_SPREAD_S = 1.0
-# A disk that was full is tried again so often, with a finished update in hand.
-PACK_AGAIN_S = 10.0
-# A device at rest says so now and then, for a coordinator that lost sight of it (a late will, a lost message).
-HEARTBEAT_S = 300.0
 
 
 class Agent:
@@ -97,7 +89,7 @@ class Agent:
         self._outgoing = Outgoing(store, self._link, rng)
         state, disk = store.blobs.root.parent, store.blobs.disk
         self._watch = watch_of(settings, store, self._link, device, wall)
-        selector = Selector(settings.training.backend, self._facts, state, disk)
+        selector = Selector(settings.training.backend, lambda: self._trainer.facts(), state, disk)
         masks, variant = MaskShelf(state / "masks", disk), settings.training.variant
         catch_up = CatchUp(store.blobs, self._outgoing.digests)
         slots = Slots(store.database, software(), wall)
@@ -108,17 +100,15 @@ class Agent:
         else:
             self._trainer = trainer(assets)
         self._selector, self._assets = selector, assets
+        self._packing = Packing(store, assets, settings.training.residual_rounds)
         self._trial = Trial(slots, settings.training.trial_steps, self._let_go)
         self._connected, self._outage_logged = False, False
-        self._epoch: int | None = None
-        self._spread_s = 0.0
-        self._coordinator_here = True
         self._restraint = Restraint()
-        self._hello = Repeated()
-        self._pack_at, self._unload_at = 0.0, NEVER
-        self._receiving: Receiving | None = None
+        self._greetings = Greetings(rng)
+        self._runtime = Unused(settings.training.idle_unload_s)
+        self._download = Download(store.blobs, self._link)
         # What the trainer says of the task in hand, once it has begun it.
-        self._begun, self._loaded = False, False
+        self._begun = False
         self._ready: Ready | None = None
         self._finished: Finished | None = None
         self._accepted_task = ""
@@ -140,9 +130,6 @@ class Agent:
         """What it is at, in a few words."""
         task = "" if self.job.task is None else f" task={self.job.task.name}"
         return f"{self.job.phase}{task}{'' if self._connected else ', no connection to the broker'}"
-
-    def _facts(self) -> Facts:
-        return self._trainer.facts()
 
     def standing(self) -> Standing:
         """What an operator wants to know of it."""
@@ -168,9 +155,8 @@ class Agent:
         self._connected, self._outage_logged, self._journal.why_not = True, False, ""
         self._link.send("state", DeviceState("ready"), retain=True)
         # A broker that returns has its whole fleet back within a second.
-        self._greet_within(self._spread_s, now)
-        if self._receiving is not None:
-            self._receiving = forget(self._receiving)
+        self._greet_within(self._greetings.spread_s, now)
+        self._download.forget()
 
     def _read(self, event: Incoming, now: float) -> None:
         envelope = self._link.read(event)
@@ -180,10 +166,10 @@ class Agent:
             self._complain(f"message topic={event.topic}", envelope, now)
             if envelope.reason == "unknown-key" and self._restraint.unsaid("greet", now) is not None:
                 # The fleet may have newer keys, which the answer to a greeting brings.
-                self._greet_within(GREETING_SPREAD_S, now)
+                self._greet_within(SPREAD_S, now)
             return
         if isinstance(envelope.body, CoordinatorState) and envelope.body.spread_s is not None:
-            self._spread_s = envelope.body.spread_s
+            self._greetings.spread_s = envelope.body.spread_s
         self._journal.heard = now
         if not isinstance(envelope.body, Keyring):
             self._meet(envelope.boot, now)
@@ -191,29 +177,22 @@ class Agent:
 
     def _meet(self, epoch: int, now: float) -> None:
         """A coordinator that started anew remembers no transfer and may not know this device is here."""
-        # Not only a greater one: a coordinator whose state folder is new counts from one again.
-        if self._epoch is not None and epoch != self._epoch:
-            self._greet_within(max(GREETING_SPREAD_S, self._spread_s), now)
-            if self._receiving is not None:
-                self._receiving = forget(self._receiving)
-        self._epoch = epoch
+        if self._greetings.is_another(epoch):
+            self._greet_within(max(SPREAD_S, self._greetings.spread_s), now)
+            self._download.forget()
 
     def _greet_within(self, seconds: float, now: float) -> None:
         """Greets, and offers what waits, at a moment of its own in that time."""
-        at = now + self._rng.uniform(0, seconds)
-        self._hello.begin(at)
-        self._outgoing.begin(at)
+        self._outgoing.begin(self._greetings.within(seconds, now))
 
     def _obey(self, body: Body, now: float) -> None:
         match body:
             case Welcome(warning=warning):
                 if warning is not None and self._restraint.unsaid("warning", now) is not None:
                     say_warning(warning, self._settings)
-                self._hello.begin(now + HEARTBEAT_S * self._rng.uniform(0.5, 1.0))
+                self._greetings.answered(now)
             case CoordinatorState(accepting=accepting):
-                if self._coordinator_here and not accepting:
-                    log.warning("coordinator gone")
-                self._coordinator_here = accepting
+                self._greetings.sees(here=accepting)
             case Task():
                 self._assign(body, now)
             case Withdraw(task, reason):
@@ -225,10 +204,9 @@ class Agent:
             case Later():
                 self._outgoing.later(body, now)
             case Chunk():
-                self._take(body, now)
-            case Unavailable(digest, reason):
-                if self._receiving is not None and self._receiving.blob.digest == digest:
-                    self._lack(digest, reason)
+                self.rejected += self._download.take(body, now) is not None
+            case Unavailable(digest, reason) if self._download.is_of(digest):
+                self._lack(digest, reason)
             case Receipt():
                 self._settle(body, now)
             case Keyring():
@@ -269,23 +247,9 @@ class Agent:
         """A blob that the coordinator has no more: the task ends, unless there is another way to do it."""
         assert self.job.task is not None
         if self._assets.do_without(self.job.task, digest, reason):
-            self._receiving = None
+            self._download.drop()
         else:
             self._on(jobs.Stopped("refused", "unavailable", f"{digest.hex()[:12]}: {reason}"))
-
-    def _take(self, chunk: Chunk, now: float) -> None:
-        if self._receiving is None:
-            return
-        outcome = receive(self._receiving, chunk, now)
-        if isinstance(outcome, Rejection):
-            self.rejected += 1
-            return
-        receiving, new = outcome
-        if new:
-            # First: a disk that does not take it leaves it to be asked for again.
-            self._store.blobs.write_chunk(receiving.blob, chunk.index, chunk.data)
-            reached("agent.chunk-written")
-        self._receiving = receiving
 
     def _settle(self, receipt: Receipt, now: float) -> None:
         settled = self._outgoing.settle(receipt, now)
@@ -301,7 +265,7 @@ class Agent:
 
     def advance(self, now: float) -> float:
         """Does what is due and says in how many seconds something will be; 0 while there is work."""
-        if self._connected and now >= self._hello.at:
+        if self._connected and now >= self._greetings.due:
             self._greet(now)
         if (changed := self._watch.look(self.job, now)) is not None:
             self._on(changed)
@@ -309,7 +273,7 @@ class Agent:
             self._fetch(now)
         for news in self._trainer.work(SLICE_S):
             self._hear(news)
-        if self.job.phase == "packing" and now >= self._pack_at and not self._outgoing.waiting:
+        if self.job.phase == "packing" and now >= self._packing.at and not self._outgoing.waiting:
             self._pack(now)
         if self._connected and now >= self._outgoing.due:
             if self._watch.holds_link():
@@ -326,12 +290,9 @@ class Agent:
     def _rest(self, now: float) -> None:
         """Lets go of runtime and data after a while without work, whatever became of it."""
         if self.job.phase != "idle":
-            self._loaded, self._unload_at = True, NEVER
-        elif self._loaded and self._unload_at == NEVER:
-            self._unload_at = now + self._settings.training.idle_unload_s
-        if self._loaded and now >= self._unload_at:
+            self._runtime.use()
+        elif self._runtime.rest(now):
             self._trainer.unload()
-            self._loaded, self._unload_at = False, NEVER
             log.info("idle: runtime and data unloaded")
 
     def stop(self) -> None:
@@ -348,15 +309,15 @@ class Agent:
         self._on(jobs.Stopped("failed", reason, detail))
 
     def _wait(self, now: float) -> float:
-        if self.job.phase == "fetching" and self._receiving is None and not self._begun:
+        if self.job.phase == "fetching" and self._download.idle and not self._begun:
             return 0.0
-        due = [self._unload_at, now + self._trainer.wait_s(), self._watch.due(self.job)]
-        if self.job.phase == "packing" and self._pack_at > now:
-            due.append(self._pack_at)
+        due = [self._runtime.at, now + self._trainer.wait_s(), self._watch.due(self.job)]
+        if self.job.phase == "packing" and self._packing.at > now:
+            due.append(self._packing.at)
         if self._connected:
-            due += [self._hello.at, self._outgoing.due]
-            if self._receiving is not None and self.job.phase == "fetching":
-                due.append(self._receiving.ask_again_at)
+            due += [self._greetings.due, self._outgoing.due]
+            if self.job.phase == "fetching":
+                due.append(self._download.due)
         return max(0.0, min(due) - now)
 
     def _greet(self, now: float) -> None:
@@ -366,18 +327,16 @@ class Agent:
         self._link.send(
             "up", Hello(agent_version(), backend, task, self._outgoing.waiting, self._memory_mib, instance, ring)
         )
-        self._hello.said(now, self._rng)
+        self._greetings.said(now)
 
     def _fetch(self, now: float) -> None:
         task = self.job.task
         assert task is not None
-        if self._receiving is not None and self._receiving.complete:
-            blob, self._receiving = self._receiving.blob, None
-            if not self._store.blobs.finish(blob) and not self._assets.do_without(task, blob.digest, "one is damaged"):
-                self._on(jobs.Stopped("failed", "damaged", f"blob {blob.digest.hex()[:12]} has another digest"))
-                return
-            reached("agent.blob-finished")
-        if self._receiving is None:
+        damaged = self._download.finish()
+        if damaged is not None and not self._assets.do_without(task, damaged.digest, "one is damaged"):
+            self._on(jobs.Stopped("failed", "damaged", f"blob {damaged.digest.hex()[:12]} has another digest"))
+            return
+        if self._download.idle:
             missing = self._trial.refusal(task) or self._assets.missing(task)
             if isinstance(missing, Rejection):
                 self._on(jobs.Stopped("refused", missing.reason, missing.detail))
@@ -385,15 +344,10 @@ class Agent:
             if not missing:
                 self._begin(task)
                 return
-            self._receiving = self._store.blobs.resume(missing[0])
-            if self._receiving.complete:
+            if self._download.begin(missing[0]):
                 return
         if self._connected:
-            self._receiving, need = ask(self._receiving, now)
-            if need is not None:
-                self._store.blobs.checkpoint(self._receiving)
-                reached("agent.transfer-checkpointed")
-                self._link.send("up", need)
+            self._download.ask(now)
 
     def _begin(self, task: Task) -> None:
         """All that the task needs is on this disk."""
@@ -452,32 +406,13 @@ class Agent:
         self._on(jobs.Stopped("refused", reason, detail))
 
     def _pack(self, now: float) -> None:
-        task, ready, finished, assets = self.job.task, self._ready, self._finished, self._assets
-        assert task is not None
-        assert ready is not None
-        assert finished is not None
-        try:
-            manifest = assets.manifest(task)
-            base, shared = assets.model(task, manifest), assets.shared(task, manifest)
-            work = Work(manifest, assets.variant_of(task), ready.examples, base, shared, finished.peak_mib)
-            offer = pack(self._store, task, work, finished.trained, self._settings.training.residual_rounds)
-        except (OSError, sqlite3.Error) as error:
-            if not is_disk_trouble(error):
-                raise
-            # The work is done: rather than given back, it waits for room.
-            self._pack_at = now + PACK_AGAIN_S
-            if self._restraint.unsaid("pack", now) is not None:
-                log.error("update of task=%s cannot be kept yet: %s; %s", task.name, error, REMEDY)
-            return
-        except DamagedError:
-            raise
-        except SparsefleetError as error:
-            log.error("update of task=%s cannot be kept: %s", task.name, error)
-            self._on(jobs.Stopped("failed", getattr(error, "reason", "disk"), str(error)))
-            return
-        log.info("update kept task=%s loss=%.4f train_s=%.3f", offer.task, offer.loss, offer.train_s)
-        self._on(jobs.Packed())
-        self._outgoing.begin(now)
+        assert self.job.task is not None
+        assert self._ready is not None
+        assert self._finished is not None
+        event = self._packing.pack(self.job.task, self._ready, self._finished, now)
+        if event is not None:
+            self._on(event)
+            self._outgoing.begin(now)
 
     def _let_go(self) -> None:
         """Of a bundle that failed its trial."""
@@ -502,7 +437,8 @@ class Agent:
                 self._store.forget_task()
                 reached("agent.task-forgotten")
                 self._trainer.drop()
-                self._receiving = self._ready = self._finished = None
+                self._download.drop()
+                self._ready = self._finished = None
                 self._begun = False
                 self._trial.end()
             case jobs.Suspend():

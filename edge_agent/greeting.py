@@ -1,12 +1,60 @@
-"""What an agent says of itself when it greets, and what it makes of a warning in the answer."""
+"""When and how an agent greets its coordinator, and what it makes of a warning in the answer."""
 
 import logging
 from importlib.metadata import PackageNotFoundError, version
 
+import numpy as np
+
+from edge_agent.repeats import Repeated
 from edge_agent.settings import AgentSettings
 from protocol.messages import TWO_AGENTS
 
 log = logging.getLogger("edge-agent")
+
+# A fleet greets a coordinator that returns spread over this long, or longer where it says so.
+SPREAD_S = 1.0
+# A device at rest says so now and then, for a coordinator that lost sight of it (a late will, a lost message).
+HEARTBEAT_S = 300.0
+
+
+class Greetings:
+    """When to say hello: again until it is answered, now and then, and at a moment of its own whenever a whole fleet
+    does. spread_s: over how long a fleet spreads, as the coordinator said."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng, self._hello = rng, Repeated()
+        self._epoch: int | None = None
+        self._here = True
+        self.spread_s = 0.0
+
+    @property
+    def due(self) -> float:
+        return self._hello.at
+
+    def within(self, seconds: float, now: float) -> float:
+        """Greets at a moment of that time, which it returns."""
+        at = now + self._rng.uniform(0, seconds)
+        self._hello.begin(at)
+        return at
+
+    def said(self, now: float) -> None:
+        self._hello.said(now, self._rng)
+
+    def answered(self, now: float) -> None:
+        self._hello.begin(now + HEARTBEAT_S * self._rng.uniform(0.5, 1.0))
+
+    def is_another(self, epoch: int) -> bool:
+        """Whether the coordinator that speaks is not the one that spoke before."""
+        # Not only a greater one: a coordinator whose state folder is new counts from one again.
+        other = self._epoch is not None and epoch != self._epoch
+        self._epoch = epoch
+        return other
+
+    def sees(self, *, here: bool) -> None:
+        """Whether the coordinator takes in what devices say."""
+        if self._here and not here:
+            log.warning("coordinator gone")
+        self._here = here
 
 
 def agent_version() -> str:

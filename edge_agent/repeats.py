@@ -1,4 +1,4 @@
-"""What is said again until it is answered, ever more rarely, and not by a whole fleet at once."""
+"""When things are due: what is said again until answered, ever more rarely, and what ends after a while unused."""
 
 from dataclasses import dataclass
 
@@ -29,3 +29,24 @@ class Repeated:
     def rest(self) -> None:
         """There is nothing to say."""
         self.at = NEVER
+
+
+@dataclass(slots=True)
+class Unused:
+    """Something that is let go of when it was not used for so long. at: when that is, on the caller's clock."""
+
+    after_s: float
+    at: float = NEVER
+    _held: bool = False
+
+    def use(self) -> None:
+        self._held, self.at = True, NEVER
+
+    def rest(self, now: float) -> bool:
+        """It is not in use now. True once, when it is to be let go of."""
+        if self._held and self.at == NEVER:
+            self.at = now + self.after_s
+        if not self._held or now < self.at:
+            return False
+        self._held, self.at = False, NEVER
+        return True
