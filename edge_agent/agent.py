@@ -25,7 +25,7 @@ from edge_agent.settings import AgentSettings
 from edge_agent.slots import Slots
 from edge_agent.status import Journal, Standing
 from edge_agent.store import AgentStore
-from edge_agent.trainer import Broken, Died, Finished, News, Proven, Ready, Refused, Trainer, Unusable
+from edge_agent.trainer import Broken, Died, Facts, Finished, News, Proven, Ready, Refused, Trainer, Unusable
 from edge_agent.trial import Trial, software
 from edge_agent.trusted import Trusted, unbelieved, version_of
 from edge_agent.watch import Source, watch_of
@@ -89,7 +89,7 @@ class Agent:
         self._outgoing = Outgoing(store, self._link, rng)
         state, disk = store.blobs.root.parent, store.blobs.disk
         self._watch = watch_of(settings, store, self._link, device, wall)
-        selector = Selector(settings.training.backend, lambda: self._trainer.facts(), state, disk)
+        selector = Selector(settings.training.backend, self._facts, state, disk)
         masks, variant = MaskShelf(state / "masks", disk), settings.training.variant
         catch_up = CatchUp(store.blobs, self._outgoing.digests)
         slots = Slots(store.database, software(), wall)
@@ -130,6 +130,9 @@ class Agent:
         """What it is at, in a few words."""
         task = "" if self.job.task is None else f" task={self.job.task.name}"
         return f"{self.job.phase}{task}{'' if self._connected else ', no connection to the broker'}"
+
+    def _facts(self) -> Facts:
+        return self._trainer.facts()
 
     def standing(self) -> Standing:
         """What an operator wants to know of it."""
