@@ -57,7 +57,7 @@ def test_a_device_makes_its_key_has_it_certified_and_nobody_else_can_read_it(off
     folder = tmp_path / "state" / "identity"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in folder.iterdir()} == dict.fromkeys(
-        ("identity.json", "identity.pem", "roots.pem"), "0o600"
+        ("identity.json", "identity.pem", "keyring.cbor", "roots.pem"), "0o600"
     )
     (row,) = office.trust.identities()
     assert (row.device, row.state(office.now_s)) == ("kitchen-pi", "valid")
@@ -67,7 +67,7 @@ def test_the_private_key_is_in_no_file_of_the_server(office: Office, tmp_path: P
     office.enrol("kitchen-pi", tmp_path / "state")
     pem = credentials(tmp_path / "state").key.read_text()
     secret = pem.split("-----")[2].strip().splitlines()[1].encode()
-    assert not [path for path in office.folder.iterdir() if secret in path.read_bytes()]
+    assert not [path for path in office.folder.rglob("*") if path.is_file() and secret in path.read_bytes()]
 
 
 def test_a_key_that_others_may_read_is_refused(office: Office, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_guessed_secret_lets_nobody_in_and_burns_nothing(office: Office, tmp_p
 
 def test_a_stolen_list_of_tokens_is_worth_nothing_before_their_use_and_after(office: Office, tmp_path: Path) -> None:
     token = office.token()
-    stolen = b"".join(path.read_bytes() for path in office.folder.iterdir())
+    stolen = b"".join(path.read_bytes() for path in office.folder.rglob("*") if path.is_file())
     assert token.secret not in stolen
     with office.trust.connect() as sql:
         (listed,) = sql.execute("SELECT hash FROM tokens").fetchone()
