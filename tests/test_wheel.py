@@ -35,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("python", interpreters(), ids=lambda path: Path(path).name)
 def test_the_agent_installs_from_wheels_alone_trains_and_is_small(python: str, wheel: Path, tmp_path: Path) -> None:
     run([python, "-m", "venv", str(tmp_path / "venv")], tmp_path)
@@ -58,6 +58,6 @@ def run(command: list[str], folder: Path) -> str:
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder)}
     # What this machine's pip needs to reach an index.
     environment |= {name: value for name, value in os.environ.items() if name.startswith("PIP_") or "_proxy" in name}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
