@@ -79,6 +79,9 @@ def travel(board: Board, fleet: RealFleet, old: str, new: str, image: str | None
     _stop(board, fleet)
     assert trained_s < TARGET_S or board.architecture == "arm64", f"{trained_s:.0f} s is over the target of {TARGET_S}"
     _is_configured(board)
+    # What has trained has nothing wrong with it; warnings of this machine are none of the package's.
+    checked = board.run(*AS_USER.split(), "edge-agent", "check", "--json", "--config", CONFIG)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
     before = _identity(board)
     said = install(new)
