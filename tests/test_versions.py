@@ -23,7 +23,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sources of that version, from this clone's history."""
     made = subprocess.run(["git", "-C", str(ROOT), "archive", BEFORE, *PARTS], capture_output=True)
     if made.returncode != 0:
-        pytest.skip(f"this clone has no commit {BEFORE[:12]}; git fetch --unshallow")
+        pytest.skip(f"history not at hand: this clone has no commit {BEFORE[:12]}; git fetch --unshallow brings it")
     folder = tmp_path_factory.mktemp("before")
     with tarfile.open(fileobj=io.BytesIO(made.stdout)) as archive:
         archive.extractall(folder, filter="data")
