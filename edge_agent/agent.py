@@ -136,7 +136,9 @@ class Agent:
 
     def standing(self) -> Standing:
         """What an operator wants to know of it."""
-        return self._journal.standing(self._connected, self.job, self._ready, self._outgoing.offered)
+        return self._journal.standing(
+            self._connected, self.job, self._ready, self._trainer.done, self._outgoing.offered
+        )
 
     # What arrives
 
@@ -292,7 +294,7 @@ class Agent:
 
     def _rest(self, now: float) -> None:
         """Lets go of runtime and data after a while without work, whatever became of it."""
-        if self.job.phase != "idle":
+        if self.job.phase not in ("idle", "packing"):
             self._runtime.use()
         elif self._runtime.rest(now):
             self._trainer.unload()
@@ -307,6 +309,9 @@ class Agent:
 
     def fail(self, reason: str, detail: str) -> None:
         """Gives the task in hand back after a fault of our own, so that the fleet does not wait for it."""
+        if reason == "disk" and self.job.phase == "packing":
+            # The work is done, and waits for room; what else the disk did not take is said again.
+            return
         # Where the disk does not even take this, it is begun anew.
         self._begun = False
         self._on(jobs.Stopped("failed", reason, detail))
@@ -393,7 +398,7 @@ class Agent:
                 if by_hand is not None:
                     self._on(jobs.Stopped("failed", by_hand.reason, by_hand.detail))
             case Died(cause):
-                failed = self._trial.died(cause)
+                failed = self._trial.died(cause) or self._trial.refusal(task)
                 if failed is not None:
                     self._on(jobs.Stopped("failed", failed.reason, failed.detail))
                 else:
@@ -437,13 +442,16 @@ class Agent:
                 reached("agent.task-remembered")
                 self._assets.keep_only_for(task, self._outgoing.digests())
             case jobs.Forget():
-                self._store.forget_task()
-                reached("agent.task-forgotten")
-                self._trainer.drop()
                 self._download.drop()
                 self._ready = self._finished = None
                 self._begun = False
-                self._trial.end()
+                try:
+                    self._store.forget_task()
+                    reached("agent.task-forgotten")
+                finally:
+                    # Also where the disk takes nothing: nobody is to train for a task that is over.
+                    self._trainer.drop()
+                    self._trial.end()
             case jobs.Suspend():
                 self._trainer.pause()
                 self._trial.end()

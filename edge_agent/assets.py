@@ -121,9 +121,9 @@ class Assets:
         if task.mask is not None:
             keep.add(task.mask.blob.digest)
         if self._has_manifest(task):
-            # A task that cannot be done here is refused as soon as it is looked at; until then it needs nothing.
+            # All of the bundle, whichever backend it will be: to know that, a training process must have started.
             with suppress(ConfigurationError):
-                keep |= {blob.digest for blob in self._absent(task)}
+                keep |= {bytes.fromhex(entry.sha256) for entry in self._manifest(task).files}
         self.blobs.keep_only(keep)
 
     def do_without(self, task: Task, digest: bytes, why: str) -> bool:

@@ -50,6 +50,7 @@ class _InHand:
     selected: Selection
     trial_steps: int = 0
     deaths: int = 0
+    done: int = 0
     finished: bool = False
 
 
@@ -67,9 +68,14 @@ class ChildTrainer:
         self._sweep = False
         self._facts: Facts | None = None
         self._hand: _InHand | None = None
-        # What is said until Dropped is of the task before.
-        self._dropping = False
+        # How many tasks it has yet to say of that it let go of them. What it says until then is of those.
+        self._dropping = 0
         self._deadline = float("inf")
+
+    @property
+    def done(self) -> int:
+        """See `Trainer.done`."""
+        return 0 if self._hand is None else self._hand.done
 
     def facts(self) -> Facts:
         """See `Trainer.facts`. Waits for the first child's first word; what it said holds until another says more."""
@@ -127,7 +133,7 @@ class ChildTrainer:
         if self._child is None:
             self._sweep = True
             return
-        self._dropping = True
+        self._dropping += 1
         self._deadline = self._clock() + DROP_S
         self._child.send(wire.Drop())
 
@@ -145,7 +151,7 @@ class ChildTrainer:
         if self._child is not None:
             self._child.leave(self._clock() + within_s)
             self._leaving.append(self._child)
-        self._child, self._dropping, self._deadline = None, False, float("inf")
+        self._child, self._dropping, self._deadline = None, 0, float("inf")
 
     def close(self) -> None:
         """See `Trainer.close`."""
@@ -164,7 +170,7 @@ class ChildTrainer:
                 self._sweep = False
                 clear(self._assets.blobs)
             self._child = self._launch()
-            self._dropping = False
+            self._dropping = 0
         return self._child
 
     def _send_begin(self) -> None:
@@ -181,16 +187,21 @@ class ChildTrainer:
         if isinstance(said, wire.Awake):
             self._take_facts(said)
         elif isinstance(said, wire.Dropped):
-            self._dropping = False
-            self._deadline = float("inf") if self._hand is None else self._clock() + PREPARE_S
+            self._dropping = max(0, self._dropping - 1)
+            if self._dropping:
+                self._deadline = self._clock() + DROP_S
+            else:
+                self._deadline = float("inf") if self._hand is None else self._clock() + PREPARE_S
         elif self._hand is None or self._hand.finished or self._dropping:
             pass
         elif isinstance(said, Ready):
+            self._hand.done = said.done
             return said
         elif isinstance(said, Proven):
             self._hand.trial_steps = 0
             return said
         elif isinstance(said, wire.Stepped):
+            self._hand.done = said.done
             each_s = said.seconds / max(1, said.done)
             self._deadline = self._clock() + max(SILENCE_S, SILENCE_STEPS * each_s)
             if said.kept:
@@ -224,9 +235,9 @@ class ChildTrainer:
         self._child.close()
         self._child, hand = None, self._hand
         if self._dropping:
+            self._dropping, self._deadline = 0, float("inf")
             # Whatever it was about to write for the task before.
             clear(self._assets.blobs)
-            self._dropping, self._deadline = False, float("inf")
             if hand is not None:
                 self._send_begin()
             return None

@@ -32,6 +32,8 @@ FRUGAL = {
     "OPENBLAS_NUM_THREADS": "1",
     "ORT_DISABLE_TELEMETRY": "1",
 }
+# From a kill to an end; longer only in the hands of a file system that hangs.
+KILLED_S = 5.0
 _VECTOR = np.dtype("<f4")
 
 
@@ -116,7 +118,10 @@ class ChildProcess:
         found = np.empty(values, _VECTOR)
         part, start = found.view(np.uint8).data, 0
         while start < len(part):
-            start += os.preadv(self._memory, [part[start:]], start)
+            read = os.preadv(self._memory, [part[start:]], start)
+            if not read:
+                return None
+            start += read
         os.ftruncate(self._memory, 0)
         return found.astype(np.float32, copy=False)
 
@@ -133,6 +138,8 @@ class ChildProcess:
     def gone(self, now: float) -> bool:
         """Whether it has ended; what is still here after its time is killed."""
         if now >= self.leave_by:
+            # Once: one that the kernel holds in a write ends when that does, and its end wakes the agent.
+            self.leave_by = float("inf")
             self.kill("it did not end when asked to")
         if self._thread.is_alive():
             return False
@@ -143,7 +150,9 @@ class ChildProcess:
         """Waits for its end, and brings it about after that time."""
         self._thread.join(timeout_s)
         self.kill("it did not end when asked to")
-        self.close()
+        self._thread.join(KILLED_S)
+        if not self._thread.is_alive():
+            self.close()
 
     def close(self) -> None:
         """Of a process that has ended."""

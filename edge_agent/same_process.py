@@ -47,6 +47,11 @@ class SameProcess:
         self.progress: Progress | None = None
         self._told, self._trial_steps = False, 0
 
+    @property
+    def done(self) -> int:
+        """See `Trainer.done`."""
+        return 0 if self.training is None else self.training.done
+
     def facts(self) -> Facts:
         """See `Trainer.facts`. Loads the runtime."""
         return Facts(runtime_name(), refusals())

@@ -110,15 +110,15 @@ class Journal:
         if state != "accepted":
             self.refused = Verdict(task, reason[:_WORDS], detail[:_WORDS])
 
-    def standing(self, connected: bool, job: Job, ready: Ready | None, offered: float | None) -> Standing:
-        """All of it at one moment."""
+    def standing(self, connected: bool, job: Job, ready: Ready | None, done: int, offered: float | None) -> Standing:
+        """All of it at one moment. done: steps of the task in hand."""
         return Standing(
             connected=connected,
             why_not=self.why_not,
             heard=self.heard,
             phase=job.phase,
             task=job.task.name if job.task else "",
-            done=ready.done if ready else 0,
+            done=done if ready else 0,
             total=ready.total_steps if ready else 0,
             backend=ready.backend if ready else "",
             offered=offered,

@@ -89,6 +89,10 @@ News = Ready | Unusable | Refused | Broken | Finished | Proven | Died
 class Trainer(Protocol):
     """Trains one task at a time. All calls come from one thread, and none waits long but the first `facts`."""
 
+    @property
+    def done(self) -> int:
+        """How many steps of the task in hand are done, as far as is known here."""
+
     def facts(self) -> Facts:
         """What is installed. Raises ConfigurationError where no training process can be started."""
 

@@ -60,7 +60,8 @@ class Watch:
         self._held = Held()
         self._task: str | None = None
         self._said: frozenset[str] = frozenset()
-        self._until = NEVER
+        # When a task that has not begun is given back, and when its round is over.
+        self._until = self._ends = NEVER
         self.look_at = 0.0
 
     def look(self, job: jobs.Job, now: float) -> jobs.Event | None:
@@ -71,7 +72,7 @@ class Watch:
         if job.task.name != self._task:
             self._take(job.task, now)
         if job.phase == "training":
-            self._until = NEVER
+            self._until = self._ends = NEVER
         if now < self.look_at:
             return None
         reasons = self._broken(now, training=job.phase == "training")
@@ -80,8 +81,12 @@ class Watch:
                 log.info("task=%s goes on: the device may train again", job.task.name)
             return jobs.Resumed() if job.paused else None
         detail = "; ".join(reason.detail for reason in reasons)
+        if not job.paused and self._ends != NEVER:
+            self._until = min(now + self._settings.wait_s, self._ends)
         if now + max(reason.passes_s for reason in reasons) > self._until or now >= self._until:
             log.warning("task=%s refused: this device may not train: %s", job.task.name, detail)
+            # Said again, it is looked at anew.
+            self._task = None
             return jobs.Stopped("refused", INELIGIBLE, detail)
         if job.paused and self._said == self._held.words:
             return None
@@ -110,7 +115,7 @@ class Watch:
 
     def _take(self, task: Task, now: float) -> None:
         self._task = task.name
-        self._until = NEVER if self._begun(task) else now + min(self._settings.wait_s, task.time_left_s)
+        self._until, self._ends = NEVER, NEVER if self._begun(task) else now + task.time_left_s
         self.look_at = now
 
     def _broken(self, now: float, *, training: bool) -> tuple[Reason, ...]:

@@ -38,7 +38,7 @@ def call(settings: DataSettings, base: Path) -> Shard:
         sys.path.append(folder)
     try:
         result = _function(source, module_name, function_name, base)()
-    except _FAULTS as error:
+    except (*_FAULTS, *_MORE_FAULTS) as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
         raise DataError(f"{source}: raised {type(error).__name__}: {error} at {at.filename}:{at.lineno}") from error
     if isinstance(result, Mapping):

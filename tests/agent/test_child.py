@@ -290,8 +290,8 @@ def test_an_idle_child_ends_and_gives_its_memory_back(make: Make, caplog: pytest
 def test_a_paused_task_gives_its_memory_back_and_goes_on_from_its_checkpoint(
     make: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    home = make(training=replace(TRAINING, checkpoint_s=0.5))
-    task = home.say(local_steps=12_000)
+    home = make(training=replace(TRAINING, checkpoint_s=0.05))
+    task = home.say(local_steps=40_000)
     home.until(lambda: bool(home.checkpoints))
     trainer, paused = home.agent._trainer, home.children[0]
     trainer.pause()

@@ -260,6 +260,14 @@ def test_an_altered_archive_is_refused_or_read_as_what_it_was(tmp_path: Path) ->
     assert refusals > len(data) / 2
 
 
+@pytest.mark.parametrize("fault", [FileNotFoundError, ValueError, NameError, TypeError, KeyError, ZeroDivisionError])
+def test_a_function_that_fails_is_named_with_its_line(tmp_path: Path, fault: type[Exception]) -> None:
+    name = f"fails_with_{fault.__name__.lower()}"
+    (tmp_path / f"{name}.py").write_text(f"def f():\n    raise {fault.__name__}('the disk is not here yet')\n")
+    with pytest.raises(DataError, match=rf"raised {fault.__name__}: .*not here yet.* at .*{name}\.py:2"):
+        load(DataSettings(source=f"{name}:f"), MANIFEST, tmp_path)
+
+
 def test_a_source_that_gives_no_data_is_refused(module: Callable[[Any], DataSettings]) -> None:
     assert "No module named 'no_such_module'" in refused(None, DataSettings(source="no_such_module:load"))
     assert "has no function 'absent'; check data.source" in refused(None, DataSettings(source="math:absent"))

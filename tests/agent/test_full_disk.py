@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from edge_agent.settings import TrainingSettings
 from edge_agent.store import AgentStore
 from protocol.disk import disk_named, is_disk_trouble
 from protocol.errors import SparsefleetError
-from protocol.messages import Offer, TaskReport
+from protocol.messages import Offer, Receipt, TaskReport
 from protocol.transport import MemoryBroker
 from tests.agent.fake_coordinator import FakeCoordinator
 from tests.agent.test_agent import Fleet, training_of
@@ -93,6 +94,36 @@ def test_a_finished_update_waits_for_room_and_is_not_given_back(fleet: Fleet, ca
     assert "free disk space" in caplog.text
     fleet.until(lambda: bool(fleet.coordinator.payloads) and not fleet.store.outbox())
     assert [r.state for r in fleet.coordinator.reports] == ["accepted"]
+
+
+def test_a_receipt_that_a_full_disk_does_not_take_costs_no_finished_update(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.coordinator.deaf_to = (Offer,)
+    fleet.coordinator.say(fleet.coordinator.task(1, ZEROS, steps=3))
+    fleet.until(lambda: bool(fleet.coordinator.of(Offer)))
+    fleet.coordinator.say(fleet.coordinator.task(2, ZEROS + 1, steps=3))
+    fleet.until(lambda: fleet.agent.job.phase == "packing")
+    (offer, *_), settle, full = fleet.coordinator.of(Offer), fleet.store.settle, [True]
+    assert isinstance(offer, Offer)
+
+    def settle_later(*args: Any, **kwargs: Any) -> Any:
+        if full:
+            full.pop()
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        return settle(*args, **kwargs)
+
+    monkeypatch.setattr(fleet.store, "settle", settle_later)
+    fleet.coordinator.say(Receipt(offer.blob.digest, offer.task, "accepted"))
+    while full:
+        turn(fleet)
+    assert fleet.agent.job.phase == "packing"
+    fleet.coordinator.say(Receipt(offer.blob.digest, offer.task, "accepted"))
+    fleet.coordinator.deaf_to = ()
+    fleet.until(lambda: len(fleet.coordinator.payloads) == 1 and not fleet.store.outbox())
+    assert [report.state for report in fleet.coordinator.reports] == ["accepted", "accepted"]
 
 
 def test_an_update_over_the_limit_is_given_back_with_its_reason(fleet: Fleet) -> None:

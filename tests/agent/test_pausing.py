@@ -12,7 +12,7 @@ import pytest
 from edge_agent import agent, progress
 from edge_agent.eligibility import Conditions, EligibilitySettings
 from edge_agent.settings import TrainingSettings
-from protocol.messages import Offer, Task, TaskReport, Withdraw
+from protocol.messages import Need, Offer, Task, TaskReport, Withdraw
 from protocol.transport import MemoryBroker
 from tests.agent.fake_coordinator import FakeCoordinator
 from tests.agent.test_agent import Fleet, training_of
@@ -161,6 +161,17 @@ def test_a_task_for_a_device_that_may_not_train_fetches_nothing_and_is_refused_i
     fleet.until(lambda: fleet.agent.job.phase == "idle")
     assert said(fleet) == [("accepted", "ineligible", "90 C, over 80 C"), ("refused", "ineligible", "90 C, over 75 C")]
     assert fleet.now < 70
+
+
+def test_the_wait_begins_with_the_condition_and_not_with_the_task(fleet: Device) -> None:
+    fleet.coordinator.deaf_to = (Need,)
+    fleet.coordinator.say(replace(task(fleet), time_left_s=1000.0))
+    fleet.until(lambda: fleet.agent.job.phase == "fetching")
+    fleet.seconds(RULES.wait_s + 10)
+    fleet.becomes(HOT)
+    fleet.until(fleet.waits)
+    fleet.seconds(RULES.wait_s - 10)
+    assert fleet.waits()
 
 
 def test_a_task_waits_no_longer_than_its_round_lasts(fleet: Device) -> None:

@@ -85,7 +85,7 @@ def test_the_record_is_one_page_that_is_overwritten_whatever_the_words(tmp_path:
     journal.reported("r/1", "refused", "data", "y" * 100_000)
     journal.settled(Receipt(b"d" * 32, "r/2", "rejected", "norm", "z" * 100_000))
     keeper = StatusKeeper(tmp_path, FIRST)
-    keeper.note(journal.standing(False, Job(), None, None), 1000.0, 0.0)
+    keeper.note(journal.standing(False, Job(), None, 0, None), 1000.0, 0.0)
     assert (tmp_path / FILE).stat().st_size == PAGE_BYTES
     said = read_status(tmp_path)
     assert said is not None
