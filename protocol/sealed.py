@@ -9,6 +9,7 @@ decoded, a message that was said on one topic is none on another, and a reader t
 key that is unknown to it.
 """
 
+from protocol.messages import MAX_MESSAGE_BYTES
 from protocol.signing import SEAL_BYTES, Signer, Verifier
 
 _SIX, _SEVEN = b"\xa6", b"\xa7"
@@ -25,9 +26,10 @@ def sealed(topic: str, payload: bytes, signer: Signer) -> bytes:
 
 
 def seal_in(payload: bytes) -> bytes | None:
-    """The seal of a message, right or not; None where it has none."""
+    """The seal of a message, right or not; None where it has none, or where the message is longer than any may be."""
     at = len(payload) - SEALED_BYTES
-    if at < 1 or payload[:1] != _SEVEN or payload[at : at + len(_ENTRY)] != _ENTRY:
+    fits = 1 <= at <= MAX_MESSAGE_BYTES - SEALED_BYTES
+    if not fits or payload[:1] != _SEVEN or payload[at : at + len(_ENTRY)] != _ENTRY:
         return None
     return payload[-SEAL_BYTES:]
 

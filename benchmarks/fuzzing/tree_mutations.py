@@ -103,6 +103,9 @@ def _changed_list(tree: list[Any], rng: Random, binary: bool) -> list[Any]:
 
 
 def _values(tree: Any) -> int:
+    """How many, long ones as what they would take as numbers."""
+    if isinstance(tree, str | bytes):
+        return 1 + len(tree) // 8
     inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
     return 1 + sum(map(_values, inner))
 

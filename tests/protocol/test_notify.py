@@ -57,10 +57,12 @@ def test_the_watchdog_is_fed_by_turns_that_got_on_and_no_more_often_than_needed(
     assert notifier.wait_s == 20.0
     notifier.ready()
     assert heard(manager) == ["READY=1", "WATCHDOG=1"]
-    for _ in range(100):
-        now += 1.0
-        notifier.alive()
-    assert heard(manager) == ["WATCHDOG=1"] * 20
+    # Few at a time: a datagram socket keeps ten.
+    for _ in range(5):
+        for _ in range(20):
+            now += 1.0
+            notifier.alive()
+        assert heard(manager) == ["WATCHDOG=1"] * 4
     now += 100.0
     assert heard(manager) == [], "who does not get on is not heard"
 
