@@ -392,7 +392,7 @@ def _table(title: str, names: list[str], rows: list[list[str]]) -> None:
 def _cell(name: str, value: object) -> str:
     if name == "last_seen_s" and isinstance(value, float):
         return datetime.fromtimestamp(value).isoformat(" ", "seconds")
-    if name == "identity_ends_s" and isinstance(value, float):
+    if name in ("identity_ends_s", "expires_s") and isinstance(value, float):
         return datetime.fromtimestamp(value).date().isoformat()
     return _text(value)
 

@@ -73,6 +73,8 @@ def _open_trusted(settings: Settings, port: int, broker_state: Path, stack: Exit
         return Gate(broker)
     address = f"mqtts://:{port}" if wanted.private else broker.url
     keys = open_keys(trust_folder, settings.fleet, time.time())
+    if not settings.trust.require_seals:
+        log.warning("trust.require_seals = false: whoever runs the broker can speak as any device")
     seals = Seals(keys, trust, time.time, required=settings.trust.require_seals)
     stack.callback(seals.close)
     days = settings.trust.certificate_days

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from edge_agent import check_command, config_command, diag_command, outbox_command, status_command
-from edge_agent.options import add_config
+from edge_agent.options import add_config, config_to_make
 from protocol.command import EXIT_CODES, Parser, run_command
 
 EPILOG = f"""\
@@ -80,7 +80,7 @@ examples:
     given.add_argument("--token", help="of fleet-coordinator token")
     given.add_argument("--token-file", type=Path, metavar="FILE", help="the token is in a file; - for standard input")
     enroll.add_argument("--device", metavar="ID", help="this device's name (default: the configuration's)")
-    enroll.add_argument("--config", type=Path, default=Path("agent.toml"), help="default: %(default)s; made if absent")
+    enroll.add_argument("--config", type=Path, default=config_to_make(), help="default: %(default)s; made if absent")
     enroll.add_argument(
         "--state", default="state", metavar="DIR", help="for the configuration if made (default: state)"
     )
@@ -103,9 +103,9 @@ def _add_model(commands: "argparse._SubParsersAction[Parser]") -> None:
         help="the bundles in this device's slots: list, show, commit, rollback, retry",
         epilog="""\
 examples:
-  edge-agent model list --config agent.toml
-  edge-agent model show 3f1c --config agent.toml --json
-  edge-agent model rollback --config agent.toml    # back to the bundle before; the present one is not tried again
+  edge-agent model list
+  edge-agent model show 3f1c --json
+  edge-agent model rollback    # back to the bundle before; the present one is not tried again
 exit codes: 0 ok, 1 failure, 2 nothing to do, 3 configuration""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -117,12 +117,13 @@ exit codes: 0 ok, 1 failure, 2 nothing to do, 3 configuration""",
         ("rollback", "go back to the bundle before; the present one fails, by hand"),
         ("retry", "forget that a bundle failed, so that it is tried again"),
     ):
-        action = actions.add_parser(name, help=does, epilog=f"example: edge-agent model {name} --config agent.toml")
+        which = " 3f1c" if name in ("show", "retry") else ""
+        action = actions.add_parser(name, help=does, epilog=f"example: edge-agent model {name}{which}")
         if name in ("show", "retry"):
             action.add_argument("name", metavar="DIGEST|VERSION", help="as list has it; the digest's first digits do")
         elif name == "commit":
             action.add_argument("name", nargs="?", metavar="DIGEST|VERSION", help="default: the one on trial")
-        action.add_argument("--config", type=Path, default=Path("agent.toml"), help="default: %(default)s")
+        add_config(action)
         if name in ("list", "show"):
             action.add_argument("--json", action="store_true", help="one JSON object instead of text")
         action.set_defaults(command=_model, action=name)

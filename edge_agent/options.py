@@ -7,6 +7,11 @@ from pathlib import Path
 CONFIG = Path("/etc/edge-agent/agent.toml")
 
 
+def config_to_make() -> Path:
+    """Where a device's configuration belongs: with the packages, if they are installed, else here."""
+    return CONFIG if CONFIG.parent.is_dir() else Path("agent.toml")
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, default=CONFIG, metavar="FILE", help="default: %(default)s; see: config sample"
