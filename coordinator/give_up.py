@@ -11,6 +11,7 @@ from pathlib import Path
 from coordinator import settings as coordinator_settings
 from coordinator.store import Store
 from protocol.errors import ConfigurationError, NothingToDoError
+from protocol.ownership import as_owner
 
 
 def run(options: argparse.Namespace) -> int:
@@ -22,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     state = Path(settings.state)
     if not state.exists():
         raise NothingToDoError(f"{state}: no coordinator has run here yet; start one with fleet-coordinator run")
-    with closing(Store(state, settings.limits)) as store:
+    with as_owner(state), closing(Store(state, settings.limits)) as store:
         give_up(store, options.round, options.device, options.reason)
     said = {"round": options.round, "device": options.device, "discarded": options.reason}
     print(json.dumps(said) if options.json else f"discarded the update of {options.device} for round {options.round}")

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from coordinator.authority import Authority, locked
-from coordinator.fleet_keys import FleetKeys, new_online, new_release, open_keys
+from coordinator.fleet_keys import FleetKeys, load_keys, new_online, new_release, open_keys
 from coordinator.settings import Settings
 from protocol.errors import ConfigurationError, NothingToDoError
+from protocol.ownership import as_owner
 from protocol.private_files import check_private
 from protocol.records import write_record
 from protocol.signing import PUBLIC_BYTES, Signer, key_id, load_signer
@@ -41,9 +42,11 @@ def key_rows(keys: FleetKeys) -> tuple[KeyRow, ...]:
 
 def listed(settings: Settings) -> tuple[KeyRow, ...]:
     """The keys in force of a fleet that has some. Raises NothingToDoError."""
-    if not (Path(settings.trust.folder) / "keys").exists():
-        raise NothingToDoError("this fleet has no keys yet; they are made when devices first need certificates")
-    return key_rows(opened(settings))
+    folder = Path(settings.trust.folder)
+    with as_owner(folder):
+        if not (folder / "keys").exists():
+            raise NothingToDoError("this fleet has no keys yet; they are made when devices first need certificates")
+        return key_rows(opened(settings))
 
 
 def opened(settings: Settings) -> FleetKeys:
@@ -57,12 +60,21 @@ def rotate(settings: Settings, options: argparse.Namespace) -> FleetKeys:
     """The next ring of keys. Raises ConfigurationError."""
     if options.public is not None and not options.release:
         raise ConfigurationError("--public: is of a release key; use it with --release")
-    keys, now_s = opened(settings), time.time()
-    release = _release(keys, options.key)
-    with locked(keys.folder.parent):
-        if options.release:
-            return new_release(keys, release, None if options.public is None else _public(options.public), now_s)
-        return new_online(keys, release, now_s, options.days)
+    # The operator's own files, which the coordinator's user may not be able to read.
+    given = None if options.key is None else _given(options.key)
+    public = None if options.public is None else _public(options.public)
+    folder, now_s = Path(settings.trust.folder), time.time()
+    with as_owner(folder):
+        opened(settings)
+        with locked(folder):
+            # Once more: another may have rotated them since.
+            keys = load_keys(folder / "keys", settings.fleet)
+            release = given or keys.release
+            if release is None:
+                raise ConfigurationError(f"--key: the release key is not in {keys.folder}; name the file that it is in")
+            if options.release:
+                return new_release(keys, release, public, now_s)
+            return new_online(keys, release, now_s, options.days)
 
 
 def print_rotated(keys: FleetKeys, *, as_json: bool) -> int:
@@ -77,11 +89,8 @@ def print_rotated(keys: FleetKeys, *, as_json: bool) -> int:
     return 0
 
 
-def _release(keys: FleetKeys, path: Path | None) -> Signer:
-    if path is None:
-        if keys.release is None:
-            raise ConfigurationError(f"--key: the release key is not in {keys.folder}; name the file that it is in")
-        return keys.release
+def _given(path: Path) -> Signer:
+    """The release key that is kept elsewhere."""
     try:
         check_private(path)
         return load_signer(path.read_bytes())

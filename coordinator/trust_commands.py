@@ -12,6 +12,7 @@ from coordinator.reports import DeviceRow
 from coordinator.settings import Settings
 from coordinator.trust import DATABASE, MAX_TOKENS, Trust, authority_and_trust
 from protocol.errors import ConfigurationError, NothingToDoError
+from protocol.ownership import as_owner
 from protocol.topics import check_name
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -31,8 +32,10 @@ def token(settings: Settings, count: int, ttl: str, device: str | None, *, as_js
         except ValueError as error:
             raise ConfigurationError(f"--{error}") from None
     now_s = time.time()
-    authority, trust = authority_and_trust(Path(settings.trust.folder), now_s)
-    tokens = trust.make_tokens(authority.fingerprint, count, ttl_s, now_s, device)
+    folder = Path(settings.trust.folder)
+    with as_owner(folder):
+        authority, trust = authority_and_trust(folder, now_s)
+        tokens = trust.make_tokens(authority.fingerprint, count, ttl_s, now_s, device)
     if as_json:
         said = {"tokens": [t.text for t in tokens], "ends_s": now_s + ttl_s, "port": settings.trust.port}
         print(json.dumps(said | {"fingerprint": authority.fingerprint.hex()}))
@@ -51,7 +54,8 @@ def token(settings: Settings, count: int, ttl: str, device: str | None, *, as_js
 def revoke(settings: Settings, device: str, *, as_json: bool) -> int:
     """Revokes all that a device was issued. Raises NothingToDoError for one that has nothing that stands."""
     folder = Path(settings.trust.folder)
-    count = Trust(folder).revoke(device, time.time()) if (folder / DATABASE).exists() else 0
+    with as_owner(folder):
+        count = Trust(folder).revoke(device, time.time()) if (folder / DATABASE).exists() else 0
     if not count:
         raise NothingToDoError(f"{device}: has no identity that could be revoked; fleet-coordinator devices lists them")
     if as_json:
@@ -66,10 +70,11 @@ def revoke(settings: Settings, device: str, *, as_json: bool) -> int:
 
 def with_identities(rows: Iterable[DeviceRow], folder: Path) -> tuple[DeviceRow, ...]:
     """The rows, each with the device's identity, and one for each device that was enrolled and never came."""
-    if not (folder / DATABASE).exists():
-        return tuple(rows)
+    with as_owner(folder):
+        if not (folder / DATABASE).exists():
+            return tuple(rows)
+        known = {identity.device: identity for identity in Trust(folder).identities()}
     now_s = time.time()
-    known = {identity.device: identity for identity in Trust(folder).identities()}
     found = {row.device: row for row in rows}
     for device, identity in known.items():
         row = found.get(device) or _stranger(device)

@@ -5,6 +5,7 @@ They need of the configuration only the names, the state folder and the broker: 
 
 import argparse
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ from pathlib import Path
 
 from edge_agent.enrolment import enrol, parse_endpoint, renew
 from edge_agent.identity import Identity, load_identity
-from edge_agent.ownership import as_owner
 from edge_agent.sample import SAMPLE
 from edge_agent.settings import layers
 from protocol.enrolment import Issued
 from protocol.errors import ConfigurationError
+from protocol.ownership import as_owner
 from protocol.token import Token, parse_token
 from protocol.topics import check_name
 
@@ -120,7 +121,10 @@ def _write_config(options: argparse.Namespace, identity: Identity, broker: str) 
         key = line.partition(" = ")[0]
         lines.append(f"{key} = {json.dumps(values[key])}" if key in values else line)
     try:
-        config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with config.open("x", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+            # It holds no secret, and the service's user must read it, whatever umask root has.
+            os.fchmod(file.fileno(), 0o644)
     except OSError as error:
         raise ConfigurationError(
             f"--config: {config} cannot be written ({error.strerror}); the identity is kept in its state folder"

@@ -18,6 +18,7 @@ from protocol.database import check_before_writing, damage_named
 from protocol.disk import LOCAL, folder_bytes
 from protocol.errors import BundleError, ConfigurationError, NothingToDoError
 from protocol.manifest import MANIFEST_FILE, Manifest, parse_manifest
+from protocol.ownership import as_owner
 
 _TAKES_EFFECT = "a running agent follows when its trial's steps are done, or with its next task"
 
@@ -125,14 +126,17 @@ def _opened(config: Path) -> Iterator[tuple[Slots, Path]]:
     nothing = f"{state}: no agent has run here yet; start one with edge-agent run"
     if not path.is_file() or path.stat().st_size == 0:
         raise NothingToDoError(nothing)
-    check_before_writing(path, LOST, lambda _: None)
-    try:
-        # Not "rwc": what is not there is not made.
-        database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None)
-    except sqlite3.OperationalError as error:
-        raise ConfigurationError(f"{path}: {error}; run this as the user that edge-agent runs as, or as root") from None
-    with closing(database), damage_named(path, LOST):
-        yield Slots(database, software()), state / "bundles"
+    with as_owner(state):
+        check_before_writing(path, LOST, lambda _: None)
+        try:
+            # Not "rwc": what is not there is not made.
+            database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None)
+        except sqlite3.OperationalError as error:
+            raise ConfigurationError(
+                f"{path}: {error}; run this as the user that edge-agent runs as, or as root"
+            ) from None
+        with closing(database), damage_named(path, LOST):
+            yield Slots(database, software()), state / "bundles"
 
 
 def _all(slots: Slots, folder: Path) -> list[Seen]:

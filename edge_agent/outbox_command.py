@@ -10,12 +10,14 @@ import os
 import sys
 import tarfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.options import add_config, add_json
 from protocol.command import Parser
 from protocol.errors import ConfigurationError, NothingToDoError, SparsefleetError
+from protocol.ownership import as_owner
 
 if TYPE_CHECKING:
     from edge_agent.state_view import Waiting
@@ -29,6 +31,8 @@ examples:
 exit codes: 0 ok, 1 failure, 2 nothing waits, 3 configuration"""
 
 PURGED = "purged-by-operator"
+# The folder is the service's user's, and this may be root: neither a link nor a pipe that was put there is followed.
+_ASKS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 log = logging.getLogger("edge-agent")
@@ -116,7 +120,8 @@ def _retry(options: argparse.Namespace) -> int:
     pid = running(state)
     if pid is not None:
         try:
-            (state / RETRY_FILE).touch()
+            with as_owner(state):
+                os.close(os.open(state / RETRY_FILE, _ASKS, 0o600))
         except OSError as error:
             raise SparsefleetError(f"{state}: {error.strerror}; ask as the user that the agent runs as") from None
     when = "when the agent starts" if pid is None else "by the running agent, within a minute, if it is connected"
@@ -137,7 +142,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _purge(options: argparse.Namespace) -> int:
-    from edge_agent.settings import load, state_folder
+    from edge_agent.settings import load
     from edge_agent.state_view import as_json
     from edge_agent.store import AgentStore
 
@@ -158,13 +163,10 @@ def _purge(options: argparse.Namespace) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     settings = load(options.config)
     # Refused while an agent has the folder, which would go on offering what is gone.
-    store = AgentStore(state_folder(settings, options.config), settings.limits.disk_mib << 20)
-    try:
+    with as_owner(state), closing(AgentStore(state, settings.limits.disk_mib << 20)) as store:
         for one in going:
             if store.settle(one.offer.blob.digest, one.offer.task, accepted=False, reason=PURGED) is not None:
                 log.warning("update discarded task=%s %s bytes=%d", one.offer.task, PURGED, one.offer.blob.size)
-    finally:
-        store.close()
     print(as_json({"purged": tasks}) if options.json else f"{len(tasks)} let go of, and counted as {PURGED}")
     return 0
 

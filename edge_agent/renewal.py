@@ -1,14 +1,15 @@
 """Sees to it that a device's certificate is followed by the next one in time, without stopping the daemon's loop."""
 
 import logging
+import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
 from edge_agent.identity import Identity, load_identity
+from edge_agent.own_code import own_command, own_environment
 from protocol.errors import SparsefleetError
 
 log = logging.getLogger("edge-agent")
@@ -38,7 +39,12 @@ class Renewal:
             return
         try:
             self._child = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                self._command,
+                env=own_environment(os.environ),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
             )
         except OSError as error:
             self._put_off(f"{self._command[0]}: {error}", wall_s, now)
@@ -77,7 +83,7 @@ class Renewal:
 
 
 def renew_command(config: Path) -> tuple[str, ...]:
-    return (sys.executable, "-m", "edge_agent", "renew", "--config", str(config))
+    return own_command("edge_agent", "renew", "--config", str(config))
 
 
 def _day(at_s: float) -> str:

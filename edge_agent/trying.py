@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from edge_agent.findings import Finding
+from edge_agent.own_code import own_command, own_environment
 
 CHECKS = ("runtime", "data", "backend", "parity", "step")
 # Loading the data and one step, on a slow board.
@@ -24,12 +25,12 @@ _DEATHS = {
 
 def tried(config: Path, backend: str | None) -> dict[str, Finding]:
     """What edge_agent.training_check finds, and of what it died, if it did."""
-    command = [sys.executable, "-m", "edge_agent.training_check", "--config", str(config)]
-    command += ["--backend", backend] if backend else []
+    options = ("--backend", backend) if backend else ()
+    command = own_command("edge_agent.training_check", "--config", str(config), *options)
     try:
         done = subprocess.run(
             command,
-            env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},
+            env=own_environment(os.environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -2,6 +2,8 @@
 # Installs the agent on this device, enrols it and starts it; see --help. Safe to run twice.
 set -eu
 export LC_ALL=C
+# What is written here the service's user must read, whatever root's own umask; the token has another.
+umask 022
 
 PACKAGE=edge-agent
 CONFIG=/etc/edge-agent/agent.toml
@@ -201,7 +203,9 @@ else
     fi
     if [ -z "$data" ]; then
         data=$STATE/data
-        install -d -o edge-agent -g edge-agent -m 0750 $data
+        # By the user whose folder it is in: root would follow what that user put there.
+        [ ! -L $data ] || fail 3 "$data is a link; name with --data the folder that it leads to"
+        runuser -u edge-agent -- mkdir -p -m 0750 $data || fail 1 "the user edge-agent cannot make $data"
     fi
     case $data in
     /*) ;;

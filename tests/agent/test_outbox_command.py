@@ -129,3 +129,14 @@ def test_an_age_that_cannot_be_read_is_a_mistake(tmp_path: Path, capsys: pytest.
     config = configured(tmp_path, (1,))
     assert asked(config, capsys, "purge", f"--older={text}", "--yes")[0] == 3
     assert waiting(tmp_path) == ["run/1"]
+
+
+def test_what_asks_for_a_retry_follows_no_link_out_of_the_state_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, state = configured(tmp_path, (1,)), tmp_path / "state"
+    (state / RETRY_FILE).symlink_to(tmp_path / "victim")
+    store = AgentStore(state, 1 << 20)
+    assert asked(config, capsys, "retry")[0] == 1
+    assert not (tmp_path / "victim").exists()
+    store.close()

@@ -12,9 +12,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from edge_agent.ownership import as_owner
 from edge_agent.service_limits import BESIDES_TRAINING_MIB, drop_in, main
 from protocol.errors import ConfigurationError, NotEnrolledError
+from protocol.ownership import as_owner
 
 ROOT = Path(__file__).parents[2]
 PACKAGING = ROOT / "packaging"

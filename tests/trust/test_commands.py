@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import stat
 import tomllib
 from pathlib import Path
@@ -109,6 +110,18 @@ def test_a_token_comes_from_standard_input_too(office: Office, tmp_path: Path, m
     command = ["enroll", "--url", office.url, "--token-file", "-", "--device", "pi-1"]
     assert agent.main([*command, "--config", str(tmp_path / "agent.toml")]) == 0
     assert tomllib.loads((tmp_path / "agent.toml").read_text())["device"] == "pi-1"
+
+
+def test_the_configuration_that_enrolment_writes_can_be_read_by_the_services_user(
+    office: Office, tmp_path: Path
+) -> None:
+    before = os.umask(0o077)
+    try:
+        command = ["enroll", "--url", office.url, "--token", office.token().text, "--device", "pi-1"]
+        assert agent.main([*command, "--config", str(tmp_path / "agent.toml")]) == 0
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "agent.toml").stat().st_mode) == 0o644
 
 
 @pytest.mark.parametrize(
