@@ -34,6 +34,9 @@ def load_ring(state: Path, fleet: str) -> Ring | None:
 def keep_trusted(state: Path, fleet: str, first: int, rings: tuple[bytes, ...], *, anew: bool) -> None:
     """Keeps the newest ring that came over a connection to the fleet's own CA. anew: in place of whatever there is, for
     a device that enrols; else only if it follows from the one there is."""
+    if anew:
+        # Signed, maybe, by a clock that was ahead, or by a fleet that is no more.
+        (identity_folder(state) / NEWEST).unlink(missing_ok=True)
     if not rings:
         # Of an older coordinator.
         return

@@ -11,7 +11,7 @@ from edge_agent.store import AgentStore
 from protocol.errors import NotEnrolledError, Rejection
 from protocol.keyring import Keyring, Ring
 from protocol.messages import Envelope, Task
-from protocol.release import Release, check_release
+from protocol.release import DAY_S, Release, check_release
 from protocol.sealed import holds, seal_in, sealed
 from protocol.signing import ID_BYTES, Verifier, ed25519_verifier, load_signer
 from protocol.transport import Incoming
@@ -20,6 +20,8 @@ log = logging.getLogger("edge-agent")
 
 # Why a bundle is not to be taken up, by its digest and the version of its release, None where nothing is signed.
 Refusal = Callable[[bytes, int | None], Rejection | None]
+# 2020: an earlier clock was never set.
+_PLAUSIBLE_S = 1_577_836_800
 _CLOCK = "if it has not, set this device's clock"
 
 
@@ -35,7 +37,6 @@ class Trusted:
         self._freshness = Freshness(store.instance)
         self._ring: Ring | None = None
         self._verifiers: tuple[tuple[Verifier, int], ...] = ()
-        self._newest = load_newest(state)
         self._key = credentials(state).key
         self._reload()
 
@@ -48,6 +49,7 @@ class Trusted:
             raise NotEnrolledError(
                 f"{self._key}: {error}; enrol this device again, with a token that is for it"
             ) from None
+        self._newest = load_newest(self._state)
         self._take(load_ring(self._state, self._fleet))
 
     @property
@@ -119,7 +121,11 @@ class Trusted:
         self._saw(ring.made)
 
     def _saw(self, made: int) -> None:
-        if made > self._newest:
+        """Takes a signed time for one that is past. Not one ahead of a clock that may be right: some clock of the
+        fleet's was ahead, and this device would have everything expired for good."""
+        wall = self._wall()
+        plausible = wall >= max(_PLAUSIBLE_S, self._newest)
+        if made > self._newest and not (plausible and made > wall + DAY_S):
             self._newest = made
             keep_newest(self._state, made)
 

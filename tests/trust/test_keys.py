@@ -182,6 +182,22 @@ def test_a_ring_that_another_key_would_sign_is_not_written(keys: FleetKeys) -> N
     assert len(list(keys.folder.glob("ring-*"))) == 1
 
 
+def test_a_release_and_a_ring_that_a_clock_made_that_was_ahead_are_followed_by_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ahead = NOW + 200 * DAY_S
+    Authority(tmp_path / "trust", NOW)
+    open_keys(tmp_path / "trust", FLEET, ahead).release_of(tmp_path, DIGEST, ahead)
+    assert not caplog.records
+    keys = open_keys(tmp_path / "trust", FLEET, NOW)
+    assert "ring 1 was made 200 days from now" in caplog.text
+    assert keys.release is not None
+    found = check_release(keys.release_of(tmp_path, DIGEST, NOW), keys.ring.release, FLEET, DIGEST, NOW)
+    assert isinstance(found, Release)
+    assert (found.version, found.made) == (1, NOW)
+    assert new_online(keys, keys.release, NOW).ring.made == NOW
+
+
 # Devices
 
 
@@ -279,6 +295,27 @@ def test_a_clock_of_1970_goes_by_the_newest_time_that_was_signed(fleet: SealedFl
     device.start()
     device.wall_s = 0.0
     assert device.trusted.now_s() == int(fleet.office.now_s)
+
+
+def test_a_signed_time_far_ahead_of_a_clock_that_is_set_is_not_gone_by(fleet: SealedFleet) -> None:
+    device, now_s = fleet.devices[PI], int(fleet.office.now_s)
+    fleet.until(lambda: len(fleet.committed) >= 1)
+    assert fleet.office.keys.release is not None
+    ahead = replace(release(), made=now_s + 200 * DAY_S, expires=now_s + 290 * DAY_S)
+    (_, _, said) = fleet.operator.of(Task)[-1]
+    assert isinstance(said.body, Task)
+    task = replace(
+        said.body,
+        manifest=replace(said.body.manifest, digest=DIGEST),
+        release=sign_release(ahead, fleet.office.keys.release),
+    )
+    assert device.trusted.release(task) == ahead
+    assert device.trusted.now_s() < now_s + DAY_S
+    device.wall_s = 0.0
+    assert device.trusted.release(task) == ahead
+    assert device.trusted.now_s() == ahead.made, "a clock that was never set says nothing"
+    keep_trusted(device.state, FLEET, 1, fleet.office.keys.rings, anew=True)
+    assert Trusted(device.state, FLEET, device.store, device.wall).now_s() < now_s + DAY_S, "enrolled again"
 
 
 def test_a_version_below_the_highest_seen_is_refused_unless_the_device_still_holds_it(
