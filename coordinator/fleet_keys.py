@@ -24,6 +24,8 @@ log = logging.getLogger("coordinator")
 ONLINE_DAYS = 730
 # Signed anew in the second half where the release key is at hand: a device that is given an old bundle has it refused.
 RELEASE_DAYS = 90
+# Of the online key, for which the log says that its end is near.
+LAST_DAYS = 30
 # What was made later than this from now was made by a clock that was ahead.
 AHEAD_S = DAY_S
 
@@ -85,6 +87,16 @@ def open_keys(trust_folder: Path, fleet: str, now_s: float) -> FleetKeys:
             *(folder, keys.ring.version, (keys.ring.made - now_s) / DAY_S),
         )
     return keys
+
+
+def ending(keys: FleetKeys, now_s: float) -> str | None:
+    """What to do about an online key whose end is near, as it comes where the release key is kept elsewhere."""
+    (ends,) = (online.expires for online in keys.ring.online if key_id(online.key) == keys.online.key_id)
+    days = (ends - now_s) / DAY_S
+    if days > LAST_DAYS:
+        return None
+    how = "fleet-coordinator keys rotate --online" + ("" if keys.release else " --key FILE, with the release key")
+    return f"the online key ends in {days:.1f} days, and devices then believe nothing of this coordinator: {how}"
 
 
 def load_keys(folder: Path, fleet: str) -> FleetKeys:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from coordinator.authority import Authority
 from coordinator.fleet_keys import FleetKeys, new_online, new_release, open_keys
+from coordinator.seals import Seals
+from coordinator.trust import Trust
 from edge_agent.enrolment import renew
 from edge_agent.keyring import keep_trusted, load_ring
 from edge_agent.trusted import Trusted
@@ -381,6 +383,50 @@ def _rsa() -> bytes:
     return rsa.generate_private_key(65537, 2048).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+def test_a_trust_folder_of_before_a_rotation_is_said_with_the_ring_to_get_above(
+    fleet: SealedFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet.until(lambda: len(fleet.committed) >= 1)
+    device, old = fleet.devices[PI], fleet.office.keys
+    rotated(fleet, "online")
+    fleet.until(lambda: device.trusted.ring == 2)
+    fleet.seals._keys = old
+    for path in (*old.folder.glob("ring-0002.cbor"), *old.folder.glob("online-*.key")):
+        path.unlink()
+    fleet.kill_coordinator()
+    fleet.office.keys = old
+    fleet.start()
+    fleet.until(lambda: "goes by ring 2, and this coordinator has 1" in caplog.text)
+    said = [record for record in caplog.records if "goes by ring" in record.message]
+    assert len(said) <= 5
+    rotated(fleet, "online", "online")
+    count = len(fleet.committed)
+    fleet.until(lambda: device.trusted.ring == 3 and len(fleet.committed) > count)
+
+
+def test_a_device_greets_where_the_coordinators_key_has_expired(fleet: SealedFleet) -> None:
+    fleet.until(lambda: len(fleet.committed) >= 1)
+    fleet.turns(3.0)
+    device, hellos = fleet.devices[PI], len(fleet.operator.bodies(Hello))
+    device.wall_s = fleet.office.now_s + 731 * DAY_S
+    fleet.until(lambda: len(fleet.operator.bodies(Hello)) > hellos, turns=200)
+
+
+def test_the_end_of_an_online_key_is_said_in_its_last_month(
+    keys: FleetKeys, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trust = Trust(tmp_path / "trust")
+    end = keys.ring.online[0].expires
+    for now_s, said in ((end - 31 * DAY_S, 0), (end - 29 * DAY_S, 1)):
+        seals = Seals(replace(keys, release=None), trust, lambda at=now_s: at, required=True)  # type: ignore[misc]
+        for second in (10.0, 20.0):
+            seals.look(second)
+        seals.close()
+        assert len(caplog.records) == said
+    assert "ends in 29.0 days" in caplog.text
+    assert "keys rotate --online --key FILE" in caplog.text
 
 
 # Peers of before there were seals
