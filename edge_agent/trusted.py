@@ -39,6 +39,11 @@ class Trusted:
         self._verifiers: tuple[tuple[Verifier, int], ...] = ()
         self._key = credentials(state).key
         self._reload()
+        if self._ring is None:
+            log.warning(
+                "this device has no keys of its fleet, as an older coordinator enrolled it, and believes whoever the "
+                "broker lets speak; the next certificate brings them, or enrol it again: edge-agent enroll"
+            )
 
     def _reload(self) -> None:
         """Takes key and ring from the disk. Renewal, and whoever enrols again, put the ring there before the key."""
@@ -114,7 +119,8 @@ class Trusted:
         return max(self._wall(), float(self._newest))
 
     def _take(self, ring: Ring | None) -> None:
-        if ring is None or (self._ring is not None and ring.version < self._ring.version):
+        # On the disk an older one may be, of a trust folder that was made anew: the disk is this device's own.
+        if ring is None:
             return
         self._ring = ring
         self._verifiers = tuple((ed25519_verifier(online.key), online.expires) for online in ring.online)

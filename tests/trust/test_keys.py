@@ -346,18 +346,46 @@ def test_a_version_below_the_highest_seen_is_refused_unless_the_device_still_hol
 
 
 def test_a_device_without_a_ring_believes_as_before_and_is_given_none_by_message(
-    fleet: SealedFleet, tmp_path: Path
+    fleet: SealedFleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     device = fleet.devices[PI]
     device.stop()
-    (device.state / "identity" / "keyring.cbor").unlink()
+    for name in ("keyring.cbor", "newest.txt"):
+        (device.state / "identity" / name).unlink()
     device.start()
+    assert "this device has no keys of its fleet" in caplog.text
     fleet.until(lambda: len(fleet.committed) >= 1)
     assert device.trusted.ring is None
     assert device.trusted.adopt(Keyring(1, fleet.office.keys.rings)) is False
     hello = fleet.operator.bodies(Hello)[-1]
     assert isinstance(hello, Hello)
     assert hello.ring is None
+
+
+def test_a_ring_that_is_gone_is_missed_and_not_done_without(fleet: SealedFleet) -> None:
+    device = fleet.devices[PI]
+    (device.state / "identity" / "keyring.cbor").unlink()
+    with pytest.raises(ConfigurationError, match=r"had the keys of its fleet.* Enrol it again with a token"):
+        Trusted(device.state, FLEET, device.store, device.wall)
+    keep_trusted(device.state, FLEET, 1, fleet.office.keys.rings, anew=True)
+    assert Trusted(device.state, FLEET, device.store, device.wall).ring == 1
+
+
+def test_an_agent_at_work_goes_by_the_ring_of_an_enrolment_in_a_trust_folder_that_was_made_anew(
+    fleet: SealedFleet, tmp_path: Path
+) -> None:
+    device = fleet.devices[PI]
+    fleet.until(lambda: len(fleet.committed) >= 1)
+    rotated(fleet, "online")
+    fleet.until(lambda: device.trusted.ring == 2)
+    anew = Office(tmp_path / "anew" / "trust")
+    anew.enrol(PI, device.state)
+    anew.close()
+    device.trusted.seal("topic", b"\xa6")
+    assert device.trusted.ring == 1
+    online = anew.keys.online
+    sealing = device.trusted._verifiers[0][0]
+    assert sealing.key_id == online.key_id
 
 
 def test_a_ring_that_was_altered_on_the_disk_is_said_with_a_remedy(fleet: SealedFleet) -> None:
