@@ -236,6 +236,9 @@ class Coordinator:
         lacking = None if self._seals is None else self._seals.lacking(hello.ring)
         if lacking is not None:
             self._link.send(device, lacking)
+        behind = None if self._seals is None else self._seals.behind(hello.ring)
+        if behind is not None and self._restraint.unsaid("behind", now) is not None:
+            log.error("device=%s %s", device, behind)
         warning = doubled.reason if doubled else None
         self._link.send(device, Welcome(self._store.run, self._wall(), warning, hello.instance, sequence))
         if device not in self._greeted:

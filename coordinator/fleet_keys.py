@@ -6,6 +6,7 @@ trust/keys/release-<id>.key     the key that bundles and rings are signed with, 
 trust/keys/release-000001-<digest>.cbor   what was signed, or used: a bundle keeps its version
 """
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,10 +18,16 @@ from protocol.release import DAY_S, RELEASE_FILE, Release, check_release, sign_r
 from protocol.signing import Signer, key_id, load_signer, new_signing_key
 from protocol.statements import read_statement
 
+log = logging.getLogger("coordinator")
+
 # As long as the coordinator's certificate; renewed in the second half where the release key is at hand.
 ONLINE_DAYS = 730
 # Signed anew in the second half where the release key is at hand: a device that is given an old bundle has it refused.
 RELEASE_DAYS = 90
+# Of the online key, for which the log says that its end is near.
+LAST_DAYS = 30
+# What was made later than this from now was made by a clock that was ahead.
+AHEAD_S = DAY_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,24 @@ def open_keys(trust_folder: Path, fleet: str, now_s: float) -> FleetKeys:
         (online, *_) = [k for k in keys.ring.online if key_id(k.key) == keys.online.key_id]
         if keys.release is not None and online.expires - now_s < ONLINE_DAYS * DAY_S / 2:
             keys = new_online(keys, keys.release, now_s)
+    if keys.ring.made > now_s + AHEAD_S:
+        log.error(
+            "%s: ring %d was made %.0f days from now: this machine's clock is behind, or was ahead. Set it; if it is "
+            "right, make the next ring (fleet-coordinator keys rotate --online), and enrol the devices again that "
+            "refuse bundles as expired",
+            *(folder, keys.ring.version, (keys.ring.made - now_s) / DAY_S),
+        )
     return keys
+
+
+def ending(keys: FleetKeys, now_s: float) -> str | None:
+    """What to do about an online key whose end is near, as it comes where the release key is kept elsewhere."""
+    (ends,) = (online.expires for online in keys.ring.online if key_id(online.key) == keys.online.key_id)
+    days = (ends - now_s) / DAY_S
+    if days > LAST_DAYS:
+        return None
+    how = "fleet-coordinator keys rotate --online" + ("" if keys.release else " --key FILE, with the release key")
+    return f"the online key ends in {days:.1f} days, and devices then believe nothing of this coordinator: {how}"
 
 
 def load_keys(folder: Path, fleet: str) -> FleetKeys:
@@ -123,7 +147,9 @@ def _make(folder: Path, fleet: str, now_s: float) -> None:
 
 
 def _next(keys: FleetKeys, now_s: float) -> Ring:
-    return replace(keys.ring, version=keys.ring.version + 1, made=max(int(now_s), keys.ring.made))
+    # One that a clock made that was ahead has no say in the time of the next.
+    before = 0 if keys.ring.made > now_s + AHEAD_S else keys.ring.made
+    return replace(keys.ring, version=keys.ring.version + 1, made=max(int(now_s), before))
 
 
 def _add(keys: FleetKeys, ring: Ring, release: Signer) -> bytes:
@@ -184,9 +210,11 @@ def _releases(folder: Path) -> list[tuple[Release, bytes]]:
 
 
 def _best(keys: FleetKeys, candidates: list[bytes], digest: bytes, now_s: float) -> tuple[Release, bytes] | None:
-    """Of those that hold, the one of the highest version, and of those the newest."""
+    """Of those that hold, the one of the highest version, and of those the newest. None that was made by a clock that
+    was ahead: devices would go by its time, and have everything else expired."""
     read = [(check_release(data, keys.ring.release, keys.ring.fleet, digest, now_s), data) for data in candidates]
     holds = [(release, data) for release, data in read if isinstance(release, Release)]
+    holds = [found for found in holds if found[0].made <= now_s + AHEAD_S]
     return max(holds, key=lambda found: (found[0].version, found[0].made), default=None)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from coordinator.device_keys import DeviceKeys
-from coordinator.fleet_keys import FleetKeys, load_keys
+from coordinator.fleet_keys import FleetKeys, ending, load_keys
 from coordinator.freshness import Freshness
 from coordinator.trust import Trust
 from protocol.bundle import Bundle
@@ -23,6 +23,7 @@ log = logging.getLogger("coordinator")
 LOOK_EVERY_S = 1.0
 # A release that nears its end is followed by another within the hour.
 SIGN_EVERY_S = 3600.0
+WARN_EVERY_S = 86400.0
 
 
 class Seals:
@@ -37,7 +38,7 @@ class Seals:
         self._freshness = Freshness()
         self._bundle: tuple[Path, bytes] | None = None
         self._release = b""
-        self._look_at = self._sign_at = 0.0
+        self._look_at = self._sign_at = self._warn_at = 0.0
 
     def close(self) -> None:
         self._devices.close()
@@ -67,6 +68,16 @@ class Seals:
             return None
         return Keyring(*self._keys.after(ring))
 
+    def behind(self, ring: int | None) -> str | None:
+        """What is amiss where a device goes by a newer ring than there is here: it can believe nothing that is said."""
+        own = self._keys.ring.version
+        if ring is None or ring <= own:
+            return None
+        return (
+            f"goes by ring {ring}, and this coordinator has {own}: the trust folder was put back from an older backup; "
+            f"fleet-coordinator keys rotate --online, until the ring is above {ring}"
+        )
+
     def look(self, now: float) -> Keyring | None:
         """Takes up what a command has changed, and says what all devices should be told of it. Signs the bundle anew
         before its release ends. now: of a monotonic clock."""
@@ -74,6 +85,11 @@ class Seals:
             return None
         self._look_at = now + LOOK_EVERY_S
         before = self._keys
+        if now >= self._warn_at:
+            self._warn_at = now + WARN_EVERY_S
+            soon = ending(before, self._wall())
+            if soon is not None:
+                log.warning("%s", soon)
         if (before.folder / f"ring-{before.ring.version + 1:04d}.cbor").exists():
             self._keys = load_keys(before.folder, before.ring.fleet)
             log.info("keys of the fleet: ring=%d", self._keys.ring.version)

@@ -169,7 +169,7 @@ class Agent:
             return
         if isinstance(envelope, Rejection):
             self._complain(f"message topic={event.topic}", envelope, now)
-            if envelope.reason == "unknown-key" and self._restraint.unsaid("greet", now) is not None:
+            if envelope.reason in ("unknown-key", "key-expired") and self._restraint.unsaid("greet", now) is not None:
                 # The fleet may have newer keys, which the answer to a greeting brings.
                 self._greet_within(SPREAD_S, now)
             return

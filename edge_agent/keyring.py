@@ -10,30 +10,36 @@ from protocol.private_files import write_private
 FILE = "keyring.cbor"
 # The newest time that the fleet's keys have signed: now is later, whatever this device's clock says.
 NEWEST = "newest.txt"
+_ENROL = "Enrol it again with a token that is for it: edge-agent enroll --url HOST:PORT --token TOKEN"
 
 
 def load_ring(state: Path, fleet: str) -> Ring | None:
     """The ring in a state folder, None where there is none, as of a device that an older coordinator enrolled. Raises
-    ConfigurationError where it is not a ring of this fleet: without it nothing can be believed."""
+    ConfigurationError where it is not a ring of this fleet, or is gone: without it anything would be believed."""
     path = identity_folder(state) / FILE
     try:
         data = path.read_bytes()
     except FileNotFoundError:
+        if (identity_folder(state) / NEWEST).exists():
+            raise ConfigurationError(
+                f"{path}: is gone, and this device had the keys of its fleet; without them it would believe whoever "
+                f"runs the broker. {_ENROL}"
+            ) from None
         return None
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from None
     ring = trusted_ring(data, fleet)
     if isinstance(ring, Rejection):
-        raise ConfigurationError(
-            f"{path}: {ring.detail}; this device knows its fleet by it. Enrol it again with a token that is for it: "
-            "edge-agent enroll --url HOST:PORT --token TOKEN"
-        )
+        raise ConfigurationError(f"{path}: {ring.detail}; this device knows its fleet by it. {_ENROL}")
     return ring
 
 
 def keep_trusted(state: Path, fleet: str, first: int, rings: tuple[bytes, ...], *, anew: bool) -> None:
     """Keeps the newest ring that came over a connection to the fleet's own CA. anew: in place of whatever there is, for
     a device that enrols; else only if it follows from the one there is."""
+    if anew:
+        # Signed, maybe, by a clock that was ahead, or by a fleet that is no more.
+        (identity_folder(state) / NEWEST).unlink(missing_ok=True)
     if not rings:
         # Of an older coordinator.
         return

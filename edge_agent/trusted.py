@@ -11,7 +11,7 @@ from edge_agent.store import AgentStore
 from protocol.errors import NotEnrolledError, Rejection
 from protocol.keyring import Keyring, Ring
 from protocol.messages import Envelope, Task
-from protocol.release import Release, check_release
+from protocol.release import DAY_S, Release, check_release
 from protocol.sealed import holds, seal_in, sealed
 from protocol.signing import ID_BYTES, Verifier, ed25519_verifier, load_signer
 from protocol.transport import Incoming
@@ -20,6 +20,8 @@ log = logging.getLogger("edge-agent")
 
 # Why a bundle is not to be taken up, by its digest and the version of its release, None where nothing is signed.
 Refusal = Callable[[bytes, int | None], Rejection | None]
+# 2020: an earlier clock was never set.
+_PLAUSIBLE_S = 1_577_836_800
 _CLOCK = "if it has not, set this device's clock"
 
 
@@ -35,9 +37,13 @@ class Trusted:
         self._freshness = Freshness(store.instance)
         self._ring: Ring | None = None
         self._verifiers: tuple[tuple[Verifier, int], ...] = ()
-        self._newest = load_newest(state)
         self._key = credentials(state).key
         self._reload()
+        if self._ring is None:
+            log.warning(
+                "this device has no keys of its fleet, as an older coordinator enrolled it, and believes whoever the "
+                "broker lets speak; the next certificate brings them, or enrol it again: edge-agent enroll"
+            )
 
     def _reload(self) -> None:
         """Takes key and ring from the disk. Renewal, and whoever enrols again, put the ring there before the key."""
@@ -48,6 +54,7 @@ class Trusted:
             raise NotEnrolledError(
                 f"{self._key}: {error}; enrol this device again, with a token that is for it"
             ) from None
+        self._newest = load_newest(self._state)
         self._take(load_ring(self._state, self._fleet))
 
     @property
@@ -112,14 +119,19 @@ class Trusted:
         return max(self._wall(), float(self._newest))
 
     def _take(self, ring: Ring | None) -> None:
-        if ring is None or (self._ring is not None and ring.version < self._ring.version):
+        # On the disk an older one may be, of a trust folder that was made anew: the disk is this device's own.
+        if ring is None:
             return
         self._ring = ring
         self._verifiers = tuple((ed25519_verifier(online.key), online.expires) for online in ring.online)
         self._saw(ring.made)
 
     def _saw(self, made: int) -> None:
-        if made > self._newest:
+        """Takes a signed time for one that is past. Not one ahead of a clock that may be right: some clock of the
+        fleet's was ahead, and this device would have everything expired for good."""
+        wall = self._wall()
+        plausible = wall >= max(_PLAUSIBLE_S, self._newest)
+        if made > self._newest and not (plausible and made > wall + DAY_S):
             self._newest = made
             keep_newest(self._state, made)
 

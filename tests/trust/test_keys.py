@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from coordinator.authority import Authority
 from coordinator.fleet_keys import FleetKeys, new_online, new_release, open_keys
+from coordinator.seals import Seals
+from coordinator.trust import Trust
 from edge_agent.enrolment import renew
 from edge_agent.keyring import keep_trusted, load_ring
 from edge_agent.trusted import Trusted
@@ -182,6 +184,22 @@ def test_a_ring_that_another_key_would_sign_is_not_written(keys: FleetKeys) -> N
     assert len(list(keys.folder.glob("ring-*"))) == 1
 
 
+def test_a_release_and_a_ring_that_a_clock_made_that_was_ahead_are_followed_by_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ahead = NOW + 200 * DAY_S
+    Authority(tmp_path / "trust", NOW)
+    open_keys(tmp_path / "trust", FLEET, ahead).release_of(tmp_path, DIGEST, ahead)
+    assert not caplog.records
+    keys = open_keys(tmp_path / "trust", FLEET, NOW)
+    assert "ring 1 was made 200 days from now" in caplog.text
+    assert keys.release is not None
+    found = check_release(keys.release_of(tmp_path, DIGEST, NOW), keys.ring.release, FLEET, DIGEST, NOW)
+    assert isinstance(found, Release)
+    assert (found.version, found.made) == (1, NOW)
+    assert new_online(keys, keys.release, NOW).ring.made == NOW
+
+
 # Devices
 
 
@@ -281,6 +299,27 @@ def test_a_clock_of_1970_goes_by_the_newest_time_that_was_signed(fleet: SealedFl
     assert device.trusted.now_s() == int(fleet.office.now_s)
 
 
+def test_a_signed_time_far_ahead_of_a_clock_that_is_set_is_not_gone_by(fleet: SealedFleet) -> None:
+    device, now_s = fleet.devices[PI], int(fleet.office.now_s)
+    fleet.until(lambda: len(fleet.committed) >= 1)
+    assert fleet.office.keys.release is not None
+    ahead = replace(release(), made=now_s + 200 * DAY_S, expires=now_s + 290 * DAY_S)
+    (_, _, said) = fleet.operator.of(Task)[-1]
+    assert isinstance(said.body, Task)
+    task = replace(
+        said.body,
+        manifest=replace(said.body.manifest, digest=DIGEST),
+        release=sign_release(ahead, fleet.office.keys.release),
+    )
+    assert device.trusted.release(task) == ahead
+    assert device.trusted.now_s() < now_s + DAY_S
+    device.wall_s = 0.0
+    assert device.trusted.release(task) == ahead
+    assert device.trusted.now_s() == ahead.made, "a clock that was never set says nothing"
+    keep_trusted(device.state, FLEET, 1, fleet.office.keys.rings, anew=True)
+    assert Trusted(device.state, FLEET, device.store, device.wall).now_s() < now_s + DAY_S, "enrolled again"
+
+
 def test_a_version_below_the_highest_seen_is_refused_unless_the_device_still_holds_it(
     fleet: SealedFleet, tmp_path: Path
 ) -> None:
@@ -307,18 +346,46 @@ def test_a_version_below_the_highest_seen_is_refused_unless_the_device_still_hol
 
 
 def test_a_device_without_a_ring_believes_as_before_and_is_given_none_by_message(
-    fleet: SealedFleet, tmp_path: Path
+    fleet: SealedFleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     device = fleet.devices[PI]
     device.stop()
-    (device.state / "identity" / "keyring.cbor").unlink()
+    for name in ("keyring.cbor", "newest.txt"):
+        (device.state / "identity" / name).unlink()
     device.start()
+    assert "this device has no keys of its fleet" in caplog.text
     fleet.until(lambda: len(fleet.committed) >= 1)
     assert device.trusted.ring is None
     assert device.trusted.adopt(Keyring(1, fleet.office.keys.rings)) is False
     hello = fleet.operator.bodies(Hello)[-1]
     assert isinstance(hello, Hello)
     assert hello.ring is None
+
+
+def test_a_ring_that_is_gone_is_missed_and_not_done_without(fleet: SealedFleet) -> None:
+    device = fleet.devices[PI]
+    (device.state / "identity" / "keyring.cbor").unlink()
+    with pytest.raises(ConfigurationError, match=r"had the keys of its fleet.* Enrol it again with a token"):
+        Trusted(device.state, FLEET, device.store, device.wall)
+    keep_trusted(device.state, FLEET, 1, fleet.office.keys.rings, anew=True)
+    assert Trusted(device.state, FLEET, device.store, device.wall).ring == 1
+
+
+def test_an_agent_at_work_goes_by_the_ring_of_an_enrolment_in_a_trust_folder_that_was_made_anew(
+    fleet: SealedFleet, tmp_path: Path
+) -> None:
+    device = fleet.devices[PI]
+    fleet.until(lambda: len(fleet.committed) >= 1)
+    rotated(fleet, "online")
+    fleet.until(lambda: device.trusted.ring == 2)
+    anew = Office(tmp_path / "anew" / "trust")
+    anew.enrol(PI, device.state)
+    anew.close()
+    device.trusted.seal("topic", b"\xa6")
+    assert device.trusted.ring == 1
+    online = anew.keys.online
+    sealing = device.trusted._verifiers[0][0]
+    assert sealing.key_id == online.key_id
 
 
 def test_a_ring_that_was_altered_on_the_disk_is_said_with_a_remedy(fleet: SealedFleet) -> None:
@@ -344,6 +411,50 @@ def _rsa() -> bytes:
     return rsa.generate_private_key(65537, 2048).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+def test_a_trust_folder_of_before_a_rotation_is_said_with_the_ring_to_get_above(
+    fleet: SealedFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet.until(lambda: len(fleet.committed) >= 1)
+    device, old = fleet.devices[PI], fleet.office.keys
+    rotated(fleet, "online")
+    fleet.until(lambda: device.trusted.ring == 2)
+    fleet.seals._keys = old
+    for path in (*old.folder.glob("ring-0002.cbor"), *old.folder.glob("online-*.key")):
+        path.unlink()
+    fleet.kill_coordinator()
+    fleet.office.keys = old
+    fleet.start()
+    fleet.until(lambda: "goes by ring 2, and this coordinator has 1" in caplog.text)
+    said = [record for record in caplog.records if "goes by ring" in record.message]
+    assert len(said) <= 5
+    rotated(fleet, "online", "online")
+    count = len(fleet.committed)
+    fleet.until(lambda: device.trusted.ring == 3 and len(fleet.committed) > count)
+
+
+def test_a_device_greets_where_the_coordinators_key_has_expired(fleet: SealedFleet) -> None:
+    fleet.until(lambda: len(fleet.committed) >= 1)
+    fleet.turns(3.0)
+    device, hellos = fleet.devices[PI], len(fleet.operator.bodies(Hello))
+    device.wall_s = fleet.office.now_s + 731 * DAY_S
+    fleet.until(lambda: len(fleet.operator.bodies(Hello)) > hellos, turns=200)
+
+
+def test_the_end_of_an_online_key_is_said_in_its_last_month(
+    keys: FleetKeys, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trust = Trust(tmp_path / "trust")
+    end = keys.ring.online[0].expires
+    for now_s, said in ((end - 31 * DAY_S, 0), (end - 29 * DAY_S, 1)):
+        seals = Seals(replace(keys, release=None), trust, lambda at=now_s: at, required=True)  # type: ignore[misc]
+        for second in (10.0, 20.0):
+            seals.look(second)
+        seals.close()
+        assert len(caplog.records) == said
+    assert "ends in 29.0 days" in caplog.text
+    assert "keys rotate --online --key FILE" in caplog.text
 
 
 # Peers of before there were seals
