@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import tomllib
 from pathlib import Path
 
@@ -83,11 +84,65 @@ def test_validate_names_a_mistake_and_ends_with_3(tmp_path: Path, capsys: pytest
         "sft1canaryaaaaaaaaaaaaaaaaaaaaaaaa",
         "-----BEGIN PRIVATE KEY-----\ncanary\n-----END PRIVATE KEY-----\nrest",
         "-----BEGIN EC PRIVATE KEY-----\ncanary, cut short",
+        'password = """\none "line"\ncanary"""',
+        'password = """\ncanary, cut short',
+        "password = '''\nit's\ncanary'''",
+        'tokens = ["first", "canary"]',
+        'tokens = [\n  "fir]st",  # don\'t\n  "canary",\n]',
+        'tokens = [["first"], ["canary"]]',
+        'tokens = ["first", "canary',
+        '{"tokens": ["first", {"of": "x"}, "canary"], "threads": 2}',
+        '"credentials": {"user": "x", "word": "canary"}',
+        'credentials = {user = "x", word = "canary"}',
+        "Authorization: Bearer canary",
+        'curl -H "Authorization: Basic canary" https://host',
+        "{'Authorization': 'Bearer canary'}",
+        "sent Bearer canary-of-eight with it",
+        "PASSWORD=two canary",
+        "PASSWORD='two'\" canary\"",
+        'PASSWORD=say "canary" twice',
+        'password = "canary, cut short',
+        "aws_access_key = canary",
+        "AWS_SECRET_ACCESS_KEY=canary",
+        "access-key: canary",
+        "X-Api-Key: canary",
+        "API key: canary",
+        '"private-key": "canary"',
+        'wifi_psk = "canary"',
+        "https://host/path?x=1&access_token=canary",
+        '{"log": "bad \\"password\\": \\"two canary\\" there"}',
+        '"password"=>"two canary"',
+        "--broker-password 'two canary' --url x",
     ],
 )
 def test_secrets_are_taken_out_of_text(text: str) -> None:
     assert "canary" not in redacted(text)
     assert HIDDEN in redacted(text)
+
+
+def test_a_list_of_secrets_ends_where_it_ends() -> None:
+    text = 'tokens = [\n  ["a]", "b"],\n]\nthreads = 2\n[limits]\ndisk_mib = 64\n'
+    assert redacted(text) == f"tokens = {HIDDEN}\nthreads = 2\n[limits]\ndisk_mib = 64\n"
+    assert redacted('password = """a\nb"""\nthreads = 2') == f"password = {HIDDEN}\nthreads = 2"
+
+
+def test_json_with_a_secret_in_its_text_is_json_without_it() -> None:
+    said = {"log": "PASSWORD=two words", "rows": ["Authorization: Bearer abcdefgh"], "token": "a, b", "threads": 2}
+    hidden = {"log": f"PASSWORD={HIDDEN}", "rows": [f"Authorization: {HIDDEN}"]}
+    found = redacted(json.dumps({**said, "last": "token: x"}, indent=1))
+    assert json.loads(found.replace(f'"token": {HIDDEN}', '"token": 0')) == {
+        **said,
+        **hidden,
+        "token": 0,
+        "last": f"token: {HIDDEN}",
+    }
+
+
+def test_a_long_text_is_gone_through_in_one_go() -> None:
+    for text in ("a." * 100_000, "token" * 50_000, "token = [" * 20_000, 'token="' * 50_000, "--a" * 50_000):
+        started = time.process_time()
+        redacted(text)
+        assert time.process_time() - started < 5.0, text[:20]
 
 
 def test_what_is_no_secret_stays() -> None:
@@ -96,3 +151,4 @@ def test_what_is_no_secret_stays() -> None:
     assert redacted_value("broker_password", 7) == HIDDEN
     assert redacted_value("inputs", ("x", "mqtt://u:p@h")) == ["x", f"mqtt://{HIDDEN}@h"]
     assert redacted_value("threads", 2) == 2
+    assert redacted_value("labels", {"a": "b", "token": "c"}) == {"a": "b", "token": HIDDEN}
