@@ -12,6 +12,8 @@ from protocol.messages import DeviceState, Envelope, Hello
 
 # Two agents under one name go back and forth between two starts, which is told of elsewhere (doubles.py).
 MOST_STARTS = 4
+# A hello whose start was forgotten would be taken for a new one, so of hellos more is remembered.
+MOST_HELLOS = 1024
 
 
 @dataclass(slots=True)
@@ -36,7 +38,7 @@ class Freshness:
             return _greeted(heard, said, body.instance)
         if isinstance(body, DeviceState) and said.sequence == 0:
             # A last will, which the broker says whenever it loses the device.
-            return None if not heard.boots or said.boot >= max(heard.boots) else REPLAYED
+            return None if not heard.boots or said.boot >= max(heard.boots) or _is_current(heard, said) else REPLAYED
         if said.boot not in heard.boots:
             if heard.boots and said.boot < max(heard.boots):
                 return REPLAYED
@@ -49,7 +51,7 @@ def _greeted(heard: _Heard, said: Envelope, instance: int) -> Rejection | None:
     if last is not None and said.sequence <= last:
         heard.hellos[instance] = last
         return REPLAYED
-    if last is None and len(heard.hellos) >= MOST_STARTS:
+    if last is None and len(heard.hellos) >= MOST_HELLOS:
         del heard.hellos[next(iter(heard.hellos))]
     heard.hellos[instance] = said.sequence
     if last is None:
@@ -64,5 +66,12 @@ def _greeted(heard: _Heard, said: Envelope, instance: int) -> Rejection | None:
 def _begin(heard: _Heard, boot: int, before: int = -1) -> None:
     heard.boots.pop(boot, None)
     if len(heard.boots) >= MOST_STARTS:
-        del heard.boots[next(iter(heard.boots))]
+        # Not the current one, whose numbers are then new again; it is lower only where the device's state was new.
+        *others, _ = heard.boots
+        del heard.boots[min(others)]
     heard.boots[boot] = Window(before)
+
+
+def _is_current(heard: _Heard, said: Envelope) -> bool:
+    """Whether it is of the start that began last, whose boot may be a low one where the device's state was new."""
+    return said.boot == next(reversed(heard.boots))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent import settings as agent_settings
+from edge_agent.probes import forget
 from edge_agent.slots import FEWEST, SAID, Slot, Slots, folder_of
 from edge_agent.store import FILE, LOST
 from edge_agent.trial import software
@@ -114,6 +115,7 @@ def retry(options: argparse.Namespace) -> int:
         chosen = _named(_all(slots, folder), options.name)
         if not slots.retry(chosen.slot.digest):
             raise NothingToDoError(f"bundle {chosen.slot.name} is {chosen.standing}; only failed ones are tried again")
+        forget(folder.parent, chosen.slot.digest)
     print(f"{chosen.slot.name} is tried again with the next task on it")
     return 0
 

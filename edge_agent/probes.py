@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edge_agent.greeting import agent_version
 from protocol.disk import LOCAL, Disk, write_durably
 
 FILE = "probes.json"
@@ -17,8 +18,9 @@ MAX_BYTES = 1 << 16
 
 
 def compared_by(runtime: str, variant: str) -> str:
-    """What a verdict is of, besides the bundle: each variant has graphs of its own."""
-    return f"{runtime}, variant {variant}"
+    """What a verdict is of, besides the bundle: each variant has graphs of its own, and another agent may read them
+    otherwise."""
+    return f"agent {agent_version()}, {runtime}, variant {variant}"
 
 
 def recall(state: Path, bundle: bytes, runtime: str, disk: Disk = LOCAL) -> dict[str, str]:
@@ -36,6 +38,14 @@ def remember(state: Path, bundle: bytes, runtime: str, verdicts: Mapping[str, st
     others = [said for said in _read(state, disk) if {key: said.get(key) for key in of} != of]
     kept = [*others, {**of, "verdicts": dict(verdicts)}][-MOST:]
     write_durably(state / FILE, (json.dumps(kept, indent=1) + "\n").encode(), disk)
+
+
+def forget(state: Path, bundle: bytes, disk: Disk = LOCAL) -> None:
+    """Lets go of the verdicts on a bundle, by whatever they were come to, for it to be compared anew."""
+    known = _read(state, disk)
+    kept = [said for said in known if said.get("bundle") != bundle.hex()]
+    if len(kept) < len(known):
+        write_durably(state / FILE, (json.dumps(kept, indent=1) + "\n").encode(), disk)
 
 
 def _read(state: Path, disk: Disk) -> list[dict[str, Any]]:

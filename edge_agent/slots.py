@@ -47,10 +47,12 @@ _LOST = "versions that failed here are tried again, and an older one than was se
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """How a task asks a bundle to be trained, as far as that may make a sound one diverge. how: all but the rate."""
+    """How a task asks a bundle to be trained, as far as that may make a sound one diverge. how: all but the rate.
+    model: the digest of what it starts from."""
 
     how: str
     learning_rate: float
+    model: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,15 +165,16 @@ class Slots:
         )
 
     def _fails(self, slot: Slot, asked: Asked | None) -> bool:
-        """Another agent or runtime may do what these could not, another optimiser or half the learning rate too; what a
-        person said holds for all."""
+        """Another agent or runtime may do what these could not; another optimiser, half the learning rate or a model
+        that has not exploded may too; what a person said holds for all."""
         if slot.state != "failed" or slot.failure == "by hand":
             return slot.state == "failed"
         if slot.software != self._software:
             return False
         if slot.failure != "steps" or slot.asked is None or asked is None:
             return True
-        return asked.how == slot.asked.how and asked.learning_rate > slot.asked.learning_rate / 2
+        alike = (asked.how, asked.model) == (slot.asked.how, slot.asked.model)
+        return alike and asked.learning_rate > slot.asked.learning_rate / 2
 
     # What changes
 

@@ -17,7 +17,7 @@ import numpy as np
 from edge_agent import data
 from edge_agent.doubts import data_root
 from edge_agent.findings import Finding
-from edge_agent.probes import recall
+from edge_agent.probes import compared_by, recall
 from edge_agent.runtimes.backends import AUTO, BACKENDS, runtime_name, select
 from edge_agent.runtimes.reference import SEED
 from edge_agent.settings import AgentSettings, load, state_folder
@@ -87,7 +87,7 @@ def parity(tried: Tried) -> Finding:
         return Finding("skipped", NO_BUNDLE if tried.bundle is None else "no backend")
     if tried.bundle.manifest.reference is None:
         return Finding("warning", "the bundle holds no reference steps", "export it again with this version")
-    known = recall(tried.state, tried.bundle.digest, f"{runtime_name()}, variant {tried.variant}")
+    known = recall(tried.state, tried.bundle.digest, compared_by(runtime_name(), tried.variant))
     if tried.backend not in known:
         return Finding("skipped", "not compared here: the model of torch's recorded step was not at hand")
     if known[tried.backend]:
@@ -155,7 +155,7 @@ def _tried(config: Path, wanted: str | None) -> Tried:
     except BundleError:
         return Tried(settings, config.parent, state, None)
     for variant in [v.name for v in bundle.manifest.variants if asked in (AUTO, v.name)]:
-        known = recall(state, bundle.digest, f"{runtime_name()}, variant {variant}")
+        known = recall(state, bundle.digest, compared_by(runtime_name(), variant))
         failed = {name: said for name, said in known.items() if said}
         try:
             chosen = select(bundle.manifest, settings.training.backend, variant, failed)

@@ -137,7 +137,7 @@ class Trial:
 
 
 def _asked(task: Task) -> Asked:
-    return Asked(f"{task.optimizer} batch_size={task.batch_size}", task.learning_rate)
+    return Asked(f"{task.optimizer} batch_size={task.batch_size}", task.learning_rate, task.model.digest)
 
 
 def software() -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from edge_agent.check import CHECKS
 from edge_agent.cli import main
-from edge_agent.probes import FILE, MAX_BYTES, recall, remember
+from edge_agent.probes import FILE, MAX_BYTES, compared_by, forget, recall, remember
 from tests.agent.test_cli import GOOD, write
 from tests.agent.test_imports import NEVER, modules_after
 from tests.runtimes.test_reference import Wrong, installed
@@ -95,6 +95,18 @@ def test_verdicts_are_remembered_for_their_bundle_and_runtime_alone(tmp_path: Pa
     assert recall(tmp_path, BUNDLE, "two") == {}
     assert recall(tmp_path, b"\x01" * 32, "one") == {}
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_verdicts_on_one_bundle_are_let_go_of_and_none_outlives_the_agent_that_came_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by, other = compared_by("onnxruntime 1.20", "full"), b"\x01" * 32
+    for bundle in (BUNDLE, other):
+        remember(tmp_path, bundle, by, {"numpy": "off"})
+    forget(tmp_path, BUNDLE)
+    assert (recall(tmp_path, BUNDLE, by), recall(tmp_path, other, by)) == ({}, {"numpy": "off"})
+    monkeypatch.setattr("edge_agent.probes.agent_version", lambda: "9.9")
+    assert recall(tmp_path, other, compared_by("onnxruntime 1.20", "full")) == {}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 
 from edge_agent.cli import main
 from tests.agent.test_agent import DEVICE, ZEROS, Fleet
-from tests.agent.test_trial import begun, release, states, train
+from tests.agent.test_trial import bad, begun, release, states, train
+from tests.runtimes.test_reference import Wrong
 
 
 @pytest.fixture
@@ -104,6 +105,22 @@ def test_rollback_beside_a_running_agent_goes_back_and_the_bundle_is_not_taken_a
     assert main(["model", "retry", failed[0]["digest"], *config]) == 0
     release(fleet, 2)
     assert train(fleet, 5) is None
+    assert states(fleet) == {1: "committed", 2: "committed"}
+
+
+def test_a_bundle_that_was_off_its_record_is_compared_anew_after_retry(
+    fleet: Fleet, config: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as wrong:
+        bad(wrong, Wrong)
+        release(fleet, 2)
+        report = train(fleet, 2)
+    assert report is not None
+    assert ", parity: " in report.detail
+    fleet.restart()
+    (digest,) = [slot["digest"] for slot in facts(capsys, "list", *config)["slots"] if slot["state"] == "failed"]  # type: ignore[attr-defined]
+    assert main(["model", "retry", digest, *config]) == 0
+    assert train(fleet, 3) is None
     assert states(fleet) == {1: "committed", 2: "committed"}
 
 

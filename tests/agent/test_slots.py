@@ -127,9 +127,10 @@ def test_what_an_operator_rolled_back_stays_so_whatever_is_installed(device: Dev
         (None, True),
         (Asked("sgd", 0.25), False),
         (Asked("adamw", 0.5), False),
+        (Asked("sgd", 0.5, b"another model"), False),
     ],
 )
-def test_steps_that_failed_are_taken_again_with_another_optimiser_or_half_the_rate(
+def test_steps_that_failed_are_taken_again_with_another_optimiser_or_model_or_half_the_rate(
     device: Device, asked: Asked | None, refused: bool
 ) -> None:
     device.slots.begin(A)

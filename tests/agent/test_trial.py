@@ -28,6 +28,7 @@ from tests.runtimes.test_reference import Wrong
 from tests.tiny import write_bundle, write_shard
 
 STEPS = 12
+EXPLODED = ZEROS + np.float32(np.inf)
 
 
 def begun(folder: Path) -> Fleet:
@@ -99,11 +100,13 @@ def task(fleet: Fleet, round_: int) -> Task:
     return fleet.coordinator.task(round_, ZEROS + round_, steps=STEPS)
 
 
-def train(fleet: Fleet, round_: int) -> TaskReport | None:
-    """Has the device do a task; the report that ended it, or None where its update came."""
+def train(fleet: Fleet, round_: int, model: int | None = None) -> TaskReport | None:
+    """Has the device do a task, on the model of that round or another; the report that ended it, or None where its
+    update came."""
     fleet.coordinator.heard.clear()
     sent = len(fleet.coordinator.payloads)
-    fleet.coordinator.say(task(fleet, round_))
+    said = task(fleet, round_)
+    fleet.coordinator.say(said if model is None else replace(said, model=task(fleet, model).model))
     fleet.until(
         lambda: ended(fleet) is not None or (len(fleet.coordinator.payloads) > sent and not fleet.store.outbox())
     )
@@ -172,7 +175,8 @@ def test_a_bundle_that_fails_its_trial_is_said_and_not_fetched_again_and_the_one
     assert (states(fleet), folders(fleet)) == ({1: "committed", 2: "failed"}, {1})
 
     for round_ in (3, 4):
-        again = train(fleet, round_)
+        # What its steps came to holds for the model that they were taken from.
+        again = train(fleet, round_, model=2 if says.startswith("steps") else round_)
         assert again is not None
         assert (again.state, again.reason, again.detail) == ("refused", "trial", report.detail)
         assert fleet.coordinator.of(Need) == [], "nothing of it is asked for"
@@ -235,6 +239,16 @@ def test_a_rate_that_makes_a_sound_bundle_diverge_does_not_condemn_it(fleet: Fle
     release(fleet, 2)
     fleet.coordinator.heard.clear()
     fleet.coordinator.say(replace(task(fleet, 2), learning_rate=3e38))
+    fleet.until(lambda: bool([r for r in fleet.coordinator.reports if r.reason == "trial"]))
+    assert states(fleet) == {1: "committed", 2: "failed"}
+    assert train(fleet, 3) is None
+    assert states(fleet) == {1: "committed", 2: "committed"}
+
+
+def test_a_model_that_exploded_does_not_condemn_the_bundle_for_the_one_after_it(fleet: Fleet) -> None:
+    release(fleet, 2)
+    fleet.coordinator.heard.clear()
+    fleet.coordinator.say(fleet.coordinator.task(2, EXPLODED, steps=STEPS))
     fleet.until(lambda: bool([r for r in fleet.coordinator.reports if r.reason == "trial"]))
     assert states(fleet) == {1: "committed", 2: "failed"}
     assert train(fleet, 3) is None

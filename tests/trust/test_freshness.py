@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator.freshness import MOST_HELLOS
 from coordinator.freshness import Freshness as OfDevices
 from edge_agent.freshness import Freshness
 from protocol.errors import Rejection
@@ -116,4 +117,39 @@ def test_what_is_remembered_of_a_device_is_bounded(messages: list[tuple[int, int
         ear.check("pi", hello(boot, sequence, instance) if greets else said(boot, sequence))
     if messages:
         assert len(ear._of["pi"].boots) <= 4
-        assert len(ear._of["pi"].hellos) <= 4
+        assert len(ear._of["pi"].hellos) <= MOST_HELLOS
+
+
+def test_the_first_hello_of_a_device_is_no_new_one_after_any_number_of_its_restarts() -> None:
+    ear = OfDevices()
+    for start in range(1, 51):
+        assert not refused(ear.check("pi", hello(start, 1, instance=start)))
+        assert not refused(ear.check("pi", said(start, 2)))
+    for start in range(1, 51):
+        assert refused(ear.check("pi", hello(start, 1, instance=start)))
+    assert refused(ear.check("pi", said(50, 2))), "the numbers of its present start are known still"
+
+
+def test_starts_that_were_not_known_push_out_older_ones_and_not_the_present_one() -> None:
+    ear = OfDevices()
+    assert not refused(ear.check("pi", hello(9, 1, instance=9)))
+    assert not refused(ear.check("pi", said(9, 2)))
+    for start in range(1, 9):
+        # As recorded before the coordinator's restart.
+        assert not refused(ear.check("pi", hello(start, 1, instance=start)))
+    assert refused(ear.check("pi", said(9, 2)))
+    assert refused(ear.check("pi", said(1, 2)))
+
+
+def test_a_last_will_of_a_device_whose_state_is_new_is_heard() -> None:
+    ear, lost = OfDevices(), DeviceState("lost")
+    for boot in (8, 1):
+        assert not refused(ear.check("pi", hello(boot, 1, instance=boot)))
+    assert not refused(ear.check("pi", said(1, 0, lost)))
+
+
+def test_hellos_are_remembered_up_to_a_bound() -> None:
+    ear = OfDevices()
+    for start in range(MOST_HELLOS + 10):
+        ear.check("pi", hello(start, 1, instance=start))
+    assert len(ear._of["pi"].hellos) == MOST_HELLOS
