@@ -24,7 +24,7 @@ from tests.agent.test_cli import GOOD, write
 from tests.tiny import write_bundle, write_shard
 from tests.waiting import until
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.native]
 
 NOW_S = time.time()
 DAY_S = 86400.0

@@ -33,6 +33,8 @@ from tests.agent.test_variants import with_backends
 from tests.tiny import TOTAL, write_bundle, write_shard
 from tests.waiting import until
 
+pytestmark = pytest.mark.native
+
 MODEL = (np.arange(1, TOTAL + 1) / 10).astype(np.float32)
 # A minute of steps: nobody waits for their end.
 LONG = 500_000
