@@ -87,9 +87,7 @@ def _suites(container: machine.Container, found: Path) -> bool:
     """Runs the tests there and prints what came of them; whether all is well."""
     with _timed(f"{', '.join(SUITES)}, there"):
         print(f"  left out, by -k {WITHOUT!r}: the embedded broker, unreliable in emulation and never on a board")
-        print(
-            "  left out, by -m 'not native': a process a test; the round below and packaging/test-deb.sh start them there"
-        )
+        print("  left out, by -m 'not native': a process a test; the round below and test-deb.sh start them there")
         options = ("-q", f"--timeout={TEST_S}", f"--junitxml=/job/{found.name}")
         command = ("python3", "-m", "pytest", *options, "-k", WITHOUT, "-m", "not native", *SUITES)
         code = machine.run(container, command, SUITES_S)
