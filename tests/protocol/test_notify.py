@@ -67,7 +67,11 @@ def test_the_watchdog_is_fed_by_turns_that_got_on_and_no_more_often_than_needed(
     assert heard(manager) == [], "who does not get on is not heard"
 
 
-@pytest.mark.parametrize("environment", [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "9", "WATCHDOG_PID": "1"}])
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "9", "WATCHDOG_PID": str(os.getpid() + 1)}],
+    ids=["none", "no time", "another's"],
+)
 def test_without_a_watchdog_of_its_own_a_daemon_may_wait_for_ever(environment: dict[str, str]) -> None:
     assert Notifier(dict(environment)).wait_s == float("inf")
 
