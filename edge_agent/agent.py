@@ -56,6 +56,8 @@ log = logging.getLogger("edge-agent")
 
 # Training is done in slices, so that a withdrawal or a need for chunks waits no longer than this.
 SLICE_S = 0.05
+# Of one outage, in the log.
+MOST_REASONS = 8
 
 
 class Agent:
@@ -102,7 +104,9 @@ class Agent:
         self._selector, self._assets = selector, assets
         self._packing = Packing(store, assets, settings.training.residual_rounds)
         self._trial = Trial(slots, settings.training.trial_steps, self._let_go)
-        self._connected, self._outage_logged = False, False
+        self._connected = False
+        # Why there is no connection, as far as the log has it.
+        self._outage: set[str] = set()
         self._restraint = Restraint()
         self._greetings = Greetings(rng)
         self._runtime = Unused(settings.training.idle_unload_s)
@@ -148,16 +152,18 @@ class Agent:
             case Connected():
                 self._connect(now)
             case Disconnected(reason):
-                # Once per outage: the transport goes on trying, and says so at every attempt.
-                if not self._outage_logged:
+                # Once per outage and reason: the transport goes on trying, and says so at every attempt.
+                if reason not in self._outage and len(self._outage) < MOST_REASONS:
                     log.warning("disconnected reason=%r", reason)
-                self._connected, self._outage_logged, self._journal.why_not = False, True, reason
+                    self._outage.add(reason)
+                self._connected, self._journal.why_not = False, reason
             case Incoming():
                 self._read(event, now)
 
     def _connect(self, now: float) -> None:
         log.info("connected broker=%s", self._settings.broker.url)
-        self._connected, self._outage_logged, self._journal.why_not = True, False, ""
+        self._connected, self._journal.why_not = True, ""
+        self._outage.clear()
         self._link.send("state", DeviceState("ready"), retain=True)
         # A broker that returns has its whole fleet back within a second.
         self._greet_within(self._greetings.spread_s, now)

@@ -37,6 +37,8 @@ EARLY_S = 86_400.0
 LEAST_MEMORY_MIB, GOOD_MEMORY_MIB = 64, 128
 # Certificates are renewed long before.
 RENEWAL_LATE_S = 3 * 86_400.0
+# An agent that started less long ago may not have come to the broker yet, or not have written down that it did.
+JUST_STARTED_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +192,18 @@ def broker(given: Given) -> Finding:
     if given.pid is not None:
         if given.said is not None and given.said.connected:
             return Finding("ok", f"{url}: the running agent is connected", facts={"asked": "agent"})
-        why = given.said.why_not if given.said is not None and given.said.why_not else "it has not said why"
-        remedy = "see what it says; it goes on trying"
-        return Finding("error", f"{url}: the running agent is not connected: {why}", remedy, exit_code=4)
+        why = given.said.why_not if given.said is not None else ""
+        if not why and (given.said is None or given.now_s - given.said.started_s < JUST_STARTED_S):
+            return Finding(
+                "warning", f"{url}: the running agent has not said yet whether it is connected", "check again"
+            )
+        remedy = "it goes on trying; a device that was revoked, or whose certificate is over, enrols again"
+        said = f"the running agent is not connected: {why or 'it has not said why'}"
+        return Finding("error", said if url in said else f"{url}: {said}", remedy, exit_code=4)
     try:
         return _try(given, url)
+    except NotEnrolledError:
+        return Finding("skipped", "there is no identity to connect with")
     except ValueError as error:
         return Finding("error", f"the key cannot be read: {error}", "enrol again with a new token", exit_code=5)
     except SparsefleetError as error:
