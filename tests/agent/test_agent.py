@@ -32,7 +32,7 @@ from protocol.messages import (
     Withdraw,
     decode,
 )
-from protocol.transport import Incoming, MemoryBroker
+from protocol.transport import Connected, Disconnected, Incoming, MemoryBroker
 from sparse.codecs import decode_update
 from tests.agent.fake_coordinator import RUN, FakeCoordinator
 from tests.tiny import TOTAL, write_bundle, write_shard
@@ -110,6 +110,15 @@ def fleet(tmp_path: Path):  # type: ignore[no-untyped-def]
     made.start(tmp_path)
     yield made
     made.store.close()
+
+
+def test_an_outage_is_said_once_for_each_of_its_reasons(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    for reason in ("the connection was lost", "certificate revoked", "certificate revoked", "the connection was lost"):
+        fleet.agent.handle(Disconnected(reason), fleet.now)
+    assert caplog.text.count("certificate revoked") == caplog.text.count("the connection was lost") == 1
+    fleet.agent.handle(Connected(), fleet.now)
+    fleet.agent.handle(Disconnected("certificate revoked"), fleet.now)
+    assert caplog.text.count("certificate revoked") == 2
 
 
 def test_an_agent_greets_trains_sends_and_settles(fleet: Fleet) -> None:

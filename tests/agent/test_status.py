@@ -5,12 +5,15 @@ import os
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from edge_agent.cli import main
+from edge_agent.findings import exit_code
 from edge_agent.job import Job
-from edge_agent.self_check import every_check
+from edge_agent.self_check import Given, broker, every_check, identity
+from edge_agent.settings import load
 from edge_agent.state_view import closed, kept, running, soundness
 from edge_agent.status import (
     FILE,
@@ -184,6 +187,36 @@ def test_status_of_a_device_that_is_not_enrolled_ends_with_5(
     config = configured(tmp_path, text=GOOD.replace("mqtt://", "mqtts://"))
     assert main(["status", "--config", str(config), "--json"]) == 5
     assert json.loads(capsys.readouterr().out)["certificate"] == "none"
+
+
+def test_status_of_a_device_whose_certificate_is_over_ends_with_5_unless_the_broker_thinks_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_agent.identity.load_identity", lambda _: SimpleNamespace(ends_s=1000.0))
+    config = configured(tmp_path, text=GOOD.replace("mqtt://", "mqtts://"))
+    store = AgentStore(tmp_path / "state", 1 << 20)
+    keeper = StatusKeeper(tmp_path / "state", FIRST)
+    keeper.note(Standing(why_not="certificate expired"), 1000.0, 0.0)
+    assert main(["status", "--config", str(config), "--json"]) == 5
+    assert json.loads(capsys.readouterr().out)["certificate"] == "expired"
+    keeper.note(Standing(connected=True), 1010.0, 10.0)
+    assert main(["status", "--config", str(config)]) == 0
+    store.close()
+
+
+def test_an_agent_that_has_just_started_is_asked_again_and_one_that_has_not_is_at_fault(tmp_path: Path) -> None:
+    settings = load(configured(tmp_path))
+    for after_s, found in ((2.0, ("warning", 0)), (60.0, ("error", 4))):
+        given = Given(tmp_path / "agent.toml", settings, tmp_path, 7, FIRST.started_s + after_s, FIRST)
+        said = broker(given)
+        assert (said.status, exit_code({"broker": said})) == found
+
+
+def test_without_an_identity_the_broker_is_not_tried_and_only_the_identity_is_at_fault(tmp_path: Path) -> None:
+    settings = load(configured(tmp_path, text=GOOD.replace("mqtt://", "mqtts://")))
+    given = Given(tmp_path / "agent.toml", settings, tmp_path / "state", None, 2e9, None)
+    assert broker(given).status == "skipped"
+    assert identity(given).exit_code == 5
 
 
 def test_a_damaged_store_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
