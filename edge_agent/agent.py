@@ -9,6 +9,7 @@ import numpy as np
 
 from edge_agent import job as jobs
 from edge_agent.assets import Assets
+from edge_agent.attempt import Attempt
 from edge_agent.differences import CatchUp
 from edge_agent.download import Download
 from edge_agent.greeting import SPREAD_S, Greetings, agent_version, say_warning
@@ -25,12 +26,12 @@ from edge_agent.settings import AgentSettings
 from edge_agent.slots import Slots
 from edge_agent.status import Journal, Standing
 from edge_agent.store import AgentStore
-from edge_agent.trainer import Broken, Died, Facts, Finished, News, Proven, Ready, Refused, Trainer, Unusable
+from edge_agent.trainer import Facts, Finished, News, Trainer
 from edge_agent.trial import Trial, software
-from edge_agent.trusted import Trusted, unbelieved, version_of
+from edge_agent.trusted import Trusted, unbelieved
 from edge_agent.watch import Source, watch_of
 from edge_agent.workshop import Workshop
-from protocol.errors import ConfigurationError, Rejection
+from protocol.errors import Rejection
 from protocol.failpoints import reached
 from protocol.keyring import Keyring
 from protocol.messages import (
@@ -101,7 +102,7 @@ class Agent:
             self._trainer: Trainer = SameProcess(workshop, assets, settings.training, peak)
         else:
             self._trainer = trainer(assets)
-        self._selector, self._assets = selector, assets
+        self._assets = assets
         self._packing = Packing(store, assets, settings.training.residual_rounds)
         self._trial = Trial(slots, settings.training.trial_steps, self._let_go)
         self._connected = False
@@ -111,10 +112,7 @@ class Agent:
         self._greetings = Greetings(rng)
         self._runtime = Unused(settings.training.idle_unload_s)
         self._download = Download(store.blobs, self._link)
-        # What the trainer says of the task in hand, once it has begun it.
-        self._begun = False
-        self._ready: Ready | None = None
-        self._finished: Finished | None = None
+        self._attempt = Attempt(self._trainer, selector, assets, self._trial, trusted)
         self._accepted_task = ""
         self.job = jobs.Job()
         self.rejected = 0
@@ -141,7 +139,7 @@ class Agent:
     def standing(self) -> Standing:
         """What an operator wants to know of it."""
         return self._journal.standing(
-            self._connected, self.job, self._ready, self._trainer.done, self._outgoing.offered
+            self._connected, self.job, self._attempt.ready, self._trainer.done, self._outgoing.offered
         )
 
     # What arrives
@@ -280,7 +278,7 @@ class Agent:
             self._greet(now)
         if (changed := self._watch.look(self.job, now)) is not None:
             self._on(changed)
-        if self.job.phase == "fetching" and not self._begun:
+        if self.job.phase == "fetching" and not self._attempt.begun:
             self._fetch(now)
         for news in self._trainer.work(SLICE_S):
             self._hear(news)
@@ -319,11 +317,11 @@ class Agent:
             # The work is done, and waits for room; what else the disk did not take is said again.
             return
         # Where the disk does not even take this, it is begun anew.
-        self._begun = False
+        self._attempt.begun = False
         self._on(jobs.Stopped("failed", reason, detail))
 
     def _wait(self, now: float) -> float:
-        if self.job.phase == "fetching" and self._download.idle and not self._begun:
+        if self.job.phase == "fetching" and self._download.idle and not self._attempt.begun:
             return 0.0
         due = [self._runtime.at, now + self._trainer.wait_s(), self._watch.due(self.job)]
         if self.job.phase == "packing" and self._packing.at > now:
@@ -356,74 +354,26 @@ class Agent:
                 self._on(jobs.Stopped("refused", missing.reason, missing.detail))
                 return
             if not missing:
-                self._begin(task)
+                self._on_if(self._attempt.begin(task))
                 return
             if self._download.begin(missing[0]):
                 return
         if self._connected:
             self._download.ask(now)
 
-    def _begin(self, task: Task) -> None:
-        """All that the task needs is on this disk."""
-        try:
-            self._assets.assemble(task)
-            variant, manifest = self._assets.variant_of(task), self._assets.manifest(task)
-            selected = self._selector.selected(manifest, task.manifest.digest, variant)
-            steps = self._trial.begin(task, version_of(self._trusted, task))
-            self._trainer.begin(task, selected, steps)
-        except ConfigurationError as error:
-            self._refuse(task, error.reason, str(error))
-        else:
-            self._begun = True
-
     def _hear(self, news: News) -> None:
         """What the trainer says of the task in hand."""
-        task = self.job.task
-        assert task is not None
-        match news:
-            case Ready():
-                self._ready = news
-                self._on(jobs.Prepared())
-            case Unusable(backend, _, detail):
-                variant, manifest = self._assets.variant_of(task), self._assets.manifest(task)
-                none_left = self._selector.fail(manifest, task.manifest.digest, variant, news)
-                if none_left is not None:
-                    self._trial.unusable()
-                    self._refuse(task, none_left.reason, str(none_left))
-                    return
-                # The next backend's files are what is missing now.
-                log.warning("backend=%s is not usable, another is tried: %s", backend, detail)
-                self._begun = False
-            case Refused(reason, detail):
-                self._refuse(task, reason, detail)
-            case Broken(reason, detail):
-                log.error("task=%s failed: %s", task.name, detail)
-                self._on(jobs.Stopped("failed", reason, detail))
-            case Proven(done):
-                by_hand = self._trial.passed(done)
-                if by_hand is not None:
-                    self._on(jobs.Stopped("failed", by_hand.reason, by_hand.detail))
-            case Died(cause):
-                failed = self._trial.died(cause) or self._trial.refusal(task)
-                if failed is not None:
-                    self._on(jobs.Stopped("failed", failed.reason, failed.detail))
-                else:
-                    self._begin(task)
-            case Finished():
-                self._finished = news
-                self._on(jobs.Trained())
-                if self._outgoing.waiting:
-                    self._trainer.keep("waiting")
-
-    def _refuse(self, task: Task, reason: str, detail: str) -> None:
-        log.error("task=%s refused: %s", task.name, detail)
-        self._on(jobs.Stopped("refused", reason, detail))
+        assert self.job.task is not None
+        self._on_if(self._attempt.hear(self.job.task, news))
+        if isinstance(news, Finished) and self._outgoing.waiting:
+            self._trainer.keep("waiting")
 
     def _pack(self, now: float) -> None:
         assert self.job.task is not None
-        assert self._ready is not None
-        assert self._finished is not None
-        event = self._packing.pack(self.job.task, self._ready, self._finished, now)
+        attempt = self._attempt
+        assert attempt.ready is not None
+        assert attempt.finished is not None
+        event = self._packing.pack(self.job.task, attempt.ready, attempt.finished, now)
         if event is not None:
             self._on(event)
             self._outgoing.begin(now)
@@ -434,6 +384,10 @@ class Agent:
         self._assets.sweep()
 
     # What the job table decides
+
+    def _on_if(self, event: jobs.Event | None) -> None:
+        if event is not None:
+            self._on(event)
 
     def _on(self, event: jobs.Event) -> None:
         self.job, decisions = jobs.decide(self.job, self._trial.judged(event))
@@ -449,8 +403,7 @@ class Agent:
                 self._assets.keep_only_for(task, self._outgoing.digests())
             case jobs.Forget():
                 self._download.drop()
-                self._ready = self._finished = None
-                self._begun = False
+                self._attempt.end()
                 try:
                     self._store.forget_task()
                     reached("agent.task-forgotten")
@@ -461,10 +414,10 @@ class Agent:
             case jobs.Suspend():
                 self._trainer.pause()
                 self._trial.end()
-                self._ready, self._begun = None, False
+                self._attempt.pause()
             case jobs.Report(task_name, state, reason, detail):
                 self._journal.reported(task_name, state, reason, detail)
-                ready = self._ready if state == "accepted" else None
+                ready = self._attempt.ready if state == "accepted" else None
                 examples, backend = (ready.examples, ready.backend) if ready else (0, "")
                 left_out = (ready.left_out or None) if ready else None
                 self._link.send("up", TaskReport(task_name, state, examples, backend, reason, detail[:2000], left_out))

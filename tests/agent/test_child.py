@@ -299,7 +299,7 @@ def test_a_paused_task_gives_its_memory_back_and_goes_on_from_its_checkpoint(
     trainer.pause()
     until(lambda: paused.gone(time.monotonic()))
     variant, manifest = home.agent._assets.variant_of(task), home.agent._assets.manifest(task)
-    trainer.begin(task, home.agent._selector.selected(manifest, task.manifest.digest, variant))
+    trainer.begin(task, home.agent._attempt._selector.selected(manifest, task.manifest.digest, variant))
     home.payload()
     assert f"task={task.name} goes on after step=" in capfd.readouterr().err
     assert home.checkpoints == []
