@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.harness import Row, options, progress_console, publish
+from protocol.envelope import Envelope, decode, encode
 from protocol.keys import new_key
-from protocol.messages import CHUNK_BYTES, Chunk, Envelope, Later, Task, decode, encode
+from protocol.messages import CHUNK_BYTES, Chunk, Later, Task
 from protocol.sealed import SEALED_BYTES, holds, sealed
 from protocol.signing import Verifier, load_signer, new_signing_key, verifier_of
 from tests.trust.office import Office

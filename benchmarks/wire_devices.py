@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from protocol.envelope import Envelope, decode, encode
 from protocol.messages import (
     CHUNK_BYTES,
     BlobRef,
@@ -20,7 +21,6 @@ from protocol.messages import (
     Chunk,
     CoordinatorState,
     DeviceState,
-    Envelope,
     Hello,
     Need,
     Offer,
@@ -28,8 +28,6 @@ from protocol.messages import (
     Task,
     TaskReport,
     Welcome,
-    decode,
-    encode,
 )
 from protocol.mqtt import BrokerAddress
 from protocol.topics import Channel, Topics

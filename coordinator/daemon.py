@@ -26,13 +26,13 @@ from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.uploads import Uploads
 from protocol.bundle import Bundle
+from protocol.envelope import Envelope
 from protocol.errors import Rejection
 from protocol.messages import (
     INELIGIBLE,
     Chunk,
     CoordinatorState,
     DeviceState,
-    Envelope,
     Hello,
     Need,
     Offer,

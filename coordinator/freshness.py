@@ -6,9 +6,10 @@ backup, is heard although it counts its starts again. What is remembered is reme
 
 from dataclasses import dataclass, field
 
+from protocol.envelope import Envelope
 from protocol.errors import Rejection
 from protocol.freshness import REPLAYED, Window
-from protocol.messages import DeviceState, Envelope, Hello
+from protocol.messages import DeviceState, Hello
 
 # Two agents under one name go back and forth between two starts, which is told of elsewhere (doubles.py).
 MOST_STARTS = 4

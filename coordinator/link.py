@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 from coordinator.seals import Seals
 from coordinator.traffic import MAX_CLAIM_BYTES, Direction, Sender, Traffic
+from protocol.envelope import Envelope, decode, encode
 from protocol.errors import Rejection
 from protocol.keyring import Keyring
-from protocol.messages import Body, Chunk, CoordinatorState, DeviceState, Envelope, decode, encode
+from protocol.messages import Body, Chunk, CoordinatorState, DeviceState
 from protocol.topics import Channel, DeviceTopic, FleetChannel, Topics
 from protocol.transport import Incoming, Transport, Will
 

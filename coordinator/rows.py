@@ -12,7 +12,8 @@ from coordinator.round import OPEN, Phase
 from coordinator.schema import DATABASE, LOST
 from coordinator.traffic import Sender, Traffic
 from protocol.database import damaged
-from protocol.messages import BlobRef, Envelope, Offer, Receipt, Task, decode, encode
+from protocol.envelope import Envelope, decode, encode
+from protocol.messages import BlobRef, Offer, Receipt, Task
 from protocol.records import read_record, write_record
 
 

@@ -10,9 +10,10 @@ from coordinator.fleet_keys import FleetKeys, ending, load_keys
 from coordinator.freshness import Freshness
 from coordinator.trust import Trust
 from protocol.bundle import Bundle
+from protocol.envelope import Envelope
 from protocol.errors import ConfigurationError, Rejection
 from protocol.keyring import Keyring
-from protocol.messages import Body, Envelope, Task
+from protocol.messages import Body, Task
 from protocol.sealed import holds, seal_in, sealed
 from protocol.signing import ed25519_verifier
 from protocol.transport import Incoming

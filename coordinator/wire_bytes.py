@@ -7,7 +7,18 @@ all are not a device's, and neither are the bytes of MQTT and TCP beneath.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from protocol.messages import CHUNK_BYTES, WINDOW, BlobRef, Body, Chunk, Envelope, Need, Offer, Receipt, Task, encode
+from protocol.envelope import Envelope, encode
+from protocol.messages import (
+    CHUNK_BYTES,
+    WINDOW,
+    BlobRef,
+    Body,
+    Chunk,
+    Need,
+    Offer,
+    Receipt,
+    Task,
+)
 from protocol.messages import TaskReport as Report
 from protocol.topics import Channel, Topics
 

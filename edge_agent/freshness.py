@@ -7,9 +7,10 @@ then on its messages count once each. What was recorded on another day names no 
 
 from dataclasses import dataclass, field
 
+from protocol.envelope import Envelope
 from protocol.errors import Rejection
 from protocol.freshness import REPLAYED, Window
-from protocol.messages import CoordinatorState, Envelope, Welcome
+from protocol.messages import CoordinatorState, Welcome
 
 _NOT_YET = Rejection("replay", "it is of no start of the coordinator that has answered a hello of ours")
 

@@ -1,9 +1,10 @@
 """The agent's end of the wire: envelopes out, counted where they are sent, and messages in, checked."""
 
 from edge_agent.trusted import Trusted
+from protocol.envelope import Envelope, decode, encode
 from protocol.errors import Rejection
 from protocol.keyring import Keyring
-from protocol.messages import Body, CoordinatorState, DeviceState, Envelope, Hello, decode, encode
+from protocol.messages import Body, CoordinatorState, DeviceState, Hello
 from protocol.topics import Channel, Topics
 from protocol.transport import Incoming, Transport, Will
 

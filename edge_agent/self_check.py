@@ -24,8 +24,9 @@ from edge_agent.memory import available_mib
 from edge_agent.settings import AgentSettings, load, state_folder
 from edge_agent.status import Status, read_status
 from protocol.broker_check import try_broker
+from protocol.envelope import Envelope, encode
 from protocol.errors import ConfigurationError, NotEnrolledError, SparsefleetError
-from protocol.messages import DeviceState, Envelope, encode
+from protocol.messages import DeviceState
 from protocol.mqtt import MqttSettings, parse_url
 from protocol.sealed import sealed
 from protocol.signing import load_signer

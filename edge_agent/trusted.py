@@ -8,9 +8,10 @@ from edge_agent.freshness import Freshness
 from edge_agent.identity import credentials
 from edge_agent.keyring import adopt, keep_newest, load_newest, load_ring
 from edge_agent.store import AgentStore
+from protocol.envelope import Envelope
 from protocol.errors import NotEnrolledError, Rejection
 from protocol.keyring import Keyring, Ring
-from protocol.messages import Envelope, Task
+from protocol.messages import Task
 from protocol.release import DAY_S, Release, check_release
 from protocol.sealed import holds, seal_in, sealed
 from protocol.signing import ID_BYTES, Verifier, ed25519_verifier, load_signer

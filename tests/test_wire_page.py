@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from protocol import messages, topics, transfer
+from protocol.envelope import TYPES, Envelope, encode
 from protocol.keyring import OnlineKey, Ring
-from protocol.messages import TYPES, Envelope, Withdraw, encode
+from protocol.messages import Withdraw
 from protocol.release import Release
 from protocol.sealed import SEALED_BYTES, sealed
 from protocol.signing import load_signer

@@ -21,13 +21,14 @@ from edge_agent.runtimes import graph_check, safetensors
 from edge_agent.runtimes.graph_writer import Named, Node, write_graph
 from edge_agent.runtimes.parameters import parse_parameters
 from edge_agent.runtimes.reference import MAX_BYTES, parse_record
-from protocol import enrolment, messages
+from protocol import enrolment, envelope
 from protocol.cbor import MAX_ITEMS
+from protocol.envelope import Envelope
 from protocol.errors import BundleError, ConfigurationError, SparsefleetError
 from protocol.keyring import OnlineKey, Ring
 from protocol.layout import layout_of
 from protocol.manifest import MAX_MANIFEST_BYTES, Manifest, format_manifest, parse_manifest
-from protocol.messages import CHUNK_BYTES, MAX_MESSAGE_BYTES, BlobRef, Chunk, Envelope
+from protocol.messages import CHUNK_BYTES, MAX_MESSAGE_BYTES, BlobRef, Chunk
 from protocol.profile import MAX_PROFILE_BYTES, Profile, format_profile, parse_profile
 from protocol.release import Release, check_release, sign_release
 from protocol.sealed import holds, seal_in, sealed
@@ -58,11 +59,11 @@ TABLE_BYTES = 128 << 10
 
 
 def _envelope() -> Prepared:
-    return Prepared(messages.decode, _envelopes(), MAX_MESSAGE_BYTES)
+    return Prepared(envelope.decode, _envelopes(), MAX_MESSAGE_BYTES)
 
 
 def _envelopes() -> list[bytes]:
-    return [messages.encode(Envelope(3, i, 1000, body)) for i, body in enumerate(s.BODIES)]
+    return [envelope.encode(Envelope(3, i, 1000, body)) for i, body in enumerate(s.BODIES)]
 
 
 def _chunk() -> Prepared:
@@ -70,12 +71,12 @@ def _chunk() -> Prepared:
     parts = [Chunk(s.DIGEST, i, bytes(100 if i == 3 else CHUNK_BYTES)) for i in (0, 3)]
 
     def decode(data: bytes) -> object:
-        found = messages.decode(data)
+        found = envelope.decode(data)
         if isinstance(found, Envelope) and isinstance(found.body, Chunk):
             return receive(Receiving(blob, have=2), found.body, 5.0)
         return found
 
-    return Prepared(decode, [messages.encode(Envelope(1, 2, 3, part)) for part in parts], MAX_MESSAGE_BYTES)
+    return Prepared(decode, [envelope.encode(Envelope(1, 2, 3, part)) for part in parts], MAX_MESSAGE_BYTES)
 
 
 def _manifest() -> Prepared:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.bundle import Bundle
+from protocol.envelope import Envelope, decode, encode
 from protocol.manifest import MANIFEST_FILE
 from protocol.messages import (
     CHUNK_BYTES,
@@ -14,7 +15,6 @@ from protocol.messages import (
     Body,
     Chunk,
     CoordinatorState,
-    Envelope,
     Hello,
     Need,
     Offer,
@@ -24,8 +24,6 @@ from protocol.messages import (
     TaskReport,
     Unavailable,
     Welcome,
-    decode,
-    encode,
 )
 from protocol.topics import Channel, Topics
 from protocol.transfer import Receiving, ask, receive

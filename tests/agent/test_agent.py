@@ -17,20 +17,19 @@ from edge_agent.settings import AgentSettings, BrokerSettings, TrainingSettings
 from edge_agent.store import AgentStore
 from edge_agent.training import LocalTraining
 from edge_agent.watch import Source
+from protocol.envelope import Envelope, decode
 from protocol.layout import layout_of
 from protocol.messages import (
     TWO_AGENTS,
     BlobRef,
     Chunk,
     DeviceState,
-    Envelope,
     Hello,
     Need,
     Offer,
     Receipt,
     Welcome,
     Withdraw,
-    decode,
 )
 from protocol.transport import Connected, Disconnected, Incoming, MemoryBroker
 from sparse.codecs import decode_update

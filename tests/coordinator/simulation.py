@@ -23,6 +23,7 @@ from coordinator.settings import (
 from coordinator.store import Store
 from edge_agent.runtimes.engine import Evaluation
 from protocol.bundle import PARAMETERS_FILE, Bundle, open_bundle
+from protocol.envelope import Envelope, decode, encode
 from protocol.layout import layout_of
 from protocol.manifest import (
     FORMAT,
@@ -45,7 +46,6 @@ from protocol.messages import (
     Body,
     Chunk,
     DeviceState,
-    Envelope,
     Hello,
     Later,
     Need,
@@ -55,8 +55,6 @@ from protocol.messages import (
     TaskReport,
     Unavailable,
     Withdraw,
-    decode,
-    encode,
 )
 from protocol.topics import Channel, Topics
 from protocol.transfer import Receiving, ask, receive

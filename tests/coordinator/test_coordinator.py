@@ -10,11 +10,11 @@ import pytest
 from coordinator.events import DeviceSeen, RoundOpened
 from coordinator.reports import Reports
 from edge_agent.runtimes.engine import Evaluation
+from protocol.envelope import Envelope, encode
 from protocol.messages import (
     BlobRef,
     Chunk,
     DeviceState,
-    Envelope,
     Hello,
     Need,
     Offer,
@@ -24,7 +24,6 @@ from protocol.messages import (
     Unavailable,
     Welcome,
     Withdraw,
-    encode,
 )
 from protocol.transport import Incoming
 from tests.coordinator.simulation import TOPICS, Simulation

@@ -12,9 +12,19 @@ import pytest
 
 from coordinator.intake import check_payload
 from coordinator.reports import Reports
+from protocol.envelope import Envelope, encode
 from protocol.errors import Rejection
 from protocol.layout import layout_of
-from protocol.messages import CHUNK_BYTES, BlobRef, Chunk, Envelope, Hello, Need, Offer, Receipt, TaskReport, encode
+from protocol.messages import (
+    CHUNK_BYTES,
+    BlobRef,
+    Chunk,
+    Hello,
+    Need,
+    Offer,
+    Receipt,
+    TaskReport,
+)
 from protocol.transport import Incoming
 from sparse.codecs import CodecSpec, encode_update, max_update_bytes, parse_codec
 from tests.coordinator.simulation import BUFFERS, HEAD, TOPICS, FakeAgent, Simulation, named

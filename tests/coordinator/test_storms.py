@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from protocol.messages import Envelope, Hello, TaskReport, encode
+from protocol.envelope import Envelope, encode
+from protocol.messages import Hello, TaskReport
 from protocol.transport import Connected, Incoming
 from tests.coordinator.simulation import TOPICS, Simulation, make_settings, write_bundle
 

@@ -7,7 +7,8 @@ import pytest
 
 from coordinator.codecs import cost_of
 from coordinator.wire_bytes import SOMEONE, _needs
-from protocol.messages import CHUNK_BYTES, BlobRef, Chunk, Envelope, encode
+from protocol.envelope import Envelope, encode
+from protocol.messages import CHUNK_BYTES, BlobRef, Chunk
 from protocol.transfer import Receiving, ask, chunk_length, receive
 from tests.coordinator.simulation import TOPICS, Simulation, make_settings, write_bundle
 

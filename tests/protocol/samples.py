@@ -4,6 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from protocol.envelope import Envelope
 from protocol.keyring import Keyring
 from protocol.messages import (
     CHUNK_BYTES,
@@ -18,7 +19,6 @@ from protocol.messages import (
     CoordinatorState,
     DeviceState,
     Difference,
-    Envelope,
     Hello,
     Later,
     Need,

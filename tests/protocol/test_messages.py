@@ -12,22 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.cbor import MAX_DEPTH, MAX_ITEMS, flaw
+from protocol.envelope import TYPES, Envelope, decode, encode
 from protocol.errors import Rejection
 from protocol.messages import (
     MAX_CHUNKS,
     MAX_MESSAGE_BYTES,
     MAX_TEXT,
     TWO_AGENTS,
-    TYPES,
     Body,
     CoordinatorState,
-    Envelope,
     Hello,
     Offer,
     TaskReport,
     Welcome,
-    decode,
-    encode,
 )
 from tests.protocol.samples import SAMPLES, D, envelopes
 

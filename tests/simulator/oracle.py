@@ -21,8 +21,9 @@ from edge_agent.runtimes.optimizers import OptimizerSettings
 from edge_agent.runtimes.parameters import initial_model
 from edge_agent.store import AgentStore
 from edge_agent.training import LocalTraining, Recipe
+from protocol.envelope import Envelope, decode
 from protocol.layout import Layout, layout_of
-from protocol.messages import Envelope, Offer, Receipt, Task, decode
+from protocol.messages import Offer, Receipt, Task
 from protocol.records import write_record
 from protocol.topics import Topics
 from sparse.codecs import decode_update, parse_codec

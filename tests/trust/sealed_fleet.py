@@ -18,7 +18,8 @@ from edge_agent.settings import AgentSettings, BrokerSettings
 from edge_agent.store import AgentStore
 from edge_agent.trusted import Trusted
 from protocol.bundle import Bundle
-from protocol.messages import Body, Envelope, TaskReport, decode
+from protocol.envelope import Envelope, decode
+from protocol.messages import Body, TaskReport
 from protocol.topics import Topics
 from protocol.transport import MemoryBroker
 from tests import tiny

@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from protocol.envelope import Envelope, encode
 from protocol.errors import Rejection
-from protocol.messages import Chunk, Envelope, Offer, Receipt, Task, TaskReport, Welcome, Withdraw, encode
+from protocol.messages import (
+    Chunk,
+    Offer,
+    Receipt,
+    Task,
+    TaskReport,
+    Welcome,
+    Withdraw,
+)
 from protocol.sealed import SEALED_BYTES, sealed
 from protocol.signing import load_signer, new_signing_key
 from tests.trust.office import Office

@@ -6,9 +6,17 @@ from hypothesis import strategies as st
 from coordinator.freshness import MOST_HELLOS
 from coordinator.freshness import Freshness as OfDevices
 from edge_agent.freshness import Freshness
+from protocol.envelope import Envelope
 from protocol.errors import Rejection
 from protocol.freshness import REMEMBERED, Window
-from protocol.messages import Body, CoordinatorState, DeviceState, Envelope, Hello, Later, Welcome
+from protocol.messages import (
+    Body,
+    CoordinatorState,
+    DeviceState,
+    Hello,
+    Later,
+    Welcome,
+)
 
 LATER = Later(bytes(32), 1.0)
 INSTANCE = 7

@@ -16,9 +16,10 @@ from coordinator.trust import Trust
 from edge_agent.enrolment import renew
 from edge_agent.keyring import keep_trusted, load_ring
 from edge_agent.trusted import Trusted
+from protocol.envelope import Envelope, encode
 from protocol.errors import ConfigurationError, Rejection
 from protocol.keyring import Keyring, OnlineKey, Ring, follow, next_ring, sign_ring, trusted_ring
-from protocol.messages import Envelope, Hello, Receipt, Task, encode
+from protocol.messages import Hello, Receipt, Task
 from protocol.release import DAY_S, RELEASE_FILE, Release, check_release, sign_release
 from protocol.signing import Signer, ed25519_verifier, load_signer, new_signing_key
 from tests import tiny

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages import CoordinatorState, Envelope, Receipt, TaskReport, Withdraw, encode
+from protocol.envelope import Envelope, encode
+from protocol.messages import CoordinatorState, Receipt, TaskReport, Withdraw
 from protocol.mqtt import parse_url
 from protocol.tls import Credentials
 from protocol.topics import Topics
