@@ -16,8 +16,8 @@ BATCH = 16
 LEAST_STEPS = 20
 LEAST_S = 5.0
 
-# No vendor publishes such a step. What is published of many cores, with the arithmetic that matters here, is the time of
-# SqueezeNet 1.1 in ncnn on one thread (ncnn, benchmark/README.md). So both were measured on one x86-64 CPU (Zen 4,
+# No vendor publishes such a step. What is published of many cores, with the arithmetic that matters here, is the time
+# of SqueezeNet 1.1 in ncnn on one thread (ncnn, benchmark/README.md). So both were measured on one x86-64 CPU (Zen 4,
 # onnxruntime 1.19.2, ncnn 1.0.20261020, the best of three runs), and a board's step follows in proportion. That gives
 # the order of boards; a board's own step may well be half as long again, or two thirds.
 REFERENCE_STEP_MS = 1.42
