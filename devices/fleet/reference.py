@@ -76,9 +76,9 @@ def timing_command(bundle: Path, data: Path, steps: int) -> tuple[str, ...]:
 
 
 def read_timing(printed: bytes) -> float:
-    """Milliseconds a step from what the command printed. Raises ConfigurationError where it is something else."""
+    """The mean step in milliseconds, from what the command printed. Raises ConfigurationError."""
     try:
-        return float(json.loads(printed)["ms_per_step"])
+        return float(json.loads(printed)["mean_ms_per_step"])
     except (ValueError, KeyError, TypeError):
         raise ConfigurationError(
             f"reference step: {printed[:200]!r} is not what edge-agent train --json prints; look at the device's log"
