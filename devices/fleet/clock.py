@@ -64,12 +64,15 @@ class Clock:
         return None if kbit_s is None else min(_MOST_KBIT_S, max(_LEAST_KBIT_S, kbit_s / self.real_s))
 
     def settings(self, tables: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
-        """A coordinator's settings with its times made real; bytes a day, and messages a minute, fewer by as much."""
+        """A coordinator's settings with its times made real, and fewer bytes a (real) day."""
         scaled = {name: dict(table) for name, table in tables.items()}
         for table, key in _TIMES:
             value = scaled.get(table, {}).get(key)
             if isinstance(value, int | float) and not isinstance(value, bool):
                 scaled[table][key] = self.real(float(value))
+        budget = scaled.get("limits", {}).get("device_bytes_per_day")
+        if isinstance(budget, int) and budget > 0:
+            scaled["limits"]["device_bytes_per_day"] = max(1, round(budget / self.real_s))
         return scaled
 
 
