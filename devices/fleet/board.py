@@ -12,6 +12,8 @@ Architecture = Literal["amd64", "arm64"]
 # No clock is off by more than since 1970, where a board without a battery for its clock wakes up.
 MAX_CLOCK_OFFSET_S = 4e9
 _YEAR_S = 366 * 86_400.0
+# What comes and goes more often is no board.
+LEAST_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class Availability:
             raise ValueError(
                 f"period_s: 0 with a duty of {self.duty}; say how long one turn of on and off is, in seconds"
             )
+        if 0.0 < self.period_s < LEAST_S:
+            raise ValueError(f"period_s: {self.period_s:g} is below {LEAST_S:g} s; a board takes longer to start")
         check_range("phase_s", self.phase_s, 0.0, _YEAR_S, "seconds of the emulated clock")
         check_range("day_s", self.day_s, 1.0, _YEAR_S, "seconds of the emulated clock; a real day has 86400")
         for place, chance in enumerate(self.trace):
@@ -123,6 +127,8 @@ class Board:
             "clock_offset_s", self.clock_offset_s, -MAX_CLOCK_OFFSET_S, MAX_CLOCK_OFFSET_S, "seconds; -60 is late"
         )
         check_range("mtbf_s", self.mtbf_s, 0.0, 1e12, "mean seconds between failures of power; 0 is never")
+        if 0.0 < self.mtbf_s < LEAST_S:
+            raise ValueError(f"mtbf_s: {self.mtbf_s:g} is below {LEAST_S:g} s; a board takes longer to start")
         check_range("off_s", self.off_s, 0.1, _YEAR_S, "seconds that a failure of power lasts")
 
 

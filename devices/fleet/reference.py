@@ -23,6 +23,8 @@ LEAST_S = 10.0
 # the order of boards; a board's own step may well be half as long again, or two thirds.
 REFERENCE_STEP_MS = 1.42
 REFERENCE_BENCHMARK_MS = 6.87
+# How many times as long the step takes here under QEMU as in this machine's own instructions, for a forecast only.
+EMULATED_TIMES = 55.0
 _FORMULA = "step_ms = {step:g} ms x benchmark_ms / {benchmark:g} ms (devices/fleet/reference.py)"
 
 # What a step of MODEL at BATCH is, in the units of edge_agent.runtimes.work, as fleet-export plan counts it; a test
