@@ -68,7 +68,7 @@ def _notes(plan: FleetPlan, machine: Machine, clock: Clock, least: Needed) -> li
     if clock.real_s != 1.0:
         notes.append(
             f"One second of the emulated clock lasts {clock.real_s:g} real ones; links, faults and deadlines are "
-            f"scaled alike, the agents' own intervals are not. It must last at least {least.real_s:.3g}: {least.because}."
+            f"scaled alike, the agents' own intervals are not. It lasts at least {least.real_s:.3g}: {least.because}."
         )
     if len(devices) > machine.cores:
         notes.append(
