@@ -15,6 +15,7 @@ def test_the_catalogue_has_the_boards_and_each_says_where_its_figures_are_from()
     boards = {board.name: board for board in catalogue()}
     assert boards.keys() == {
         "beaglebone-ai-64",
+        "intel-n100",
         "jetson-orin-nano",
         "phone-snapdragon-855",
         "raspberry-pi-3b-plus",
