@@ -40,7 +40,7 @@ def forecast(plan: FleetPlan, machine: Machine) -> Forecast:
     least = needed(plan.devices, machine.full_speed_ms, machine.cores, machine.architecture)
     clock = chosen(plan.clock, least)
     limits = {device.name: _limits(device, machine, clock) for device in plan.devices}
-    return Forecast(clock, least, limits, tuple(_notes(plan, machine, clock, least)))
+    return Forecast(clock, least, limits, notes(plan, machine, clock, least))
 
 
 def _limits(device: Device, machine: Machine, clock: Clock) -> Limits:
@@ -61,57 +61,67 @@ def memory_mib(plan: FleetPlan) -> int:
     return len(plan.devices) * IDLE_MIB + at_once * TRAINING_MIB
 
 
-def _notes(plan: FleetPlan, machine: Machine, clock: Clock, least: Needed) -> list[str]:
-    host, devices = machine.architecture, plan.devices
+def notes(plan: FleetPlan, machine: Machine, clock: Clock, least: Needed) -> tuple[str, ...]:
+    """What the emulation of this fleet with this clock is not, a sentence or two each."""
+    return (*_notes_on_time(plan, machine, clock, least), *_notes_on_devices(plan, machine))
+
+
+def _notes_on_time(plan: FleetPlan, machine: Machine, clock: Clock, least: Needed) -> list[str]:
+    devices = plan.devices
     calibrated = [device for device in devices if device.calibrated]
-    notes = []
+    said = []
     if clock.real_s != 1.0:
-        notes.append(
+        said.append(
             f"One second of the emulated clock lasts {clock.real_s:g} real ones; links, faults and deadlines are "
             f"scaled alike, the agents' own intervals are not. It lasts at least {least.real_s:.3g}: {least.because}."
         )
     if len(devices) > machine.cores:
-        notes.append(
+        said.append(
             f"{len(devices)} devices run on {machine.cores} cores in time slots: each has a share of every 100 ms (CFS "
             f"bandwidth), and together at most {USED:.0%}. That is a slower device in the mean, not a slower core."
         )
     if calibrated:
-        notes.append(
+        said.append(
             "Quotas are set by the reference training step. Whatever a board does better or worse than that compared "
             "with this machine (starting Python, packing, encryption) is slower or faster here than on the board."
         )
     derived = sorted({d.board.name for d in calibrated if d.board.sources.get("step_ms", "").startswith("derived")})
     if derived:
-        notes.append(f"No one has timed the step on {', '.join(derived)}: it is derived from a published benchmark.")
+        said.append(f"No one has timed the step on {', '.join(derived)}: it is derived from a published benchmark.")
     least_quota = [d.name for d in calibrated if _raw_quota(d, machine, clock) < LEAST_QUOTA]
     if least_quota:
-        notes.append(
+        said.append(
             f"{', '.join(least_quota)}: the kernel gives no quota below {LEAST_QUOTA:g} of a core, so that steps are "
             "shorter than the board's; a faster clock (a smaller number) would mend it."
         )
+    return said
+
+
+def _notes_on_devices(plan: FleetPlan, machine: Machine) -> list[str]:
+    host, devices, said = machine.architecture, plan.devices, []
     foreign = [d.name for d in devices if d.native and d.board.architecture != host]
     if foreign:
-        notes.append(
+        said.append(
             f"{_named(foreign)} run {host} programs where their boards run their own: times hold, bits may differ."
         )
     emulated = [d.name for d in devices if not d.native]
     if emulated:
-        notes.append(
+        said.append(
             f"{_named(emulated)} run their boards' instructions under QEMU, which is slow at some of them only."
         )
     given = [d.name for d in devices if d.cores is not None]
     if given:
-        notes.append(
+        said.append(
             f"{_named(given)} have cores given in the fleet's file and are not calibrated: their times mean nothing."
         )
     light = sum(device.light for device in devices)
     if light:
-        notes.append(f"{light} light agents have no limits: they count for scale, not for time, memory or energy.")
+        said.append(f"{light} light agents have no limits: they count for scale, not for time, memory or energy.")
     if (wanted := memory_mib(plan)) > machine.memory_mib:
-        notes.append(
+        said.append(
             f"Agents may want {wanted} MiB, and this machine has {machine.memory_mib}: some may be killed for it."
         )
-    return notes
+    return said
 
 
 def _raw_quota(device: Device, machine: Machine, clock: Clock) -> float:

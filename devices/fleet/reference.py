@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import ConfigurationError
@@ -78,20 +77,14 @@ def timing_command(bundle: Path, data: Path, steps: int) -> tuple[str, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Of all steps but the first, in real milliseconds. At full speed the median is the step, for what else runs
-    meanwhile is in the mean; within a quota the mean is, for the kernel's periods are in it."""
+def read_timing(printed: bytes, *, full_speed: bool = False) -> float:
+    """Real milliseconds a step, from what the command printed. Raises ConfigurationError where it is something else.
 
-    median_ms: float
-    mean_ms: float
-
-
-def read_timing(printed: bytes) -> Timing:
-    """What the command printed. Raises ConfigurationError where it is something else."""
+    Within a quota it is the mean of all steps but the first, for the kernel's periods are in it; at full speed the
+    median, for what else runs on this machine is in the mean.
+    """
     try:
-        facts = json.loads(printed)
-        return Timing(float(facts["ms_per_step"]), float(facts["mean_ms_per_step"]))
+        return float(json.loads(printed)["ms_per_step" if full_speed else "mean_ms_per_step"])
     except (ValueError, KeyError, TypeError):
         raise ConfigurationError(
             f"reference step: {printed[:200]!r} is not what edge-agent train --json prints; look at the device's log"

@@ -8,7 +8,7 @@ from devices.fleet.board import Power
 from devices.fleet.calibration import TOLERANCE, Goal, bounded, verdict
 from devices.fleet.clock import Clock
 from devices.fleet.energy import board_cpu_s, watt_hours
-from devices.fleet.reference import Timing, read_timing, step_from_benchmark
+from devices.fleet.reference import read_timing, step_from_benchmark
 from protocol.errors import ConfigurationError
 
 _PERIOD_MS = 100.0
@@ -69,8 +69,9 @@ def test_quotas_are_what_the_kernel_can_give() -> None:
 
 
 def test_a_timing_is_read_from_what_train_prints_and_anything_else_is_refused() -> None:
-    assert read_timing(b'{"ms_per_step": 1.5, "mean_ms_per_step": 20.25, "steps": 9}') == Timing(1.5, 20.25)
-    for printed in (b"", b"{}", b"[1]", b'{"ms_per_step": null, "mean_ms_per_step": 1}'):
+    printed = b'{"ms_per_step": 1.5, "mean_ms_per_step": 20.25, "steps": 9}'
+    assert (read_timing(printed), read_timing(printed, full_speed=True)) == (20.25, 1.5)
+    for printed in (b"", b"{}", b"[1]", b'{"ms_per_step": 1, "mean_ms_per_step": null}'):
         with pytest.raises(ConfigurationError, match="reference step"):
             read_timing(printed)
 
