@@ -8,7 +8,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 
-from devices.link_commands import add_commands
+from devices import link_commands
+from devices.fleet import commands as fleet_commands
 from devices.presets import CODEC, WHOLE
 from protocol.command import Parser, run_command
 
@@ -17,6 +18,8 @@ examples:
   fleet-emulate demo                                     # handwritten digits, 5 devices
   fleet-emulate demo --data hapt --agents 7 --out /tmp/hapt
   fleet-emulate demo --codec topk:0.05/float16 --json
+  fleet-emulate boards                                   # what can be emulated
+  fleet-emulate validate examples/mixed-fleet.toml       # what that would start here
   fleet-emulate proxy --to 127.0.0.1:1883 --profile lte-poor
 
 exit codes: 0 target reached, 1 not reached or failed, 3 configuration, 130 interrupted
@@ -83,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to fill (default: demo)")
     demo.add_argument("--json", action="store_true", help="one JSON object with the result; progress goes to stderr")
     demo.set_defaults(command=_demo)
-    add_commands(commands)
+    link_commands.add_commands(commands)
+    fleet_commands.add_commands(commands)
     return parser
 
 

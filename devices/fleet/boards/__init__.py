@@ -1,0 +1,1 @@
+"""The catalogue's files, a board each; devices/fleet/catalogue.py reads them."""

@@ -1,0 +1,1 @@
+"""Tests of boards, fleet files, and the arithmetic of an emulated fleet."""
