@@ -1,6 +1,7 @@
 """Every engine does the same for a device: prepares it, starts it, ends it, starts it again, and takes it away."""
 
 import fcntl
+import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -39,13 +40,16 @@ class Rig:
         return self.engine.condition(self.fleet, device).state
 
 
-@pytest.fixture(params=["processes"])
+@pytest.fixture(params=["processes", "podman", "docker"])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(Processes(tmp_path / "notes"), tmp_path, "contract", None)
+    fleet = f"contract-{os.getpid()}"
+    if request.param == "processes":
+        rig = Rig(Processes(tmp_path / "notes"), tmp_path, fleet, None)
+    else:
+        rig = Rig(request.getfixturevalue(request.param), tmp_path, fleet, request.getfixturevalue("image"))
     yield rig
-    for fleet in rig.engine.fleets():
-        if fleet.startswith("contract"):
-            rig.engine.remove(fleet)
+    for name in (fleet, f"{fleet}-other"):
+        rig.engine.remove(name)
 
 
 def test_a_device_is_absent_then_created_then_running_with_what_it_prints_in_its_log(rig: Rig) -> None:
