@@ -21,6 +21,7 @@ from devices.engines.cgroups import Cgroup, CgroupError, cgroup_of
 from devices.engines.client import Client, is_root, limits_of_users
 from devices.engines.container_check import check
 from devices.engines.engine import Condition, EngineError, Finding, InForce, Inside, Limits, Start
+from devices.engines.kernel_log import ran_out_of_memory
 from devices.engines.namespaces import Shape, listen_in, shape_in
 from devices.engines.sessions import Session
 
@@ -34,6 +35,8 @@ _NOBODY = (65534, 65534)
 _PIDS = 256
 _POLL_S = 0.05
 _END_S = 60
+# The exit code of what SIGKILL ended, as the kernel does for want of memory.
+_KILLED = 137
 # Mode and size of what may be written beside its state; both count as its memory.
 _SCRATCH = ("--tmpfs", "/tmp:rw,nosuid,nodev,size=64m,mode=1777", "--tmpfs", "/run:rw,nosuid,nodev,size=16m,mode=755")
 _BARE = ("--read-only", "--cap-drop", "all", "--security-opt", "no-new-privileges", "--pull", "never")
@@ -214,9 +217,7 @@ class Containers:
         if now == "created":
             return Condition("created")
         # What it took went with its group; we have what was seen last.
-        last = self._last.get(key, Condition("ended"))
-        killed = bool(state.get("OOMKilled")) or last.out_of_memory
-        return replace(last, state="ended", exit_code=int(state["ExitCode"]), out_of_memory=killed, memory_mib=None)
+        return _ended(found, self._last.get(key, Condition("ended", started_at=_started_at(found))))
 
     def logs(self, fleet: str, device: str, *, follow: bool = False) -> Sequence[str]:
         return self.client.words("logs", *(("--follow",) if follow else ()), _name(fleet, device))
@@ -368,10 +369,25 @@ def _seen(found: dict[str, Any]) -> _Running | None:
     session = Session.led_by(pid) if pid else None
     if session is None:
         return None
+    return _Running(session, cgroup_of(pid, str(found["Id"])), _started_at(found))
+
+
+def _started_at(found: dict[str, Any]) -> float:
     # Go writes nanoseconds and a zone; whole seconds and a zone are enough for us.
     text = re.sub(r"\.\d+", "", str(found["State"]["StartedAt"]))
-    started_at = datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-    return _Running(session, cgroup_of(pid, str(found["Id"])), started_at)
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def _ended(found: dict[str, Any], last: Condition) -> Condition:
+    """How a container ended, with what was seen of it last."""
+    state = found["State"]
+    code = int(state["ExitCode"])
+    here = bool(state.get("OOMKilled")) or (code == _KILLED and ran_out_of_memory(str(found["Id"])))
+    limit = int(found["HostConfig"].get("Memory") or 0)
+    # Whoever runs out of memory has used all of it.
+    peak = limit / (1 << 20) if here and limit else last.peak_mib
+    killed = here or last.out_of_memory
+    return replace(last, state="ended", exit_code=code, out_of_memory=killed, memory_mib=None, peak_mib=peak)
 
 
 def _condition(running: _Running) -> Condition:

@@ -20,10 +20,10 @@ _FOREVER = ("sh", "-c", "echo begun; while sleep 1; do :; done")
 @pytest.fixture
 def device(podman: Containers, image: str, tmp_path: Path) -> Iterator[Start]:
     """A prepared device with limits."""
-    places = [tmp_path / part for part in ("etc", "state", "data")]
-    for place in places:
+    etc, state, data = (tmp_path / part for part in ("etc", "state", "data"))
+    for place in (etc, state, data):
         place.mkdir()
-    start = Start(FLEET, "a", "amd64", LIMITS, *places, image)
+    start = Start(FLEET, "a", "amd64", LIMITS, etc, state, data, image)
     podman.prepare(start)
     yield start
     podman.remove(FLEET)
