@@ -19,7 +19,7 @@ _FILES = (1024, 524_288)
 _PROCESSES = 4096
 # podman's own default, and what else Debian has. crun refuses a machine with both versions of control groups at once.
 _RUNTIMES = ("crun", "runc")
-_RUNTIME_FAILED = "oci "
+_RUNTIME_FAILED = ("oci ", "runtime")
 
 
 @dataclass(slots=True)
@@ -52,16 +52,17 @@ class Client:
         """`run --detach` with a name. Where podman's runtime cannot, tries the others, and stays with what could."""
         tried = []
         for runtime in (self.runtime, *self._others()):
-            self.runtime = runtime
-            done = self.call("run", "--detach", "--name", name, *words)
+            # By a copy: other threads may start containers meanwhile.
+            client = Client(self.command, runtime)
+            done = client.call("run", "--detach", "--name", name, *words)
             if done.returncode == 0:
+                self.runtime = runtime
                 return
             tried.append(f"{runtime or 'default runtime'}: {_said(done)}")
             # What was created and could not start keeps the name.
             self.call("rm", "--force", name)
-            if _RUNTIME_FAILED not in tried[-1].lower() and "runtime" not in tried[-1].lower():
+            if not any(word in tried[-1].lower() for word in _RUNTIME_FAILED):
                 break
-        self.runtime = None
         raise EngineError(f"{self.command} run {name}: {'; '.join(tried)}")
 
     def inspect(self, name: str) -> dict[str, Any] | None:

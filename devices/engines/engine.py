@@ -53,11 +53,15 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """Where a device finds its folders, for what is written into its configuration."""
+    """Where a device finds its folders, for what is written into its configuration, and the file of its clock.
+
+    clock: None where its clock is this machine's.
+    """
 
     etc: Path
     state: Path
     data: Path
+    clock: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
