@@ -8,6 +8,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 
+from devices.engines import doctor
 from devices.link_commands import add_commands
 from devices.presets import CODEC, WHOLE
 from protocol.command import Parser, run_command
@@ -18,6 +19,7 @@ examples:
   fleet-emulate demo --data hapt --agents 7 --out /tmp/hapt
   fleet-emulate demo --codec topk:0.05/float16 --json
   fleet-emulate proxy --to 127.0.0.1:1883 --profile lte-poor
+  fleet-emulate doctor                                   # can a fleet in containers be emulated here?
 
 exit codes: 0 target reached, 1 not reached or failed, 3 configuration, 130 interrupted
 """
@@ -84,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", action="store_true", help="one JSON object with the result; progress goes to stderr")
     demo.set_defaults(command=_demo)
     add_commands(commands)
+    doctor.add_command(commands)
     return parser
 
 
