@@ -23,6 +23,7 @@ from devices.engines import disks
 from devices.engines.cgroups import CgroupError
 from devices.engines.client import Client, is_root, limits_of_users
 from devices.engines.container_check import check
+from devices.engines.container_options import CLOCK as CLOCK
 from devices.engines.engine import Condition, EngineError, Finding, InForce, Inside, Limits, Start
 from devices.engines.namespaces import Shape, listen_in, shape_in
 
@@ -66,7 +67,7 @@ class Containers:
         self.client.begin(link, options.link_words(start))
 
     def inside(self, start: Start) -> Inside:
-        return options.INSIDE if start.clock is None else replace(options.INSIDE, clock=options.CLOCK)
+        return options.INSIDE if start.clock is None else replace(options.INSIDE, clock=CLOCK)
 
     def start(self, start: Start, words: Sequence[str]) -> None:
         name = options.name_of(start.fleet, start.device)
