@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from devices import link_commands
+from devices.engines import doctor
 from devices.fleet import commands as fleet_commands
 from devices.presets import CODEC, WHOLE
 from protocol.command import Parser, run_command
@@ -21,6 +22,7 @@ examples:
   fleet-emulate boards                                   # what can be emulated
   fleet-emulate validate examples/mixed-fleet.toml       # what that would start here
   fleet-emulate proxy --to 127.0.0.1:1883 --profile lte-poor
+  fleet-emulate doctor                                   # can a fleet in containers be emulated here?
 
 exit codes: 0 target reached, 1 not reached or failed, 3 configuration, 130 interrupted
 """
@@ -88,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
     link_commands.add_commands(commands)
     fleet_commands.add_commands(commands)
+    doctor.add_command(commands)
     return parser
 
 

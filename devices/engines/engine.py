@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from devices.fleet.board import Architecture
+from protocol.errors import SparsefleetError
+
+
+class EngineError(SparsefleetError):
+    """An engine refused, or cannot do what was asked; the text has its own words and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +52,24 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Inside:
+    """Where a device finds its folders, for what is written into its configuration, and the file of its clock.
+
+    clock: None where its clock is this machine's.
+    """
+
+    etc: Path
+    state: Path
+    data: Path
+    clock: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Condition:
-    """How a device is now, and what it has taken since its start. Memory is the peak of the whole device."""
+    """How a device is now, and what it has taken since its start. Memory is of the whole device.
+
+    exit_code: 128 and the signal's number, where one ended it; None where nobody saw it.
+    """
 
     state: Literal["absent", "created", "running", "paused", "ended"]
     exit_code: int | None = None
@@ -72,6 +93,7 @@ class Finding:
 class Engine(Protocol):
     """podman, docker, or plain processes. A device's name in it is its fleet's and its own.
 
+    In this order: prepare, listen, run (to enrol), start. `remove` undoes all of it, also from another process.
     Methods raise EngineError, with the engine's own words, where it refuses.
     """
 
@@ -80,21 +102,32 @@ class Engine(Protocol):
     def check(self) -> tuple[Finding, ...]:
         """Whether it is there, may be used and enforces limits; starts nothing that stays."""
 
+    def prepare(self, start: Start) -> None:
+        """Makes what outlives the device's starts and ends: its loopback, and the disk that its state is on."""
+
+    def inside(self, start: Start) -> Inside: ...
+
     def start(self, start: Start, words: Sequence[str]) -> None:
-        """Starts a device with a command of its own; what it prints is kept for `logs`."""
+        """Starts a device that was prepared, with a command of its own; what it prints is kept for `logs`."""
 
     def run(self, start: Start, words: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[bytes]:
         """Runs one command in a device like it, to its end, and takes that away: for enrolment and calibration."""
 
     def listen(self, fleet: str, device: str, port: int) -> socket.socket:
-        """A listening socket on the device's own loopback, for the end of its link; it has no other network."""
+        """A listening socket on the device's own loopback, for the end of its link; it has no other network.
+
+        It stays through ends and starts. Its port is another where the device shares our loopback.
+        """
 
     def in_force(self, fleet: str, device: str) -> InForce: ...
 
     def throttle(self, fleet: str, device: str, cores: float | None) -> None: ...
 
     def kill(self, fleet: str, device: str) -> None:
-        """SIGKILL to everything in it."""
+        """SIGKILL to everything in it; returns when it has ended."""
+
+    def cut_power(self, fleet: str, device: str) -> bool:
+        """A kill at which its disk loses what was not synced. False: the disk could not, so it was a kill alone."""
 
     def stop(self, fleet: str, device: str, grace_s: float) -> None: ...
 

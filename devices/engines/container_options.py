@@ -1,0 +1,93 @@
+"""The options that make a container a device: its name and labels, its limits, and what it may see and write."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from devices.engines.client import limits_of_users
+from devices.engines.engine import EngineError, Inside, Limits, Start
+
+FLEET, PART, ASKED = (f"sparsefleet.{word}" for word in ("fleet", "part", "asked"))
+_DEVICE = "sparsefleet.device"
+# Where the agent's package has them, and where an image expects examples.
+INSIDE = Inside(Path("/etc/edge-agent"), Path("/var/lib/edge-agent"), Path("/data"))
+CLOCK = Path("/run/clock-offset")
+# Whom a device runs as if its image does not say: nobody.
+NOBODY = (65534, 65534)
+# As the agent's unit has it (TasksMax).
+PIDS = 256
+# Mode and size of what may be written beside its state; both count as its memory.
+SCRATCH = {"/tmp": "rw,nosuid,nodev,size=64m,mode=1777", "/run": "rw,nosuid,nodev,size=16m,mode=755"}
+# Health is `condition`'s: an engine's own check would take the device's processor time.
+BARE = (
+    *("--read-only", "--cap-drop", "all", "--security-opt", "no-new-privileges"),
+    *("--pull", "never", "--no-healthcheck", "--stop-timeout", "0"),
+    *("--log-driver", "json-file", "--log-opt", "max-size=10m"),
+)
+
+
+def name_of(fleet: str, device: str) -> str:
+    """Of a device's container. Names of fleets and devices have no dots."""
+    return f"sparsefleet.{fleet}.{device}"
+
+
+def link_of(fleet: str, device: str) -> str:
+    """The name of the container that has its network."""
+    return f"{name_of(fleet, device)}.link"
+
+
+def image_of(start: Start) -> str:
+    if start.image is None:
+        raise EngineError(f"{start.fleet}/{start.device} needs an image; make one with fleet-emulate images")
+    return start.image
+
+
+def asked(limits: Limits) -> str:
+    """The limits that were asked for, for a label: what is not in force must be told later too."""
+    return ",".join(name for name in ("cores", "memory_mib", "disk_mib") if getattr(limits, name) is not None)
+
+
+def link_words(start: Start) -> tuple[str, ...]:
+    """What follows `run --detach --name`: a process that only sleeps, in a network with a loopback and nothing else."""
+    label = ("--label", f"{ASKED}={asked(start.limits)}")
+    user = f"{NOBODY[0]}:{NOBODY[1]}"
+    return (
+        *(*_labels(start, "link"), *label, *BARE, *limits_of_users(), "--network", "none", "--pids-limit", "4"),
+        *("--user", user, "--entrypoint", "sleep", image_of(start), "infinity"),
+    )
+
+
+def device_words(start: Start, part: str, words: Sequence[str], user: tuple[int, int]) -> tuple[str, ...]:
+    """The same of a device, or of a command in one like it, in the network of its link."""
+    environment = {"HOME": str(INSIDE.state), "PYTHONUNBUFFERED": "1", **start.environment}
+    return (
+        *(*_labels(start, part), *BARE, *limits_of_users(), *limit_words(start.limits), "--pids-limit", str(PIDS)),
+        *(word for place, how in SCRATCH.items() for word in ("--tmpfs", f"{place}:{how}")),
+        *("--user", f"{user[0]}:{user[1]}", "--workdir", str(INSIDE.state)),
+        *("--network", f"container:{link_of(start.fleet, start.device)}"),
+        *_mounts(start),
+        *(word for name, value in environment.items() for word in ("--env", f"{name}={value}")),
+        *("--entrypoint", words[0], image_of(start), *words[1:]),
+    )
+
+
+def limit_words(limits: Limits) -> tuple[str, ...]:
+    """Processor and memory. Swap would make memory of what a device has not."""
+    cores = () if limits.cores is None else ("--cpus", f"{limits.cores:.3f}")
+    size = f"{limits.memory_mib}m"
+    return cores if limits.memory_mib is None else (*cores, "--memory", size, "--memory-swap", size)
+
+
+def _labels(start: Start, part: str) -> tuple[str, ...]:
+    pairs = {FLEET: start.fleet, _DEVICE: start.device, PART: part}
+    return tuple(word for name, value in pairs.items() for word in ("--label", f"{name}={value}"))
+
+
+def _mounts(start: Start) -> Iterator[str]:
+    places = [(start.etc, INSIDE.etc, ""), (start.state, INSIDE.state, ""), (start.data, INSIDE.data, ",readonly")]
+    if start.clock is not None:
+        places.append((start.clock, CLOCK, ",readonly"))
+    for here, there, how in places:
+        if "," in str(here):
+            raise EngineError(f"{here}: a folder with a comma in its name cannot be given to a container; rename it")
+        yield "--mount"
+        yield f"type=bind,source={here.absolute()},target={there}{how}"
