@@ -8,6 +8,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 
+from devices.images import images_command
 from devices.link_commands import add_commands
 from devices.presets import CODEC, WHOLE
 from protocol.command import Parser, run_command
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", action="store_true", help="one JSON object with the result; progress goes to stderr")
     demo.set_defaults(command=_demo)
     add_commands(commands)
+    images_command.add_commands(commands)
     return parser
 
 
