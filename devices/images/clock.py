@@ -1,7 +1,7 @@
 """The wall clock of a device in a container, which has none of its own: libfaketime shifts what its programs read.
 
 It stands between programs and the C library, and so is seen by Python, SQLite and OpenSSL's check of certificates
-alike. It is only there for devices whose clock is off: `environment` says what they are started with.
+alike. It is only there for devices whose clock is off: `clock_environment` says what they are started with.
 
 Not shifted: monotonic clocks, which a step of the clock leaves alone on a device too; the kernel, so also what it
 writes into a file's times (those are shifted where a program reads them, by the offset of that moment); programs
@@ -18,7 +18,7 @@ SHIM = "/usr/lib/fleet-emulate"
 LIBRARY = "/usr/$LIB/faketime/libfaketime.so.1"
 
 
-def environment(file: str) -> Mapping[str, str]:
+def clock_environment(file: str) -> Mapping[str, str]:
     """What a device's processes need to be in. file: where the clock's file is in the container.
 
     The file must be mounted as a file or in a folder, and written in place by `set_clock`: one that is replaced stays

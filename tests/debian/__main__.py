@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from devices.images.cache import cache_folder
 from tests.arm64 import machine
 from tests.bundles import READY
-from tests.cache import cache_folder
 from tests.debian import coordinators, journey
 from tests.debian.boards import agent_image, board
 
