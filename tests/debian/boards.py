@@ -61,16 +61,28 @@ def board(architecture: str, cache: Path, mounts: dict[str, Path]) -> Iterator[B
 
 
 @contextlib.contextmanager
-def running(image: str, written: dict[str, Path], read: dict[str, Path], *words: str) -> Iterator[str]:
-    """A container of an image, by its id, with its own command or another; gone after the block."""
+def running(
+    image: str, written: dict[str, Path], read: dict[str, Path], *words: str, options: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """A container of an image, by its id, with its own command or another; gone after the block. options: of podman."""
     places = [f"{here}:{there}:ro" for there, here in read.items()]
     places += [f"{here}:{there}:rw" for there, here in written.items()]
     volumes = [word for place in places for word in ("-v", place)]
-    container = _do(*_PODMAN, "run", "--detach", *_LIMITS, *volumes, image, *words).strip()
+    container = _do(*_PODMAN, "run", "--detach", *_LIMITS, *options, *volumes, image, *words).strip()
     try:
         yield container
     finally:
         subprocess.run([*_PODMAN, "rm", "--force", "--time", "0", "--ignore", container], capture_output=True)
+
+
+def once(image: str, options: tuple[str, ...], *words: str) -> str:
+    """What a container of an image printed, that ran to its end and is gone."""
+    return _do(*_PODMAN, "run", "--rm", *_LIMITS, *options, image, *words)
+
+
+def is_healthy(container: str) -> bool:
+    """Whether its own check of health finds it well now."""
+    return subprocess.run([*_PODMAN, "healthcheck", "run", container], capture_output=True).returncode == 0
 
 
 def stop(container: str) -> None:
