@@ -10,7 +10,7 @@ from pathlib import Path
 
 from devices.fleet.board import Architecture
 from devices.images import agent_package, needs, roots
-from devices.images.cache import cache_folder
+from devices.images.cache import alone, cache_folder
 from devices.images.commands import EngineName, ImageError, do, engine_words, succeeds
 from devices.images.recipe import REGISTRY, Recipe, build_command, fill
 from protocol.errors import ConfigurationError
@@ -63,19 +63,9 @@ def make(recipe: Recipe, engine: EngineName, progress: Progress = quiet) -> str:
         return name
     cache = cache_folder()
     check(recipe, engine, cache)
-    with tempfile.TemporaryDirectory(dir=cache, prefix="image-") as folder:
-        package = recipe.package
-        if package is None:
-            with progress(f"the agent's package for {recipe.architecture}, from {agent_package.SOURCE}"):
-                package = agent_package.built(recipe.architecture, _made(Path(folder) / "package"), cache)
-        base = recipe.base
-        if base is None:
-            with progress(f"a Debian root for {recipe.architecture}, by mmdebstrap (once)"):
-                base = roots.imported(recipe.root, cache, engine)
-        context = _made(Path(folder) / "context")
-        fill(context, package)
-        with progress(f"the image for {recipe.architecture}, on {base}"):
-            _build(build_command(recipe, name, base, context, engine), recipe)
+    with alone(cache, f"image-{recipe.architecture}"):
+        if not has(name, engine):
+            _make(recipe, name, engine, cache, progress)
     return name
 
 
@@ -111,6 +101,22 @@ def current() -> frozenset[str]:
 def remove(names: Sequence[str], engine: EngineName) -> None:
     """Removes images by their names. Raises ImageError, with the engine's words, where a container is of one."""
     do(*engine_words(engine), "rmi", *names)
+
+
+def _make(recipe: Recipe, name: str, engine: EngineName, cache: Path, progress: Progress) -> None:
+    with tempfile.TemporaryDirectory(dir=cache, prefix="image-") as folder:
+        package = recipe.package
+        if package is None:
+            with progress(f"the agent's package for {recipe.architecture}, from {agent_package.SOURCE}"):
+                package = agent_package.built(recipe.architecture, _made(Path(folder) / "package"), cache)
+        base = recipe.base
+        if base is None:
+            with progress(f"a Debian root for {recipe.architecture}, by mmdebstrap (once)"):
+                base = roots.imported(recipe.root, cache, engine)
+        context = _made(Path(folder) / "context")
+        fill(context, package)
+        with progress(f"the image for {recipe.architecture}, on {base}"):
+            _build(build_command(recipe, name, base, context, engine), recipe)
 
 
 def _build(command: Sequence[str], recipe: Recipe) -> None:

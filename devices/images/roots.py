@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from devices.fleet.board import Architecture
+from devices.images.cache import alone
 from devices.images.commands import EngineName, do, engine_words, succeeds
 
 SUITE = "bookworm"
@@ -51,7 +52,7 @@ class Root:
 
     def command(self, to: Path) -> tuple[str, ...]:
         """The command line that makes it. mmdebstrap chooses its mode: as root, or in a user namespace."""
-        return ("mmdebstrap", "--quiet", "--variant=minbase", *self._words(), SUITE, str(to))
+        return ("mmdebstrap", "--quiet", "--variant=minbase", "--format=tar", *self._words(), SUITE, str(to))
 
     def _words(self) -> Sequence[str]:
         included = (*(("usr-is-merged",) if self.slim else ()), *self.included)
@@ -70,13 +71,14 @@ class Root:
 def made(root: Root, cache: Path) -> Path:
     """The root's file, made where it is not there yet: half a minute, or three where it is emulated."""
     path = root.file(cache)
-    if not path.exists():
-        half = path.with_name(f"{path.stem}.{os.getpid()}.tar")
-        try:
-            do(*root.command(half))
-            half.rename(path)
-        finally:
-            half.unlink(missing_ok=True)
+    with alone(cache, path.stem):
+        if not path.exists():
+            half = path.with_name(f"{path.stem}.{os.getpid()}.half")
+            try:
+                do(*root.command(half))
+                half.rename(path)
+            finally:
+                half.unlink(missing_ok=True)
     return path
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,14 @@ def test_an_image_is_built_once_of_the_package_and_the_clocks_file(engine: FakeE
     package.write_bytes(b"a changed package")
     assert make(wanted, "podman") != name
     assert len(engine.told("build")) == 2
+
+
+def test_of_two_that_want_the_same_image_at_once_one_makes_it(engine: FakeEngine, package: Path) -> None:
+    wanted = recipe("amd64", BASE, package)
+    with ThreadPoolExecutor(2) as both:
+        names = set(both.map(lambda _: make(wanted, "podman"), range(2)))
+    assert names == {wanted.name()}
+    assert len(engine.told("build")) == 1
 
 
 def test_what_stands_on_a_root_is_built_without_a_network_and_what_stands_on_anothers_base_with_one() -> None:
