@@ -11,6 +11,7 @@ from types import FrameType
 from devices import link_commands
 from devices.engines import doctor
 from devices.fleet import commands as fleet_commands
+from devices.images import images_command
 from devices.presets import CODEC, WHOLE
 from protocol.command import Parser, run_command
 
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     link_commands.add_commands(commands)
     fleet_commands.add_commands(commands)
     doctor.add_command(commands)
+    images_command.add_commands(commands)
     return parser
 
 

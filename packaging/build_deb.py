@@ -59,6 +59,12 @@ COORDINATOR = Package(
     " them into the next model.",
     "mosquitto (>= 2.0)",
 )
+# Of libraries, what no device runs: their tests, their tools for programmers, and what a C compiler would read.
+LEFT_OUT = (
+    *("numpy/f2py", "numpy/distutils"),
+    *(f"onnxruntime/{name}" for name in ("backend", "datasets", "quantization", "tools", "transformers")),
+)
+FOR_COMPILERS = ("*.a", "*.h", "*.pxd", "*.pyi")
 PACKAGES: Mapping[str, Package] = {package.name: package for package in (AGENT, COORDINATOR)}
 
 
@@ -113,8 +119,12 @@ def _third_party(package: Package, architecture: str, kept: Path) -> Path:
     if not folder.exists():
         half = folder.with_name(f"{folder.name}.{os.getpid()}")
         pip("install", "--no-deps", "--no-compile", "--target", str(half), *_choice(architecture), "-r", str(pins))
-        for leftover in (half / "bin", *half.glob("*/tests")):
+        tests = [path for path in half.rglob("tests") if path.is_dir()]
+        for leftover in (half / "bin", *tests, *(half / name for name in LEFT_OUT)):
             shutil.rmtree(leftover, ignore_errors=True)
+        for pattern in FOR_COMPILERS:
+            for path in half.rglob(pattern):
+                path.unlink()
         _compile(half, _site(package))
         half.rename(folder)
     return folder

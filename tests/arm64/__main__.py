@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from devices.images.cache import cache_folder
 from tests.arm64 import machine, results, wheels
 from tests.arm64.fleet import federated_round
 from tests.bundles import READY
-from tests.cache import cache_folder
 
 ROOT = Path(__file__).parents[2]
 # Without the embedded broker, which is the coordinator's and never runs on a board. amqtt loses clients in emulation: 9

@@ -6,31 +6,23 @@ its programs to QEMU (binfmt_misc).
 
 import contextlib
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-TOOLS = {
-    "arch-test": "arch-test",
-    "mmdebstrap": "mmdebstrap",
-    "podman": "podman",
-    "qemu-aarch64-static": "qemu-user-static",
-    "runc": "runc",
-    "update-binfmts": "binfmt-support",
-}
-BINFMT = Path("/proc/sys/fs/binfmt_misc")
-SUITE = "bookworm"
-# The Python of that suite: wheels are chosen for it.
-PYTHON = "3.11"
-# Python for the agent, and the broker that its tests start.
-PACKAGES = ("python3", "mosquitto")
+from devices.images import needs, roots
+from devices.images.commands import ULIMITS, engine_words
+from devices.images.recipe import PACKAGES
+from devices.images.roots import PYTHON, Root
+
+TOOLS = {**needs.ROOT_TOOLS, **needs.EMULATION_TOOLS, "podman": "podman", "runc": "runc"}
+# What an image of a device stands on, and the broker that the agent's tests start: one root serves both.
+ROOT = Root("arm64", (*PACKAGES, "mosquitto"), slim=True)
 DIST_PACKAGES = f"/usr/local/lib/python{PYTHON}/dist-packages"
-# crun refuses hybrid cgroups, and podman's default would raise limits, which is refused where they are capped already.
-_PODMAN = ("podman", "--runtime", "runc")
-_RUN = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--network", "host")
+_PODMAN = engine_words("podman")
+_RUN = (*ULIMITS, "--network", "host")
 
 
 class MachineError(Exception):
@@ -78,38 +70,14 @@ def run(container: Container, words: Sequence[str], timeout_s: float) -> int:
 
 def prepare() -> None:
     """Makes the kernel run arm64 programs. Raises MachineError where it cannot be done here."""
-    missing = [package for tool, package in TOOLS.items() if shutil.which(tool) is None]
-    if missing:
-        raise MachineError(f"needs {', '.join(missing)}; apt-get install --no-install-recommends {' '.join(missing)}")
+    if missing := needs.install(TOOLS):
+        raise MachineError(missing)
     if os.geteuid() != 0:
         raise MachineError("needs root, to make a root file system and to mount it; sudo make arm64")
-    if not (BINFMT / "register").exists():
-        _do("mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT))
-    if not (BINFMT / "qemu-aarch64").exists():
-        _do("update-binfmts", "--enable", "qemu-aarch64")
-    if not (BINFMT / "qemu-aarch64").exists():
-        raise MachineError(f"the kernel does not hand arm64 programs to QEMU; {BINFMT}/qemu-aarch64 is not there")
+    if lacking := needs.emulate():
+        raise MachineError(lacking)
 
 
 def image(cache: Path) -> str:
     """The name of the image of an arm64 root, made in minutes the first time and kept under `cache`."""
-    name = f"localhost/sparsefleet-arm64:{SUITE}-{'-'.join(PACKAGES)}"
-    if subprocess.run([*_PODMAN, "image", "exists", name]).returncode == 0:
-        return name
-    root = cache / f"arm64-{SUITE}-{'-'.join(PACKAGES)}.tar"
-    if not root.exists():
-        half = root.with_suffix(f".{os.getpid()}.tar")
-        include = f"--include={','.join(PACKAGES)}"
-        try:
-            _do("mmdebstrap", "--quiet", "--variant=minbase", "--architectures=arm64", include, SUITE, str(half))
-            half.rename(root)
-        finally:
-            half.unlink(missing_ok=True)
-    _do(*_PODMAN, "import", "--quiet", str(root), name)
-    return name
-
-
-def _do(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise MachineError(f"{' '.join(command)} failed:\n{(done.stderr or done.stdout).strip()[-2000:]}")
+    return roots.imported(ROOT, cache, "podman")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from devices.images.commands import engine_words
 from tests.arm64 import machine, results, wheels
 from tests.arm64.machine import Container
 
@@ -62,7 +63,8 @@ def test_what_is_installed_there_follows_from_pyproject_and_holds_no_training_wh
 def test_a_container_is_limited_named_by_a_file_and_sees_only_what_it_is_given(tmp_path: Path) -> None:
     container = Container("image", {"/in": (tmp_path, False), "/out": (tmp_path, True)}, {"A": "b"}, "/out")
     words = " ".join(container.command(("python3", "x.py"), tmp_path / "id"))
-    assert words.startswith("podman --runtime runc run --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 ")
+    podman = " ".join(engine_words("podman"))
+    assert words.startswith(f"{podman} run --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 ")
     assert f"--cidfile {tmp_path}/id -w /out -v {tmp_path}:/in:ro -v {tmp_path}:/out:rw -e A=b" in words
     assert words.endswith(" image python3 x.py")
 

@@ -9,7 +9,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-from tests.arm64.machine import PYTHON, MachineError
+from devices.images.roots import PYTHON
+from tests.arm64.machine import MachineError
 
 ROOT = Path(__file__).parents[2]
 # Newest is no choice here: 1.32.0 hangs or crashes under QEMU's user-mode emulation, which says nothing of boards.

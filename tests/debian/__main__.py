@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from devices.images.cache import cache_folder
 from tests.arm64 import machine
 from tests.bundles import READY
-from tests.cache import cache_folder
-from tests.debian import coordinators, journey
+from tests.debian import coordinators, in_images, journey
 from tests.debian.boards import agent_image, board
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +65,8 @@ def _job(folder: Path, architectures: list[str], given: Path | None) -> None:
     for architecture in architectures:
         with _timed(f"{architecture}: from installation to purge"):
             _travel(folder, packages, architecture, bundle)
+        with _timed(f"{architecture}: the image of devices"):
+            _image(folder, packages, architecture, bundle)
     if "amd64" in architectures:
         with _timed("amd64: the coordinator's package"):
             coordinators.travel(cache_folder(), packages, bundle)
@@ -93,6 +95,19 @@ def _travel(folder: Path, packages: Path, architecture: str, bundle: Path) -> No
             journey.travel(there, fleet, old, new, image, lambda text: print("  " + text.replace("\n", "\n  ")))
         finally:
             fleet.stop()
+
+
+def _image(folder: Path, packages: Path, architecture: str, bundle: Path) -> None:
+    place = folder / f"image-{architecture}"
+    place.mkdir()
+    (new,) = (path for path in packages.glob(f"edge-agent_*_{architecture}.deb") if OLD not in path.name)
+    fleet = journey.make_fleet(place, bundle)
+    for path in (folder, place):
+        path.chmod(0o755)
+    try:
+        in_images.travel(architecture, new, fleet, lambda text: print("  " + text))
+    finally:
+        fleet.stop()
 
 
 def _bundle(folder: Path) -> Path:

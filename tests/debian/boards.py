@@ -1,21 +1,23 @@
 """Debian 12 in containers that stand for boards: one of this architecture, blank, and an emulated arm64 one."""
 
 import contextlib
-import os
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from devices.images import roots
+from devices.images.commands import ULIMITS, engine_words
+from devices.images.roots import Root
 from tests.arm64 import machine
-from tests.arm64.machine import SUITE, MachineError
+from tests.arm64.machine import MachineError
 
 # Already downloaded in the blank root, and not installed: a board's two commands are timed without their download, and
 # the tests go without a network.
 DOWNLOADED = ("python3", "adduser", "libstdc++6", "mosquitto")
 ROOT = Path(__file__).parents[2]
-_PODMAN = ("podman", "--runtime", "runc")
-_LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--network", "host")
+_PODMAN = engine_words("podman")
+_LIMITS = (*ULIMITS, "--network", "host")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +55,34 @@ class Board:
 @contextlib.contextmanager
 def board(architecture: str, cache: Path, mounts: dict[str, Path]) -> Iterator[Board]:
     """A board that lives for the block. mounts: folder there -> folder here, read only."""
-    name = machine.image(cache) if architecture == "arm64" else _blank(architecture, cache)
+    name = machine.image(cache) if architecture == "arm64" else _blank(cache)
     with running(name, {}, mounts, "sh", "-c", "while sleep 3600; do :; done") as container:
         yield Board(container, architecture)
 
 
 @contextlib.contextmanager
-def running(image: str, written: dict[str, Path], read: dict[str, Path], *words: str) -> Iterator[str]:
-    """A container of an image, by its id, with its own command or another; gone after the block."""
+def running(
+    image: str, written: dict[str, Path], read: dict[str, Path], *words: str, options: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """A container of an image, by its id, with its own command or another; gone after the block. options: of podman."""
     places = [f"{here}:{there}:ro" for there, here in read.items()]
     places += [f"{here}:{there}:rw" for there, here in written.items()]
     volumes = [word for place in places for word in ("-v", place)]
-    container = _do(*_PODMAN, "run", "--detach", *_LIMITS, *volumes, image, *words).strip()
+    container = _do(*_PODMAN, "run", "--detach", *_LIMITS, *options, *volumes, image, *words).strip()
     try:
         yield container
     finally:
         subprocess.run([*_PODMAN, "rm", "--force", "--time", "0", "--ignore", container], capture_output=True)
+
+
+def once(image: str, options: tuple[str, ...], *words: str) -> str:
+    """What a container of an image printed, that ran to its end and is gone."""
+    return _do(*_PODMAN, "run", "--rm", *_LIMITS, *options, image, *words)
+
+
+def is_healthy(container: str) -> bool:
+    """Whether its own check of health finds it well now."""
+    return subprocess.run([*_PODMAN, "healthcheck", "run", container], capture_output=True).returncode == 0
 
 
 def stop(container: str) -> None:
@@ -81,36 +95,16 @@ def stop(container: str) -> None:
 def agent_image(folder: Path, cache: Path) -> str:
     """An image by packaging/Containerfile, of the package that is alone in a folder."""
     name = "localhost/sparsefleet-edge-agent:test"
-    options = ("--network", "host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024")
-    base = f"BASE={_blank('amd64', cache)}"
+    options = ("--format", "docker", "--network", "host", *ULIMITS)
+    base = f"BASE={_blank(cache)}"
     file = str(ROOT / "packaging" / "Containerfile")
     _do(*_PODMAN, "build", "--quiet", *options, "--build-arg", base, "-t", name, "-f", file, str(folder))
     return name
 
 
-def _blank(architecture: str, cache: Path) -> str:
+def _blank(cache: Path) -> str:
     """The image of a minimal root, made in a minute the first time and kept under `cache`."""
-    name = f"localhost/sparsefleet-{architecture}:{SUITE}-blank"
-    if subprocess.run([*_PODMAN, "image", "exists", name]).returncode == 0:
-        return name
-    root = cache / f"{architecture}-{SUITE}-blank.tar"
-    if not root.exists():
-        half = root.with_suffix(f".{os.getpid()}.tar")
-        download = (
-            'APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -qq --yes --download-only --no-install-recommends install '
-            f"{' '.join(DOWNLOADED)}"
-        )
-        keep = "--skip=cleanup/apt/lists,cleanup/apt/cache"
-        try:
-            _do(
-                *("mmdebstrap", "--quiet", "--variant=minbase", f"--architectures={architecture}", keep),
-                *(f"--customize-hook={download}", SUITE, str(half)),
-            )
-            half.rename(root)
-        finally:
-            half.unlink(missing_ok=True)
-    _do(*_PODMAN, "import", "--quiet", str(root), name)
-    return name
+    return roots.imported(Root("amd64", downloaded=DOWNLOADED), cache, "podman")
 
 
 def _do(*command: str) -> str:

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cache import cache_folder
+from devices.images.cache import cache_folder
 
 
 @dataclass(frozen=True, slots=True)
