@@ -1,10 +1,12 @@
 """record.json: the record of an emulated fleet's run as a file, versioned, and never half written."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -53,7 +55,7 @@ def parse_record(name: str, data: bytes) -> FleetRecord:
 
 
 def write_record(path: Path, record: FleetRecord) -> None:
-    """Writes the file whole or not at all. Numbers that are none (NaN, infinities) become null. Raises SparsefleetError."""
+    """Writes the file whole or not at all; NaN and infinities become null. Raises SparsefleetError."""
     said = {"version": VERSION, **records.write_record(record)}
     text = json.dumps(_without_nan(said), indent=1, allow_nan=False) + "\n"
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -61,7 +63,8 @@ def write_record(path: Path, record: FleetRecord) -> None:
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise SparsefleetError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from None
 
 
@@ -77,8 +80,8 @@ def _with_nan(want: Any, value: object) -> object:
     """The same with NaN for each null where the type wants a number: a figure that nobody knows spoils no record."""
     if want is float:
         return math.nan if value is None else value
-    if dataclasses.is_dataclass(want) and isinstance(value, Mapping):
-        hints = get_type_hints(want)
+    if isinstance(want, type) and dataclasses.is_dataclass(want) and isinstance(value, Mapping):
+        hints = _hints(want)
         return {key: _with_nan(hints.get(key), inner) for key, inner in value.items()}
     if get_origin(want) is tuple and isinstance(value, list):
         return [_with_nan(get_args(want)[0], inner) for inner in value]
@@ -86,3 +89,8 @@ def _with_nan(want: Any, value: object) -> object:
     if value is not None and len(options) == 1 and dataclasses.is_dataclass(options[0]):
         return _with_nan(options[0], value)
     return value
+
+
+@cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    return get_type_hints(cls)
