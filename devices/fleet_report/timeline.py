@@ -1,0 +1,285 @@
+"""The timeline: a lane a device with when it was there, what befell it and which rounds folded its update."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from devices.fleet.record import Committed, DeviceRecord, FleetRecord, Happening
+from devices.fleet_report.axis import factor, horizon, ticks
+from devices.fleet_report.happenings import KINDS, Mark, kind_of, lasting, marks, word
+from devices.page import clean
+from devices.text import duration_text, percent_text
+
+# More lanes than this are thin, by board and without names.
+ROOMY = 40
+# The narrowest that the times are drawn, in pixels, before they scroll; marks and labels are kept apart for it.
+_WIDTH = 600
+_MARK = 16
+_ROUND = 26
+_TOP = 24
+_AXIS = 20
+# Times run over this many units from left to right, and the plot leaves so much at either side for marks at its edge.
+_UNITS = 10_000
+_EDGE = 1.5
+_LETTER = 7.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    """Where a device is drawn. bar: the top of its presence; tall: how high that is; signs: the middle of its marks."""
+
+    label: str
+    note: str
+    device: DeviceRecord | None
+    top: float
+    bar: float
+    tall: float
+    height: float
+    signs: float | None
+    happenings: tuple[Happening, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    end_s: float
+
+    def units(self, at_s: float) -> int:
+        return round(_UNITS * self._share(at_s))
+
+    def percent(self, at_s: float) -> str:
+        return f"{_EDGE + (100 - 2 * _EDGE) * self._share(at_s):.2f}%"
+
+    def seconds(self, pixels: float) -> float:
+        return pixels / (_WIDTH * (1 - 2 * _EDGE / 100)) * self.end_s
+
+    def _share(self, at_s: float) -> float:
+        return min(1.0, max(0.0, at_s / self.end_s)) if math.isfinite(at_s) else 0.0
+
+
+def timeline(record: FleetRecord) -> str:
+    """The figure, with its legend; empty for a fleet of no devices."""
+    if not record.devices and not record.happenings:
+        return ""
+    roomy = len(record.devices) <= ROOMY
+    scale = _Scale(horizon(record))
+    lanes = _lanes(record, roomy)
+    bottom = lanes[-1].top + lanes[-1].height
+    said = f"Timeline of {len(record.devices)} devices over {duration_text(scale.end_s)} of emulated time"
+    axes = [("emulated", ticks(scale.end_s, 6), 1.0)]
+    if factor(record) != 1:
+        axes.append(("real time", ticks(scale.end_s * factor(record), 6), factor(record)))
+    height = bottom + _AXIS * len(axes) + 4
+    longest = max(len(lane.label) + (len(lane.note) + 2) * 0.85 for lane in lanes)
+    wide = round(min(180, max(76, longest * _LETTER + 10)))
+    return (
+        '<figure class="timeline"><figcaption><h2>Timeline</h2><span>of the emulated clock; rounds are bands, numbered'
+        " above</span></figcaption>"
+        f'<div class="lanes" role="region" aria-label="{clean(said)}" tabindex="0">'
+        f'<svg class="names" role="presentation" style="width:{wide}px;height:{height:.0f}px">'
+        f"{_names(lanes, axes, bottom, wide)}</svg>"
+        f'<svg class="times" role="img" aria-label="{clean(said)}; the happenings are in a table below"'
+        f' style="height:{height:.0f}px;min-width:{_WIDTH}px">'
+        f"{_bands(record, scale, bottom)}{_plot(lanes, record.rounds, scale, bottom)}"
+        f"{''.join(_signs(lane, scale) for lane in lanes)}{_axes(axes, scale, bottom)}</svg></div>"
+        f"{_legend(record, roomy)}</figure>"
+    )
+
+
+def _lanes(record: FleetRecord, roomy: bool) -> list[_Lane]:
+    known = {device.device for device in record.devices}
+    everyone = tuple(h for h in record.happenings if h.device not in known)
+    own: dict[str | None, list[Happening]] = {}
+    for happening in record.happenings:
+        own.setdefault(happening.device, []).append(happening)
+    lanes, top = [], float(_TOP)
+    if everyone or not record.devices:
+        lanes.append(_Lane("fleet", "", None, top, top + 9, 0, 22, top + 11, everyone))
+        top += 22
+    boards = sorted({device.board for device in record.devices})
+    ordered = record.devices if roomy else sorted(record.devices, key=lambda d: boards.index(d.board))
+    for i, device in enumerate(ordered):
+        happenings = tuple(own.get(device.device, ()))
+        if roomy:
+            lanes.append(_Lane(device.device, device.tier or "", device, top, top + 20, 9, 33, top + 10, happenings))
+        else:
+            first = i == 0 or ordered[i - 1].board != device.board
+            count = sum(d.board == device.board for d in ordered)
+            # A gap sets boards apart, and a board of one device has room for its name.
+            top += 8 if first and i else 0
+            last = i + 1 == len(ordered) or ordered[i + 1].board != device.board
+            lane = _Lane(
+                device.board if first else "",
+                f"{count} of them" if first else "",
+                device,
+                top,
+                top + 1,
+                4,
+                6,
+                None,
+                happenings,
+            )
+            lanes.append(replace(lane, height=6 + max(0, 18 - 6 * count)) if last else lane)
+        top += lanes[-1].height
+    return lanes
+
+
+def _names(lanes: Sequence[_Lane], axes: Sequence[tuple[str, object, float]], bottom: float, wide: int) -> str:
+    parts = []
+    most = int((wide - 10) / _LETTER)
+    for lane in lanes:
+        if not lane.label:
+            continue
+        y = lane.top + (27.5 if lane.device and lane.signs else 15 if lane.signs else 11)
+        label = lane.label if len(lane.label) <= most else f"{lane.label[: most - 1]}…"
+        room = int((most - len(label) - 1) / 0.85)
+        note = lane.note if len(lane.note) <= room else f"{lane.note[: max(0, room - 1)]}…" if room > 2 else ""
+        small = f'<tspan class="quiet" dx="6">{clean(note)}</tspan>' if note else ""
+        title = clean(f"{lane.label} {lane.note}".strip())
+        parts.append(f'<text x="0" y="{y:.1f}"><title>{title}</title>{clean(label)}{small}</text>')
+    for i, (name, _, _) in enumerate(axes):
+        parts.append(f'<text class="tick" x="0" y="{bottom + _AXIS * (i + 1) - 4:.1f}">{name}</text>')
+    parts.append(f'<text class="tick" x="0" y="{_TOP - 9}">round</text>')
+    return "".join(parts)
+
+
+def _bands(record: FleetRecord, scale: _Scale, bottom: float) -> str:
+    parts: list[str] = []
+    before, labelled = 0.0, -math.inf
+    for i, committed in enumerate(record.rounds):
+        if not math.isfinite(committed.at_s):
+            continue
+        took = committed.round.seconds / factor(record)
+        begin = max(before, committed.at_s - took if math.isfinite(took) else before)
+        x, wide = scale.units(begin), max(1, scale.units(committed.at_s) - scale.units(begin))
+        parts.append(
+            f'<rect class="band{" odd" if i % 2 else ""}" x="{x}" y="0" width="{wide}" height="{bottom:.0f}">'
+            f"<title>{clean(_round_text(committed))}</title></rect>"
+        )
+        before = committed.at_s
+    plot = _nested("".join(parts), bottom)
+    numbers = []
+    before = 0.0
+    for committed in record.rounds:
+        if math.isfinite(committed.at_s) and committed.at_s - labelled >= scale.seconds(_ROUND):
+            numbers.append(
+                f'<text class="tick" x="{scale.percent(committed.at_s)}" y="{_TOP - 9}" text-anchor="middle">'
+                f"{committed.round.round}</text>"
+            )
+            labelled = committed.at_s
+    return plot + "".join(numbers)
+
+
+def _round_text(committed: Committed) -> str:
+    names = ", ".join(committed.devices[:12])
+    more = f" and {len(committed.devices) - 12} more" if len(committed.devices) > 12 else ""
+    accuracy = committed.round.accuracy
+    reached = f", accuracy {percent_text(accuracy)}" if accuracy is not None else ""
+    who = f": {names}{more}" if names else ""
+    return (
+        f"Round {committed.round.round}: committed at {duration_text(committed.at_s)}{reached},"
+        f" {committed.round.devices} folded{who}"
+    )
+
+
+def _plot(lanes: Sequence[_Lane], rounds: Sequence[Committed], scale: _Scale, bottom: float) -> str:
+    """All bars of a kind are one path: a page of hundreds of lanes stays small."""
+    paths: dict[str, list[str]] = {"off": [], "on": [], "cut": [], "folded": [], "lasting": []}
+    hovers = []
+    folded: dict[str, list[Committed]] = {}
+    for committed in rounds:
+        for name in committed.devices:
+            folded.setdefault(name, []).append(committed)
+    for lane in lanes:
+        if lane.device is None:
+            continue
+        middle = lane.bar + lane.tall / 2
+        paths["off"].append(f"M0 {middle:g}h{_UNITS}")
+        for span in lane.device.presence:
+            x, wide = scale.units(span.begin_s), scale.units(span.end_s) - scale.units(span.begin_s)
+            tall = {"on": lane.tall, "cut": lane.tall / 2, "off": 0.0}[span.presence]
+            if wide > 0 and tall:
+                paths[span.presence].append(f"M{x} {middle - tall / 2:g}h{wide}v{tall:g}h-{wide}z")
+        own = folded.get(lane.device.device, [])
+        paths["folded"] += [f"M{scale.units(c.at_s)} {lane.bar - 1:g}v{lane.tall + 2:g}" for c in own]
+        if lane.signs is not None:
+            paths["lasting"] += [
+                f"M{scale.units(fault.begin_s)} {lane.bar - 3:g}H{scale.units(fault.end_s)}"
+                for fault in lasting(lane.happenings, scale.end_s)
+            ]
+        hovers.append(
+            f'<rect class="hover" x="0" y="{lane.bar - 1:g}" width="{_UNITS}" height="{lane.tall + 2:g}">'
+            f"<title>{clean(_lane_text(lane.device, own))}</title></rect>"
+        )
+    drawn = "".join(f'<path class="{name}" d="{"".join(path)}"/>' for name, path in paths.items() if path)
+    thin = "".join(_ticks(lane, scale) for lane in lanes if lane.signs is None)
+    return _nested(drawn + "".join(hovers) + thin, bottom)
+
+
+def _lane_text(device: DeviceRecord, folded: Sequence[Committed]) -> str:
+    there = ", ".join(
+        f"{span.presence} {duration_text(span.begin_s)} to {duration_text(span.end_s)}" for span in device.presence[:6]
+    )
+    rounds = ", ".join(str(committed.round.round) for committed in folded[:20]) or "none"
+    return f"{device.device} ({device.board}): {there or 'never there'}; folded in rounds: {rounds}"
+
+
+def _ticks(lane: _Lane, scale: _Scale) -> str:
+    """The marks of a thin lane: without letters, and without starts, which its bar shows."""
+    return "".join(
+        f'<path class="thin {mark.kind.style}" d="M{scale.units(mark.at_s)} {lane.bar - 1:g}v6">'
+        f"<title>{clean(f'{lane.device.device if lane.device else lane.label}: {mark.text}')}</title></path>"
+        for mark in marks((h for h in lane.happenings if kind_of(h).style != "good"), scale.seconds(3))
+    )
+
+
+def _signs(lane: _Lane, scale: _Scale) -> str:
+    if lane.signs is None:
+        return ""
+    return "".join(_sign(mark, lane, scale) for mark in marks(lane.happenings, scale.seconds(_MARK)))
+
+
+def _sign(mark: Mark, lane: _Lane, scale: _Scale) -> str:
+    text = f"{lane.label}: {mark.text}"
+    if lane.device is None:
+        names = {h.device for h in mark.happenings if h.device}
+        text = f"{', '.join(sorted(names)) or 'fleet'}: {mark.text}"
+    return (
+        f'<svg class="sign {mark.kind.style}" x="{scale.percent(mark.at_s)}" y="{lane.signs:g}">'
+        f'<title>{clean(text)}</title><circle r="7.5"/><text y="3.8" text-anchor="middle">{mark.sign}</text></svg>'
+    )
+
+
+def _axes(axes: Sequence[tuple[str, Sequence[tuple[float, str]], float]], scale: _Scale, bottom: float) -> str:
+    parts = []
+    for i, (_, entries, factor_) in enumerate(axes):
+        y = bottom + _AXIS * (i + 1) - 4
+        for at, text in entries:
+            x = scale.percent(at / factor_)
+            late = at / factor_ > 0.95 * scale.end_s
+            anchor = "start" if at == 0 else "end" if late else "middle"
+            parts.append(f'<text class="tick" x="{x}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>')
+            if i == 0:
+                parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{bottom + 4:.1f}"/>')
+    return "".join(parts)
+
+
+def _nested(content: str, bottom: float) -> str:
+    return (
+        f'<svg class="plot" x="{_EDGE}%" y="0" viewBox="0 0 {_UNITS} {bottom:.0f}" preserveAspectRatio="none"'
+        f' style="width:{100 - 2 * _EDGE:g}%;height:{bottom:.0f}px">{content}</svg>'
+    )
+
+
+def _legend(record: FleetRecord, roomy: bool) -> str:
+    entries = ['<li class="on">there</li>', '<li class="cut">there, link cut</li>', '<li class="off">off</li>']
+    if any(committed.devices for committed in record.rounds):
+        entries.append('<li class="folded">its update folded</li>')
+    seen = {word(happening)[0] for happening in record.happenings if not word(happening)[1]}
+    for name, kind in KINDS.items():
+        if name in seen and (roomy or kind.style != "good"):
+            entries.append(f'<li class="key {kind.style}"><b>{kind.letter if roomy else "|"}</b>{kind.title}</li>')
+    if seen - set(KINDS):
+        entries.append(f'<li class="key quiet"><b>{"?" if roomy else "|"}</b>other</li>')
+    if roomy and seen:
+        entries.append('<li class="key quiet"><b>2</b>so many, close together</li>')
+    return f'<ul class="legend">{"".join(entries)}</ul>'
