@@ -31,13 +31,14 @@ def html(cell: Cell) -> str:
     return cell.text if isinstance(cell, Html) else clean(cell)
 
 
-def document(title: str, parts: Sequence[str]) -> str:
-    """The whole page; it asks for nothing else, and is well-formed XML too."""
+def document(title: str, parts: Sequence[str], *, wide: bool = False) -> str:
+    """The whole page; it asks for nothing else, and is well-formed XML too. wide: for tables of many columns."""
+    kind = ' class="wide"' if wide else ""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f"<title>{clean(title)}</title><style>{_STYLE.read_text(encoding='utf-8')}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
+        f"<body><main{kind}>{''.join(parts)}</main></body></html>\n"
     )
 
 

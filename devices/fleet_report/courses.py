@@ -25,7 +25,7 @@ def accuracy_chart(record: FleetRecord) -> str:
     if not points:
         return '<p class="none">No round was evaluated.</p>'
     end = max(1e-3, *(at for at, _, _ in points))
-    top = 34 if factor(record) != 1 else 12
+    top = 36 if factor(record) != 1 else 12
     low = max(0.0, math.floor(min(value for _, value, _ in points) * 10) / 10)
     low = min(low, 0.9)
 
@@ -46,7 +46,7 @@ def accuracy_chart(record: FleetRecord) -> str:
     if factor(record) != 1:
         real = ticks(end * factor(record), 4)
         parts += [_tick(x(at / factor(record)), top - 8, text, "middle") for at, text in real[1:]]
-        parts.append(_tick(0, top - 8, "real time", "start"))
+        parts.append(_tick(WIDTH - _RIGHT, 10, "real time", "end"))
     path = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value, _ in points)
     parts.append(f'<polyline class="line first" points="{path}"/>')
     for at, value, number in points:

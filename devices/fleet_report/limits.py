@@ -58,7 +58,7 @@ def asked_cores(record: FleetRecord) -> float | None:
 def limit_text(asked: Limits, held: Limits, key: str) -> str:
     """One figure where what holds is what was asked for, else both."""
     wanted, found = _figure(getattr(asked, key), key), _figure(getattr(held, key), key)
-    return wanted if wanted == found else f"{wanted} asked, {found if found != MISSING else 'none'} in force"
+    return wanted if wanted == found else f"{found if found != MISSING else 'none'} ({wanted} asked)"
 
 
 def _figure(value: float | None, key: str) -> str:

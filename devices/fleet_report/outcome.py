@@ -32,7 +32,9 @@ def outcome(record: FleetRecord) -> tuple[Verdict, str]:
     sentence = begin if good else f"{begin}: {record.outcome or 'no reason is known'}"
     if record.rounds:
         of = f", with updates of {len(folded)} of {_count(len(record.devices), 'device')}" if folded else ""
-        sentence = f"{sentence.rstrip('.')}; {_count(len(record.rounds), 'round')} in {duration_text(record.seconds)}"
+        colon = ":" if good else ";"
+        done = f"{_count(len(record.rounds), 'round')} in {duration_text(record.seconds)}"
+        sentence = f"{sentence.rstrip('.')}{colon} {done}"
         sentence += f"{of}, accuracy {percent_text(accuracy(record))}" if accuracy(record) is not None else of
     return ("reached" if good else "not-reached"), f"{sentence.rstrip('.')}."
 
@@ -56,7 +58,7 @@ def concerns(record: FleetRecord) -> list[str]:
     texts = {
         "not in force": "{} ran with a limit that was not in force; the figures of such a device are not its board's",
         "far off": f"{{}} took more than {MOST_ERROR * 100:.0f} % longer or shorter for a step than the catalogue says",
-        "uncalibrated": "{} ran without a calibration: its speed is this machine's, not its board's",
+        "uncalibrated": "{} ran without a calibration: the speed is this machine's, not the board's",
         "out of memory": "{} ran out of memory and the kernel killed something in it",
         "never enrolled": "{} never enrolled",
         "rejected": "{} had an update rejected",
@@ -72,8 +74,16 @@ def run_figures(record: FleetRecord) -> str:
     last = record.rounds[-1].at_s if record.rounds else None
     return figures(
         [
-            ("Accuracy", percent_text(accuracy(record)), "of the last round"),
-            ("Rounds", str(len(record.rounds)), f"the last at {duration_text(last)} of the emulated clock"),
+            (
+                "Accuracy",
+                percent_text(accuracy(record)),
+                "of the last round" if accuracy(record) is not None else "never evaluated",
+            ),
+            (
+                "Rounds",
+                str(len(record.rounds)),
+                f"the last at {duration_text(last)} of the emulated clock" if record.rounds else "none was committed",
+            ),
             ("Real time", duration_text(record.seconds), "in all, with start and end"),
             ("Devices", str(len(devices)), f"of {_count(boards, 'board')}, {emulated or 'none'} emulated"),
             (

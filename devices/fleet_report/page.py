@@ -25,7 +25,7 @@ def render_fleet(record: FleetRecord) -> str:
         rounds_table(record),
         happenings_table(record),
     ]
-    return document(f"{record.fleet}: {outcome(record)[1]}", parts)
+    return document(f"{record.fleet}: {outcome(record)[1]}", parts, wide=True)
 
 
 def _charts(record: FleetRecord) -> str:

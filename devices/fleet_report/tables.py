@@ -21,8 +21,8 @@ _WAS = (
     "Cores",
     "Memory",
     "Disk",
-    "Step, catalogue",
-    "Step, calibrated",
+    "Catalogue step",
+    "Step here",
     "Error",
     "Link",
 )
@@ -47,8 +47,9 @@ _DID = (
 
 def device_tables(record: FleetRecord) -> str:
     """The sections on devices; by board first where there are many."""
+    end_s = horizon(record)
     was = table("The fleet as it was", _WAS, [_was(d) for d in record.devices])
-    did = table("What each device did", _DID, [_did(d, horizon(record)) for d in record.devices])
+    did = _numbers(table("What each device did", _DID, [_did(d, end_s) for d in record.devices]))
     energy = (
         '<p class="note">Energy is an estimate, not a measurement: the watts that the catalogue gives the board at rest'
         " for as long as it was there, and those with one core busy for each second of processor time."
@@ -112,8 +113,9 @@ def runs_as(device: DeviceRecord) -> str:
 
 
 def sum_of(devices: Iterable[DeviceRecord], of: Callable[[DeviceRecord], float]) -> float:
-    """Of what is known."""
-    return math.fsum(value for value in map(of, devices) if math.isfinite(value))
+    """Of what is known; NaN where nothing is."""
+    known = [value for value in map(of, devices) if math.isfinite(value)]
+    return math.fsum(known) if known else math.nan
 
 
 def _was(d: DeviceRecord) -> tuple[Cell, ...]:
@@ -134,7 +136,7 @@ def _was(d: DeviceRecord) -> tuple[Cell, ...]:
         decimal_text(found.catalogue_ms, 1, " ms") if found else MISSING,
         decimal_text(found.measured_ms, 1, " ms") if found else MISSING,
         _error(d),
-        d.link or MISSING,
+        Html(f'<span class="link">{clean(d.link or MISSING)}</span>'),
     )
 
 
@@ -188,7 +190,7 @@ def _boards(record: FleetRecord) -> str:
         "Runs as",
         "Cores",
         "Memory",
-        "Steps off",
+        f"Over {MOST_ERROR * 100:.0f} % off",
         "Largest error",
         "Peak memory",
         "Sent up",
@@ -200,7 +202,12 @@ def _boards(record: FleetRecord) -> str:
         "Restarts",
         "Killed for memory",
     )
-    return table("By board", head, [_board(name, devices) for name, devices in by_board.items()])
+    return _numbers(table("By board", head, [_board(name, devices) for name, devices in by_board.items()]))
+
+
+def _numbers(content: str) -> str:
+    """A table whose last column is no text."""
+    return f'<div class="numbers">{content}</div>'
 
 
 def _board(name: str, devices: Sequence[DeviceRecord]) -> tuple[Cell, ...]:
@@ -266,7 +273,7 @@ def counts(record: FleetRecord) -> Mapping[str, int]:
     return {
         "not in force": sum(bool(not_in_force(d)) for d in record.devices),
         "far off": sum(map(far_off, record.devices)),
-        "uncalibrated": sum(d.calibration is None for d in record.devices),
+        "uncalibrated": sum(d.calibration is None and d.enrolled_s is not None for d in record.devices),
         "out of memory": sum(d.out_of_memory > 0 for d in record.devices),
         "never enrolled": sum(d.enrolled_s is None for d in record.devices),
         "rejected": sum(d.rejected > 0 for d in record.devices),

@@ -69,18 +69,18 @@ def timeline(record: FleetRecord) -> str:
     if factor(record) != 1:
         axes.append(("real time", ticks(scale.end_s * factor(record), 6), factor(record)))
     height = bottom + _AXIS * len(axes) + 4
-    longest = max(len(lane.label) + (len(lane.note) + 2) * 0.85 for lane in lanes)
-    wide = round(min(180, max(76, longest * _LETTER + 10)))
+    longest = max(max(len(lane.label), len(lane.note)) for lane in lanes)
+    wide = round(min(150, max(76, longest * _LETTER + 12)))
     return (
         '<figure class="timeline"><figcaption><h2>Timeline</h2><span>of the emulated clock; rounds are bands, numbered'
         " above</span></figcaption>"
         f'<div class="lanes" role="region" aria-label="{clean(said)}" tabindex="0">'
         f'<svg class="names" role="presentation" style="width:{wide}px;height:{height:.0f}px">'
         f"{_names(lanes, axes, bottom, wide)}</svg>"
-        f'<svg class="times" role="img" aria-label="{clean(said)}; the happenings are in a table below"'
-        f' style="height:{height:.0f}px;min-width:{_WIDTH}px">'
-        f"{_bands(record, scale, bottom)}{_plot(lanes, record.rounds, scale, bottom)}"
-        f"{''.join(_signs(lane, scale) for lane in lanes)}{_axes(axes, scale, bottom)}</svg></div>"
+        f'<svg class="times{"" if roomy else " dense"}" role="img" aria-label="{clean(said)}; a table below has'
+        f' the happenings" style="height:{height:.0f}px;min-width:{_WIDTH}px">'
+        f"{_bands(record, scale, bottom)}{_axes(axes, scale, bottom)}{_plot(lanes, record.rounds, scale, bottom)}"
+        f"{''.join(_signs(lane, scale) for lane in lanes)}</svg></div>"
         f"{_legend(record, roomy)}</figure>"
     )
 
@@ -100,7 +100,7 @@ def _lanes(record: FleetRecord, roomy: bool) -> list[_Lane]:
     for i, device in enumerate(ordered):
         happenings = tuple(own.get(device.device, ()))
         if roomy:
-            lanes.append(_Lane(device.device, device.tier or "", device, top, top + 20, 9, 33, top + 10, happenings))
+            lanes.append(_Lane(device.device, device.tier or "", device, top, top + 20, 9, 34, top + 10, happenings))
         else:
             first = i == 0 or ordered[i - 1].board != device.board
             count = sum(d.board == device.board for d in ordered)
@@ -113,12 +113,12 @@ def _lanes(record: FleetRecord, roomy: bool) -> list[_Lane]:
                 device,
                 top,
                 top + 1,
+                3,
                 4,
-                6,
                 None,
                 happenings,
             )
-            lanes.append(replace(lane, height=6 + max(0, 18 - 6 * count)) if last else lane)
+            lanes.append(replace(lane, height=4 + max(0, 34 - 4 * count)) if last else lane)
         top += lanes[-1].height
     return lanes
 
@@ -127,23 +127,24 @@ def _names(lanes: Sequence[_Lane], axes: Sequence[tuple[str, object, float]], bo
     parts = []
     most = int((wide - 10) / _LETTER)
     for lane in lanes:
-        if not lane.label:
-            continue
-        y = lane.top + (27.5 if lane.device and lane.signs else 15 if lane.signs else 11)
-        label = lane.label if len(lane.label) <= most else f"{lane.label[: most - 1]}…"
-        room = int((most - len(label) - 1) / 0.85)
-        note = lane.note if len(lane.note) <= room else f"{lane.note[: max(0, room - 1)]}…" if room > 2 else ""
-        small = f'<tspan class="quiet" dx="6">{clean(note)}</tspan>' if note else ""
-        title = clean(f"{lane.label} {lane.note}".strip())
-        parts.append(f'<text x="0" y="{y:.1f}"><title>{title}</title>{clean(label)}{small}</text>')
+        if lane.label:
+            y = lane.top + 12 + (lane.height - 34 if lane.label == "fleet" and lane.device is None else 0) / 4
+            title = clean(f"{lane.label} {lane.note}".strip())
+            parts.append(f'<text x="0" y="{y:.1f}"><title>{title}</title>{clean(_short(lane.label, most))}</text>')
+        if lane.note:
+            parts.append(f'<text class="quiet" x="0" y="{lane.top + 25:.1f}">{clean(_short(lane.note, most))}</text>')
     for i, (name, _, _) in enumerate(axes):
         parts.append(f'<text class="tick" x="0" y="{bottom + _AXIS * (i + 1) - 4:.1f}">{name}</text>')
     parts.append(f'<text class="tick" x="0" y="{_TOP - 9}">round</text>')
     return "".join(parts)
 
 
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def _bands(record: FleetRecord, scale: _Scale, bottom: float) -> str:
-    parts: list[str] = []
+    parts, numbers = list[str](), list[str]()
     before, labelled = 0.0, -math.inf
     for i, committed in enumerate(record.rounds):
         if not math.isfinite(committed.at_s):
@@ -155,18 +156,15 @@ def _bands(record: FleetRecord, scale: _Scale, bottom: float) -> str:
             f'<rect class="band{" odd" if i % 2 else ""}" x="{x}" y="0" width="{wide}" height="{bottom:.0f}">'
             f"<title>{clean(_round_text(committed))}</title></rect>"
         )
-        before = committed.at_s
-    plot = _nested("".join(parts), bottom)
-    numbers = []
-    before = 0.0
-    for committed in record.rounds:
-        if math.isfinite(committed.at_s) and committed.at_s - labelled >= scale.seconds(_ROUND):
+        middle = (begin + committed.at_s) / 2
+        if middle - labelled >= scale.seconds(_ROUND):
+            labelled = middle
             numbers.append(
-                f'<text class="tick" x="{scale.percent(committed.at_s)}" y="{_TOP - 9}" text-anchor="middle">'
+                f'<text class="tick" x="{scale.percent(middle)}" y="{_TOP - 9}" text-anchor="middle">'
                 f"{committed.round.round}</text>"
             )
-            labelled = committed.at_s
-    return plot + "".join(numbers)
+        before = committed.at_s
+    return _nested("".join(parts), bottom) + "".join(numbers)
 
 
 def _round_text(committed: Committed) -> str:
@@ -187,7 +185,7 @@ def _plot(lanes: Sequence[_Lane], rounds: Sequence[Committed], scale: _Scale, bo
     hovers = []
     folded: dict[str, list[Committed]] = {}
     for committed in rounds:
-        for name in committed.devices:
+        for name in committed.devices if math.isfinite(committed.at_s) else ():
             folded.setdefault(name, []).append(committed)
     for lane in lanes:
         if lane.device is None:
@@ -226,9 +224,9 @@ def _lane_text(device: DeviceRecord, folded: Sequence[Committed]) -> str:
 def _ticks(lane: _Lane, scale: _Scale) -> str:
     """The marks of a thin lane: without letters, and without starts, which its bar shows."""
     return "".join(
-        f'<path class="thin {mark.kind.style}" d="M{scale.units(mark.at_s)} {lane.bar - 1:g}v6">'
+        f'<path class="thin {mark.kind.style}" d="M{scale.units(mark.at_s)} {lane.bar - 1:g}v5">'
         f"<title>{clean(f'{lane.device.device if lane.device else lane.label}: {mark.text}')}</title></path>"
-        for mark in marks((h for h in lane.happenings if kind_of(h).style != "good"), scale.seconds(3))
+        for mark in marks((h for h in lane.happenings if kind_of(h).style != "good"), scale.seconds(2))
     )
 
 
@@ -266,7 +264,7 @@ def _axes(axes: Sequence[tuple[str, Sequence[tuple[float, str]], float]], scale:
 def _nested(content: str, bottom: float) -> str:
     return (
         f'<svg class="plot" x="{_EDGE}%" y="0" viewBox="0 0 {_UNITS} {bottom:.0f}" preserveAspectRatio="none"'
-        f' style="width:{100 - 2 * _EDGE:g}%;height:{bottom:.0f}px">{content}</svg>'
+        f' width="{100 - 2 * _EDGE:g}%" height="{bottom:.0f}">{content}</svg>'
     )
 
 
