@@ -10,6 +10,7 @@ from types import FrameType
 
 from devices.link_commands import add_commands
 from devices.presets import CODEC, WHOLE
+from devices.report_command import add_report_command
 from protocol.command import Parser, run_command
 
 EPILOG = """\
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", action="store_true", help="one JSON object with the result; progress goes to stderr")
     demo.set_defaults(command=_demo)
     add_commands(commands)
+    add_report_command(commands)
     return parser
 
 

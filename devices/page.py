@@ -1,14 +1,13 @@
 """The parts that reports are made of: one HTML document with its style inside, figures, tables, charts in cards."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from devices.text import plain_text
+
 _STYLE = Path(__file__).with_name("report.css")
-# What XML has no place for, and what turns the direction of the text after it.
-_UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ Cell = str | Html
 
 def clean(text: str) -> str:
     """Any text, as text of a page or of an attribute."""
-    return escape(_UNFIT.sub("\ufffd", text))
+    return escape(plain_text(text))
 
 
 def html(cell: Cell) -> str:

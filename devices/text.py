@@ -1,8 +1,16 @@
 """Quantities as people read them; None, and what is no finite number, is a dash."""
 
 import math
+import re
 
 MISSING = "-"
+# What XML has no place for and a terminal obeys, and what turns the direction of the text after it.
+_UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+
+
+def plain_text(text: str) -> str:
+    """Text that only says something: a sign stands for each character that does something."""
+    return _UNFIT.sub("\ufffd", text)
 
 
 def bytes_text(size: float | None) -> str:

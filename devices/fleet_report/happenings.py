@@ -31,7 +31,12 @@ KINDS: Mapping[str, Kind] = {
     "disk-full": Kind("D", "disk full", "second"),
     "clock-jump": Kind("J", "clock jumped", "second"),
     "start": Kind("S", "agent started", "good"),
+    "enrolled": Kind("N", "enrolled", "good"),
+    "on": Kind("+", "there again", "good"),
+    "off": Kind("-", "away", "quiet"),
 }
+# What the bars of presence show as it is.
+UNMARKED = frozenset({"enrolled", "on", "off"})
 _OTHER = Kind("?", "other", "quiet")
 # Whoever ends a cut by hand says restore.
 _SAME = {"restore": ("cut", True), "oom": ("out-of-memory", False), "restart": ("start", False)}
@@ -91,9 +96,9 @@ def happening_text(happening: Happening) -> str:
 
 
 def marks(happenings: Iterable[Happening], apart_s: float) -> list[Mark]:
-    """In the order of time, without ends; what is closer than `apart_s` to the mark before goes into it."""
+    """In the order of time, without ends and what bars show; closer than `apart_s` to the mark before goes into it."""
     result: list[Mark] = []
-    told = [h for h in happenings if math.isfinite(h.at_s) and not word(h)[1]]
+    told = [h for h in happenings if math.isfinite(h.at_s) and not word(h)[1] and word(h)[0] not in UNMARKED]
     for happening in sorted(told, key=lambda h: h.at_s):
         if result and happening.at_s - result[-1].at_s < apart_s:
             result[-1] = Mark(result[-1].at_s, (*result[-1].happenings, happening))

@@ -24,6 +24,7 @@ _WAS = (
     "Catalogue step",
     "Step here",
     "Error",
+    "Enrolled after",
     "Link",
 )
 _DID = (
@@ -52,7 +53,8 @@ def device_tables(record: FleetRecord) -> str:
     did = _numbers(table("What each device did", _DID, [_did(d, end_s) for d in record.devices]))
     energy = (
         '<p class="note">Energy is an estimate, not a measurement: the watts that the catalogue gives the board at rest'
-        " for as long as it was there, and those with one core busy for each second of processor time."
+        " for as long as it was there, and what one busy core adds for each second that it was busy; radio, disk and"
+        " what hangs on the board are not in it. A step in training is the mean that the agent reported."
         " Staleness is the mean number of versions that folded updates were behind. Peak memory has its share of the"
         " limit in force beside it.</p>"
     )
@@ -136,6 +138,7 @@ def _was(d: DeviceRecord) -> tuple[Cell, ...]:
         decimal_text(found.catalogue_ms, 1, " ms") if found else MISSING,
         decimal_text(found.measured_ms, 1, " ms") if found else MISSING,
         _error(d),
+        duration_text(d.enrolled_s),
         Html(f'<span class="link">{clean(d.link or MISSING)}</span>'),
     )
 

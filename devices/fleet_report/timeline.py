@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from devices.fleet.record import Committed, DeviceRecord, FleetRecord, Happening
 from devices.fleet_report.axis import factor, horizon, ticks
-from devices.fleet_report.happenings import KINDS, Mark, kind_of, lasting, marks, word
+from devices.fleet_report.happenings import KINDS, UNMARKED, Mark, kind_of, lasting, marks, word
 from devices.page import clean
 from devices.text import duration_text, percent_text
 
@@ -272,7 +272,7 @@ def _legend(record: FleetRecord, roomy: bool) -> str:
     entries = ['<li class="on">there</li>', '<li class="cut">there, link cut</li>', '<li class="off">off</li>']
     if any(committed.devices for committed in record.rounds):
         entries.append('<li class="folded">its update folded</li>')
-    seen = {word(happening)[0] for happening in record.happenings if not word(happening)[1]}
+    seen = {word(happening)[0] for happening in record.happenings if not word(happening)[1]} - UNMARKED
     for name, kind in KINDS.items():
         if name in seen and (roomy or kind.style != "good"):
             entries.append(f'<li class="key {kind.style}"><b>{kind.letter if roomy else "|"}</b>{kind.title}</li>')
