@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from devices.fleet.record import DeviceRecord, FleetRecord
 from devices.fleet_report.axis import horizon
 from devices.fleet_report.courses import memory_course, memory_text
-from devices.fleet_report.happenings import kind_of
 from devices.fleet_report.limits import MOST_ERROR, far_off, limit_text, not_in_force, step_error
 from devices.page import Cell, Html, clean, folded, html, table
 from devices.text import MISSING, bytes_text, decimal_text, duration_text, number_text, percent_text
@@ -49,7 +48,7 @@ _DID = (
 def device_tables(record: FleetRecord) -> str:
     """The sections on devices; by board first where there are many."""
     end_s = horizon(record)
-    was = table("The fleet as it was", _WAS, [_was(d) for d in record.devices])
+    was = f'<div class="was">{table("The fleet as it was", _WAS, [_was(d) for d in record.devices])}</div>'
     did = _numbers(table("What each device did", _DID, [_did(d, end_s) for d in record.devices]))
     energy = (
         '<p class="note">Energy is an estimate, not a measurement: the watts that the catalogue gives the board at rest'
@@ -81,10 +80,8 @@ def happenings_table(record: FleetRecord) -> str:
     if not record.happenings:
         return ""
     ordered = sorted(record.happenings, key=lambda h: h.at_s if math.isfinite(h.at_s) else math.inf)
-    rows = [
-        (duration_text(h.at_s), h.device or "fleet", h.what, kind_of(h).title, h.detail or MISSING) for h in ordered
-    ]
-    content = table("Happenings", ("At", "Device", "What", "Kind", "In detail"), rows)
+    rows = [(duration_text(h.at_s), h.device or "fleet", h.what, h.detail or MISSING) for h in ordered]
+    content = table("Happenings", ("At", "Device", "What", "In detail"), rows)
     return folded(f"Happenings ({len(rows)})", f'<div class="words">{content}</div>')
 
 
