@@ -9,9 +9,9 @@ from rich.text import Text
 
 from devices.fleet.record import DeviceRecord, FleetRecord
 from devices.fleet_report.courses import memory_text
+from devices.fleet_report.device_tables import energy_text, runs_as, sum_of
 from devices.fleet_report.limits import limit_text, not_in_force, step_error
 from devices.fleet_report.outcome import accuracy, concerns, outcome
-from devices.fleet_report.tables import energy_text, runs_as, sum_of
 from devices.text import MISSING, bytes_text, plain_text
 
 

@@ -29,7 +29,7 @@ def not_in_force(device: DeviceRecord) -> list[NotInForce]:
     result = []
     for key, name in _NAMES.items():
         asked, held = getattr(device.asked, key), getattr(device.in_force.limits, key)
-        missing = asked is not None and (held is None or not math.isclose(asked, held, rel_tol=_TOLERANCE))
+        missing = asked is not None and not _holds(asked, held)
         if missing or key in why:
             result.append(NotInForce(device.device, name, why.get(key, "no reason is known")))
     return result + [NotInForce(device.device, key, text) for key, text in why.items() if key not in _NAMES]
@@ -56,9 +56,14 @@ def asked_cores(record: FleetRecord) -> float | None:
 
 
 def limit_text(asked: Limits, held: Limits, key: str) -> str:
-    """One figure where what holds is what was asked for, else both."""
+    """What is in force, and beside it what was asked for where that is another figure."""
     wanted, found = _figure(getattr(asked, key), key), _figure(getattr(held, key), key)
-    return wanted if wanted == found else f"{found if found != MISSING else 'none'} ({wanted} asked)"
+    same = wanted == found or _holds(getattr(asked, key), getattr(held, key))
+    return found if same else f"{found if found != MISSING else 'none'} ({wanted} asked)"
+
+
+def _holds(asked: float | None, held: float | None) -> bool:
+    return asked is not None and held is not None and math.isclose(asked, held, rel_tol=_TOLERANCE)
 
 
 def _figure(value: float | None, key: str) -> str:

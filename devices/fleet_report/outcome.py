@@ -3,10 +3,11 @@
 import math
 from typing import Literal
 
+from devices.engines.engine import Limits
 from devices.fleet.record import FleetRecord
 from devices.fleet_report.axis import factor
-from devices.fleet_report.limits import MOST_ERROR, asked_cores
-from devices.fleet_report.tables import counts, energy_text, sum_of
+from devices.fleet_report.device_tables import energy_text, sum_of
+from devices.fleet_report.limits import MOST_ERROR, asked_cores, far_off, not_in_force, step_error
 from devices.page import clean, figures
 from devices.text import MISSING, bytes_text, duration_text, number_text, percent_text
 
@@ -54,22 +55,38 @@ def header(record: FleetRecord) -> str:
 
 def concerns(record: FleetRecord) -> list[str]:
     """What keeps this run from being what was asked for, each in a few words."""
-    found = counts(record)
-    texts = {
-        "not in force": "{} ran with a limit that was not in force; the figures of such a device are not its board's",
-        "far off": f"{{}} took more than {MOST_ERROR * 100:.0f} % longer or shorter for a step than the catalogue says",
-        "uncalibrated": "{} ran without a calibration: the speed is this machine's, not the board's",
-        "out of memory": "{} ran out of memory and the kernel killed something in it",
-        "never enrolled": "{} never enrolled",
-        "rejected": "{} had an update rejected",
-    }
-    return [text.format(_count(found[word], "device")) for word, text in texts.items() if found[word]]
+    devices = record.devices
+    worst = max((abs(step_error(d) or 0.0) for d in devices), default=0.0)
+    found = (
+        (
+            sum(bool(not_in_force(d)) for d in devices),
+            "ran with a limit that was not in force; the figures of such a device are not its board's",
+        ),
+        (
+            sum(d.asked == Limits() for d in devices),
+            "ran without any limit: what such a device took of this machine says nothing of its board",
+        ),
+        (
+            sum(map(far_off, devices)),
+            f"took over {MOST_ERROR * 100:.0f} % longer or shorter for a step than the catalogue says,"
+            f" by up to {worst * 100:.0f} %",
+        ),
+        (
+            sum(d.calibration is None and d.enrolled_s is not None for d in devices),
+            "ran without a calibration: the speed is this machine's, not the board's",
+        ),
+        (sum(d.out_of_memory > 0 for d in devices), "ran out of memory, and the kernel killed something"),
+        (sum(d.enrolled_s is None for d in devices), "never enrolled"),
+        (sum(d.rejected > 0 for d in devices), "had updates rejected"),
+    )
+    return [f"{_count(number, 'device')} {text}" for number, text in found if number]
 
 
 def run_figures(record: FleetRecord) -> str:
     """The large figures."""
     devices = record.devices
     emulated = sum(not d.native for d in devices)
+    native = f"{emulated} not native" if emulated else "all native"
     boards = len({d.board for d in devices})
     last = record.rounds[-1].at_s if record.rounds else None
     return figures(
@@ -85,7 +102,11 @@ def run_figures(record: FleetRecord) -> str:
                 f"the last at {duration_text(last)} of the emulated clock" if record.rounds else "none was committed",
             ),
             ("Real time", duration_text(record.seconds), "in all, with start and end"),
-            ("Devices", str(len(devices)), f"of {_count(boards, 'board')}, {emulated or 'none'} emulated"),
+            (
+                "Devices",
+                str(len(devices)),
+                f"of {_count(boards, 'board')}, {native}",
+            ),
             (
                 "Sent",
                 bytes_text(sum(d.bytes_up for d in devices)),

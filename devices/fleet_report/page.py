@@ -6,8 +6,9 @@ import math
 from devices.facts import RoundCommitted
 from devices.fleet.record import FleetRecord
 from devices.fleet_report.courses import accuracy_chart
+from devices.fleet_report.device_tables import device_tables
 from devices.fleet_report.outcome import clock_section, header, outcome, run_figures
-from devices.fleet_report.tables import device_tables, happenings_table, rounds_table
+from devices.fleet_report.run_tables import happenings_table, rounds_table
 from devices.fleet_report.timeline import timeline
 from devices.page import card, document, legend
 from devices.round_charts import seconds_card, traffic_card

@@ -2,58 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
-from devices.fleet.record import Committed, DeviceRecord, FleetRecord, Happening
+from devices.fleet.record import Committed, DeviceRecord, FleetRecord
 from devices.fleet_report.axis import factor, horizon, ticks
 from devices.fleet_report.happenings import KINDS, UNMARKED, Mark, kind_of, lasting, marks, word
+from devices.fleet_report.lanes import EDGE, ROOMY, TOP, UNITS, WIDTH, Lane, Scale, lanes_of
 from devices.page import clean
 from devices.text import duration_text, percent_text
 
-# More lanes than this are thin, by board and without names.
-ROOMY = 40
-# The narrowest that the times are drawn, in pixels, before they scroll; marks and labels are kept apart for it.
-_WIDTH = 600
+# So close, in pixels, no two marks, nor two rounds' numbers, are drawn.
 _MARK = 16
 _ROUND = 26
-_TOP = 24
 _AXIS = 20
-# Times run over this many units from left to right, and the plot leaves so much at either side for marks at its edge.
-_UNITS = 10_000
-_EDGE = 1.5
+# The width of a letter in the names.
 _LETTER = 7.0
 
-
-@dataclass(frozen=True, slots=True)
-class _Lane:
-    """Where a device is drawn. bar: the top of its presence; tall: how high that is; signs: the middle of its marks."""
-
-    label: str
-    note: str
-    device: DeviceRecord | None
-    top: float
-    bar: float
-    tall: float
-    height: float
-    signs: float | None
-    happenings: tuple[Happening, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Scale:
-    end_s: float
-
-    def units(self, at_s: float) -> int:
-        return round(_UNITS * self._share(at_s))
-
-    def percent(self, at_s: float) -> str:
-        return f"{_EDGE + (100 - 2 * _EDGE) * self._share(at_s):.2f}%"
-
-    def seconds(self, pixels: float) -> float:
-        return pixels / (_WIDTH * (1 - 2 * _EDGE / 100)) * self.end_s
-
-    def _share(self, at_s: float) -> float:
-        return min(1.0, max(0.0, at_s / self.end_s)) if math.isfinite(at_s) else 0.0
+_Axis = tuple[str, Sequence[tuple[float, str]], float]
 
 
 def timeline(record: FleetRecord) -> str:
@@ -61,11 +25,11 @@ def timeline(record: FleetRecord) -> str:
     if not record.devices and not record.happenings:
         return ""
     roomy = len(record.devices) <= ROOMY
-    scale = _Scale(horizon(record))
-    lanes = _lanes(record, roomy)
+    scale = Scale(horizon(record))
+    lanes = lanes_of(record, roomy=roomy)
     bottom = lanes[-1].top + lanes[-1].height
     said = f"Timeline of {len(record.devices)} devices over {duration_text(scale.end_s)} of emulated time"
-    axes = [("emulated", ticks(scale.end_s, 6), 1.0)]
+    axes: list[_Axis] = [("emulated", ticks(scale.end_s, 6), 1.0)]
     if factor(record) != 1:
         axes.append(("real time", ticks(scale.end_s * factor(record), 6), factor(record)))
     height = bottom + _AXIS * len(axes) + 4
@@ -78,52 +42,14 @@ def timeline(record: FleetRecord) -> str:
         f'<svg class="names" role="presentation" style="width:{wide}px;height:{height:.0f}px">'
         f"{_names(lanes, axes, bottom, wide)}</svg>"
         f'<svg class="times{"" if roomy else " dense"}" role="img" aria-label="{clean(said)}; a table below has'
-        f' the happenings" style="height:{height:.0f}px;min-width:{_WIDTH}px">'
+        f' the happenings" style="height:{height:.0f}px;min-width:{WIDTH}px">'
         f"{_bands(record, scale, bottom)}{_axes(axes, scale, bottom)}{_plot(lanes, record.rounds, scale, bottom)}"
         f"{''.join(_signs(lane, scale) for lane in lanes)}</svg></div>"
         f"{_legend(record, roomy)}</figure>"
     )
 
 
-def _lanes(record: FleetRecord, roomy: bool) -> list[_Lane]:
-    known = {device.device for device in record.devices}
-    everyone = tuple(h for h in record.happenings if h.device not in known)
-    own: dict[str | None, list[Happening]] = {}
-    for happening in record.happenings:
-        own.setdefault(happening.device, []).append(happening)
-    lanes, top = [], float(_TOP)
-    if everyone or not record.devices:
-        lanes.append(_Lane("fleet", "", None, top, top + 9, 0, 22, top + 11, everyone))
-        top += 22
-    boards = sorted({device.board for device in record.devices})
-    ordered = record.devices if roomy else sorted(record.devices, key=lambda d: boards.index(d.board))
-    for i, device in enumerate(ordered):
-        happenings = tuple(own.get(device.device, ()))
-        if roomy:
-            lanes.append(_Lane(device.device, device.tier or "", device, top, top + 20, 9, 34, top + 10, happenings))
-        else:
-            first = i == 0 or ordered[i - 1].board != device.board
-            count = sum(d.board == device.board for d in ordered)
-            # A gap sets boards apart, and a board of one device has room for its name.
-            top += 8 if first and i else 0
-            last = i + 1 == len(ordered) or ordered[i + 1].board != device.board
-            lane = _Lane(
-                device.board if first else "",
-                f"{count} of them" if first else "",
-                device,
-                top,
-                top + 1,
-                3,
-                4,
-                None,
-                happenings,
-            )
-            lanes.append(replace(lane, height=4 + max(0, 34 - 4 * count)) if last else lane)
-        top += lanes[-1].height
-    return lanes
-
-
-def _names(lanes: Sequence[_Lane], axes: Sequence[tuple[str, object, float]], bottom: float, wide: int) -> str:
+def _names(lanes: Sequence[Lane], axes: Sequence[_Axis], bottom: float, wide: int) -> str:
     parts = []
     most = int((wide - 10) / _LETTER)
     for lane in lanes:
@@ -135,7 +61,7 @@ def _names(lanes: Sequence[_Lane], axes: Sequence[tuple[str, object, float]], bo
             parts.append(f'<text class="quiet" x="0" y="{lane.top + 25:.1f}">{clean(_short(lane.note, most))}</text>')
     for i, (name, _, _) in enumerate(axes):
         parts.append(f'<text class="tick" x="0" y="{bottom + _AXIS * (i + 1) - 4:.1f}">{name}</text>')
-    parts.append(f'<text class="tick" x="0" y="{_TOP - 9}">round</text>')
+    parts.append(f'<text class="tick" x="0" y="{TOP - 9}">round</text>')
     return "".join(parts)
 
 
@@ -143,7 +69,7 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _bands(record: FleetRecord, scale: _Scale, bottom: float) -> str:
+def _bands(record: FleetRecord, scale: Scale, bottom: float) -> str:
     parts, numbers = list[str](), list[str]()
     before, labelled = 0.0, -math.inf
     for i, committed in enumerate(record.rounds):
@@ -160,7 +86,7 @@ def _bands(record: FleetRecord, scale: _Scale, bottom: float) -> str:
         if middle - labelled >= scale.seconds(_ROUND):
             labelled = middle
             numbers.append(
-                f'<text class="tick" x="{scale.percent(middle)}" y="{_TOP - 9}" text-anchor="middle">'
+                f'<text class="tick" x="{scale.percent(middle)}" y="{TOP - 9}" text-anchor="middle">'
                 f"{committed.round.round}</text>"
             )
         before = committed.at_s
@@ -179,7 +105,7 @@ def _round_text(committed: Committed) -> str:
     )
 
 
-def _plot(lanes: Sequence[_Lane], rounds: Sequence[Committed], scale: _Scale, bottom: float) -> str:
+def _plot(lanes: Sequence[Lane], rounds: Sequence[Committed], scale: Scale, bottom: float) -> str:
     """All bars of a kind are one path: a page of hundreds of lanes stays small."""
     paths: dict[str, list[str]] = {"off": [], "on": [], "cut": [], "folded": [], "lasting": []}
     hovers = []
@@ -191,7 +117,7 @@ def _plot(lanes: Sequence[_Lane], rounds: Sequence[Committed], scale: _Scale, bo
         if lane.device is None:
             continue
         middle = lane.bar + lane.tall / 2
-        paths["off"].append(f"M0 {middle:g}h{_UNITS}")
+        paths["off"].append(f"M0 {middle:g}h{UNITS}")
         for span in lane.device.presence:
             x, wide = scale.units(span.begin_s), scale.units(span.end_s) - scale.units(span.begin_s)
             tall = {"on": lane.tall, "cut": lane.tall / 2, "off": 0.0}[span.presence]
@@ -205,7 +131,7 @@ def _plot(lanes: Sequence[_Lane], rounds: Sequence[Committed], scale: _Scale, bo
                 for fault in lasting(lane.happenings, scale.end_s)
             ]
         hovers.append(
-            f'<rect class="hover" x="0" y="{lane.bar - 1:g}" width="{_UNITS}" height="{lane.tall + 2:g}">'
+            f'<rect class="hover" x="0" y="{lane.bar - 1:g}" width="{UNITS}" height="{lane.tall + 2:g}">'
             f"<title>{clean(_lane_text(lane.device, own))}</title></rect>"
         )
     drawn = "".join(f'<path class="{name}" d="{"".join(path)}"/>' for name, path in paths.items() if path)
@@ -221,7 +147,7 @@ def _lane_text(device: DeviceRecord, folded: Sequence[Committed]) -> str:
     return f"{device.device} ({device.board}): {there or 'never there'}; folded in rounds: {rounds}"
 
 
-def _ticks(lane: _Lane, scale: _Scale) -> str:
+def _ticks(lane: Lane, scale: Scale) -> str:
     """The marks of a thin lane: without letters, and without starts, which its bar shows."""
     return "".join(
         f'<path class="thin {mark.kind.style}" d="M{scale.units(mark.at_s)} {lane.bar - 1:g}v5">'
@@ -230,13 +156,13 @@ def _ticks(lane: _Lane, scale: _Scale) -> str:
     )
 
 
-def _signs(lane: _Lane, scale: _Scale) -> str:
+def _signs(lane: Lane, scale: Scale) -> str:
     if lane.signs is None:
         return ""
     return "".join(_sign(mark, lane, scale) for mark in marks(lane.happenings, scale.seconds(_MARK)))
 
 
-def _sign(mark: Mark, lane: _Lane, scale: _Scale) -> str:
+def _sign(mark: Mark, lane: Lane, scale: Scale) -> str:
     text = f"{lane.label}: {mark.text}"
     if lane.device is None:
         names = {h.device for h in mark.happenings if h.device}
@@ -247,7 +173,7 @@ def _sign(mark: Mark, lane: _Lane, scale: _Scale) -> str:
     )
 
 
-def _axes(axes: Sequence[tuple[str, Sequence[tuple[float, str]], float]], scale: _Scale, bottom: float) -> str:
+def _axes(axes: Sequence[_Axis], scale: Scale, bottom: float) -> str:
     parts = []
     for i, (_, entries, factor_) in enumerate(axes):
         y = bottom + _AXIS * (i + 1) - 4
@@ -257,14 +183,14 @@ def _axes(axes: Sequence[tuple[str, Sequence[tuple[float, str]], float]], scale:
             anchor = "start" if at == 0 else "end" if late else "middle"
             parts.append(f'<text class="tick" x="{x}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>')
             if i == 0:
-                parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{bottom + 4:.1f}"/>')
+                parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{TOP}" y2="{bottom + 4:.1f}"/>')
     return "".join(parts)
 
 
 def _nested(content: str, bottom: float) -> str:
     return (
-        f'<svg class="plot" x="{_EDGE}%" y="0" viewBox="0 0 {_UNITS} {bottom:.0f}" preserveAspectRatio="none"'
-        f' width="{100 - 2 * _EDGE:g}%" height="{bottom:.0f}">{content}</svg>'
+        f'<svg class="plot" x="{EDGE}%" y="0" viewBox="0 0 {UNITS} {bottom:.0f}" preserveAspectRatio="none"'
+        f' width="{100 - 2 * EDGE:g}%" height="{bottom:.0f}">{content}</svg>'
     )
 
 

@@ -11,13 +11,14 @@ from xml.etree import ElementTree
 
 import pytest
 
+from devices import page
 from devices.cli import main
 from devices.engines.engine import InForce, Limits
 from devices.fleet.record import Calibration, FleetRecord, Happening
 from devices.fleet_report import read_record, render_fleet, write_record
 from devices.fleet_report.axis import ticks
 from devices.fleet_report.happenings import lasting, marks
-from devices.fleet_report.limits import far_off, not_in_force
+from devices.fleet_report.limits import far_off, limit_text, not_in_force
 from devices.fleet_report.outcome import concerns, outcome
 from protocol.errors import ConfigurationError, SparsefleetError
 from tests.devices import sample_fleets as samples
@@ -93,6 +94,14 @@ def test_a_limit_holds_when_it_is_read_back_as_asked(
     assert [one.limit for one in not_in_force(device)] == expected
 
 
+def test_one_figure_is_shown_where_what_holds_is_what_was_asked() -> None:
+    asked, held = Limits(0.0443, 512), Limits(0.044, None)
+    assert limit_text(asked, held, "cores") == "0.044"
+    assert limit_text(asked, held, "memory_mib") == "none (512 MiB asked)"
+    assert limit_text(asked, Limits(0.5), "cores") == "0.5 (0.0443 asked)"
+    assert limit_text(asked, held, "disk_mib") == "-"
+
+
 @pytest.mark.parametrize(("measured", "off"), [(115.0, False), (115.1, True), (84.9, True), (math.nan, False)])
 def test_a_step_is_far_off_beyond_fifteen_percent_either_way(measured: float, off: bool) -> None:
     device = replace(samples.small().devices[0], calibration=Calibration(1.0, measured, 100.0))
@@ -110,6 +119,12 @@ def test_the_sentence_says_what_became_of_the_run() -> None:
     assert (bad, sentence[:26]) == ("not-reached", "Ended early: interrupted; ")
     assert outcome(replace(samples.small(), rounds=()))[0] == "not-reached"
     assert concerns(samples.failed()) == ["4 devices never enrolled"]
+    assert concerns(samples.small()) == []
+    assert [text[:30] for text in concerns(samples.mixed())] == [
+        "1 device ran with a limit that",
+        "1 device took over 15 % longer",
+        "1 device ran out of memory, an",
+    ]
 
 
 def test_marks_that_would_lie_on_each_other_are_one_and_ends_are_lines() -> None:
@@ -226,13 +241,38 @@ def test_no_label_lies_on_another_and_nothing_is_wider_than_the_window(width: in
 
 
 def test_a_browser_draws_the_page_in_light_and_in_dark(tmp_path: Path) -> None:
-    page = tmp_path / "report.html"
-    page.write_text(render_fleet(samples.mixed()), encoding="utf-8")
-    light = screenshot(page, tmp_path / "light.png", 1280, 900)
-    dark = screenshot(page, tmp_path / "dark.png", 400, 900, "--blink-settings=preferredColorScheme=0")
+    path = tmp_path / "report.html"
+    path.write_text(render_fleet(samples.mixed()), encoding="utf-8")
+    light = screenshot(path, tmp_path / "light.png", 1280, 900)
+    dark = screenshot(path, tmp_path / "dark.png", 400, 900, "--blink-settings=preferredColorScheme=0")
     assert light.shape == (900, 1280, 3)
     assert dark.shape == (900, 400, 3)
     assert light.mean() > 200 > 60 > dark.mean()
     # Bars of presence are most of what is blue.
     blue = (light[..., 2].astype(int) - light[..., 0]) > 80
     assert blue.sum() > 5_000
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_stands_out_from_what_is_behind_it(dark: bool) -> None:
+    style = (Path(page.__file__).with_name("report.css")).read_text(encoding="utf-8")
+    palettes = [dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", part)) for part in style.split(":root {")[1:3]]
+    palette = palettes[dark]
+    for behind in ("page", "card"):
+        for text in ("ink", "quiet", "good", "bad"):
+            assert _contrast(palette[text], palette[behind]) >= 4.5, (text, behind)
+    # Letters of signs, and what is drawn.
+    for drawn in ("bad", "good", "second", "quiet", "first"):
+        assert _contrast(palette["card"], palette[drawn]) >= (3.0 if drawn == "first" else 4.5), drawn
+
+
+def _contrast(one: str, other: str) -> float:
+    """The ratio of WCAG 2.2, 1.4.3."""
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,7 +1,7 @@
-"""Tables: the fleet as it really was, what each device did, and both by board."""
+"""Tables of devices: as they really were, what each did, and both by board."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from devices.fleet.record import DeviceRecord, FleetRecord
 from devices.fleet_report.axis import horizon
@@ -73,37 +73,6 @@ def device_tables(record: FleetRecord) -> str:
         f"{folded(f'Each of {len(record.devices)} devices as it was', was)}"
         f"{folded(f'What each of {len(record.devices)} devices did', did)}"
     )
-
-
-def happenings_table(record: FleetRecord) -> str:
-    """All happenings in the order of time."""
-    if not record.happenings:
-        return ""
-    ordered = sorted(record.happenings, key=lambda h: h.at_s if math.isfinite(h.at_s) else math.inf)
-    rows = [(duration_text(h.at_s), h.device or "fleet", h.what, h.detail or MISSING) for h in ordered]
-    content = table("Happenings", ("At", "Device", "What", "In detail"), rows)
-    return folded(f"Happenings ({len(rows)})", f'<div class="words">{content}</div>')
-
-
-def rounds_table(record: FleetRecord) -> str:
-    """All committed rounds, with who was folded."""
-    head = ("Round", "At", "Real time", "Accuracy", "Loss", "Folded", "Sent up", "Sent down", "Seconds", "Devices")
-    rows = [
-        (
-            str(c.round.round),
-            duration_text(c.at_s),
-            duration_text(c.at_s * record.clock),
-            percent_text(c.round.accuracy),
-            decimal_text(c.round.loss, 3),
-            str(c.round.devices),
-            bytes_text(c.round.bytes_up),
-            bytes_text(c.round.bytes_down),
-            decimal_text(c.round.seconds, 2, " s"),
-            Html(f'<span class="who">{clean(", ".join(c.devices)) or MISSING}</span>'),
-        )
-        for c in record.rounds
-    ]
-    return folded(f"Rounds ({len(rows)})", table("Rounds", head, rows)) if rows else ""
 
 
 def runs_as(device: DeviceRecord) -> str:
@@ -266,15 +235,3 @@ def names_text(names: Sequence[str], most: int = 5) -> str:
     """Markup of some names, and how many more."""
     told = ", ".join(clean(name) for name in names[:most])
     return told + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def counts(record: FleetRecord) -> Mapping[str, int]:
-    """Devices with each kind of trouble, by its word."""
-    return {
-        "not in force": sum(bool(not_in_force(d)) for d in record.devices),
-        "far off": sum(map(far_off, record.devices)),
-        "uncalibrated": sum(d.calibration is None and d.enrolled_s is not None for d in record.devices),
-        "out of memory": sum(d.out_of_memory > 0 for d in record.devices),
-        "never enrolled": sum(d.enrolled_s is None for d in record.devices),
-        "rejected": sum(d.rejected > 0 for d in record.devices),
-    }
