@@ -1,6 +1,7 @@
 """The facts of a run for a terminal: as JSON, and as a table."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,10 +10,14 @@ from rich.text import Text
 
 from devices.fleet.record import DeviceRecord, FleetRecord
 from devices.fleet_report.courses import memory_text
-from devices.fleet_report.device_tables import energy_text, runs_as, sum_of
-from devices.fleet_report.limits import limit_text, not_in_force, step_error
+from devices.fleet_report.device_tables import FEW, energy_text, runs_as, sum_of
+from devices.fleet_report.limits import far_off, limit_text, not_in_force, step_error
 from devices.fleet_report.outcome import accuracy, concerns, outcome
 from devices.text import MISSING, bytes_text, plain_text
+
+_COUNTS = ("accepted", "discarded", "rejected", "restarts")
+_DEVICE = ("device", "runs as", "cores", "memory", "step", "error", "peak", "up", "down", "energy", *_COUNTS)
+_BOARD = ("board", "devices", "steps far off", "up", "down", "energy", *_COUNTS)
 
 
 def facts(record: FleetRecord) -> dict[str, Any]:
@@ -41,15 +46,34 @@ def facts(record: FleetRecord) -> dict[str, Any]:
 
 
 def facts_table(record: FleetRecord) -> Table:
-    """A row a device."""
+    """A row a device, or a row a board where there are many."""
+    many = len(record.devices) > FEW
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for head in ("device", "runs as", "cores", "memory", "step", "error", "peak", "up", "down", "energy"):
-        table.add_column(head, justify="left" if head in ("device", "runs as") else "right")
-    for head in ("accepted", "discarded", "rejected", "restarts"):
-        table.add_column(head, justify="right")
-    for d in record.devices:
-        table.add_row(*(Text(plain_text(cell)) for cell in _cells(d)))
+    for head in _BOARD if many else _DEVICE:
+        table.add_column(head, justify="left" if head in ("device", "board", "runs as") else "right")
+    rows = _board_rows(record.devices) if many else [_cells(d) for d in record.devices]
+    for row in rows:
+        table.add_row(*(Text(plain_text(cell)) for cell in row))
     return table
+
+
+def _board_rows(devices: Sequence[DeviceRecord]) -> list[tuple[str, ...]]:
+    rows = []
+    for board in dict.fromkeys(d.board for d in devices):
+        own = [d for d in devices if d.board == board]
+        timed = [d for d in own if step_error(d) is not None]
+        rows.append(
+            (
+                board,
+                str(len(own)),
+                f"{sum(map(far_off, timed))} of {len(timed)}" if timed else MISSING,
+                bytes_text(sum(d.bytes_up for d in own)),
+                bytes_text(sum(d.bytes_down for d in own)),
+                energy_text(sum_of(own, lambda d: d.energy_wh)),
+                *(str(sum(getattr(d, key) for d in own)) for key in _COUNTS),
+            )
+        )
+    return rows
 
 
 def _cells(d: DeviceRecord) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ def parse_record(name: str, data: bytes) -> FleetRecord:
 def write_record(path: Path, record: FleetRecord) -> None:
     """Writes the file whole or not at all; NaN and infinities become null. Raises SparsefleetError."""
     said = {"version": VERSION, **records.write_record(record)}
-    text = json.dumps(_without_nan(said), indent=1, allow_nan=False) + "\n"
+    text = "{\n" + ",\n".join(f"{_json(key)}: {_lines(value)}" for key, value in said.items()) + "\n}\n"
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.write_text(text, encoding="utf-8")
@@ -66,6 +66,17 @@ def write_record(path: Path, record: FleetRecord) -> None:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise SparsefleetError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from None
+
+
+def _lines(value: object) -> str:
+    """A line for each device, round and happening: for whoever has a pager, or compares two runs."""
+    if isinstance(value, list) and value:
+        return "[\n" + ",\n".join(map(_json, value)) + "\n]"
+    return _json(value)
+
+
+def _json(value: object) -> str:
+    return json.dumps(_without_nan(value), allow_nan=False)
 
 
 def _without_nan(value: object) -> object:

@@ -156,7 +156,7 @@ def test_a_record_comes_back_from_its_file(sample: Callable[[], FleetRecord], tm
         assert again.devices[0].step_ms is None
         write_record(tmp_path / "record.json", again)
         record, again = again, read_record(tmp_path)
-    assert repr(again) == repr(record)
+    assert again == record or repr(again) == repr(record)
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
 
@@ -201,6 +201,15 @@ def test_the_command_says_the_facts_and_writes_the_page(tmp_path: Path, capsys: 
     assert facts["devices"][0]["not_in_force"] == {"memory": "the memory controller is not mounted here"}
     assert main(["report", str(tmp_path), "--out", str(tmp_path)]) == 1
     assert main(["report", str(tmp_path / "none")]) == 3
+
+
+def test_hundreds_of_devices_are_a_row_a_board_on_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_record(tmp_path / "record.json", samples.crowd())
+    assert len((tmp_path / "record.json").read_text().splitlines()) < 220 + 30 + 250 + 40
+    assert main(["report", str(tmp_path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 + 4 + 1 + 1
+    assert said[1].split()[:2] == ["slow-board", "55"]
 
 
 @pytest.mark.parametrize("sample", [samples.unknown, samples.hostile, samples.empty])
