@@ -13,6 +13,7 @@ from devices.engines import doctor
 from devices.fleet import commands as fleet_commands
 from devices.images import images_command
 from devices.presets import CODEC, WHOLE
+from devices.report_command import add_report_command
 from protocol.command import Parser, run_command
 
 EPILOG = """\
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     fleet_commands.add_commands(commands)
     doctor.add_command(commands)
     images_command.add_commands(commands)
+    add_report_command(commands)
     return parser
 
 

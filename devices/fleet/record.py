@@ -25,7 +25,11 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """At a time of the emulated clock: a fault and its end, an exit, a start, an out-of-memory kill, a refusal."""
+    """At a time of the emulated clock: a fault and its end, an exit, a start, an out-of-memory kill, a refusal.
+
+    what: a fault's kind (plan.FaultKind), `KIND ends` for its end, or start, exit, out-of-memory, refusal; the report
+    shows other words as they are. device: None is the whole fleet.
+    """
 
     at_s: float
     device: str | None
@@ -55,6 +59,7 @@ class DeviceRecord:
     """One device: as asked, as it was, and what it did. Seconds, steps and energy are of the emulated clock.
 
     step_ms: the mean training step that its agent reported. staleness: mean versions behind of its folded updates.
+    link: what its link is, in words.
     """
 
     device: str
@@ -80,6 +85,7 @@ class DeviceRecord:
     out_of_memory: int
     memory: tuple[Memory, ...] = ()
     tier: str | None = None
+    link: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,10 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class FleetRecord:
-    """A whole run. clock: real seconds that one emulated second lasted. seconds: real ones, in all."""
+    """A whole run. clock: real seconds that one emulated second lasted. seconds: real ones, in all.
+
+    outcome: why it ended: the coordinator's reason (rounds, target-accuracy), or in words what went wrong.
+    """
 
     fleet: str
     engine: str
