@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.arm64 import machine
 from tests.bundles import READY
 from tests.cache import cache_folder
-from tests.debian import coordinators, journey
+from tests.debian import coordinators, journey, managed
 from tests.debian.boards import agent_image, board
 
 ROOT = Path(__file__).parents[2]
@@ -66,8 +66,22 @@ def _job(folder: Path, architectures: list[str], given: Path | None) -> None:
         with _timed(f"{architecture}: from installation to purge"):
             _travel(folder, packages, architecture, bundle)
     if "amd64" in architectures:
+        with _timed("amd64: under systemd, as the first process"):
+            _manage(folder, packages, bundle)
         with _timed("amd64: the coordinator's package"):
             coordinators.travel(cache_folder(), packages, bundle)
+
+
+def _manage(folder: Path, packages: Path, bundle: Path) -> None:
+    place = folder / "managed"
+    place.mkdir()
+    (new,) = (path.name for path in packages.glob("edge-agent_*_amd64.deb") if OLD not in path.name)
+    fleet = journey.make_fleet(place, bundle)
+    _let_read(folder, place)
+    try:
+        managed.travel(cache_folder(), fleet, _mounts(packages, place), new, _say)
+    finally:
+        fleet.stop()
 
 
 def _travel(folder: Path, packages: Path, architecture: str, bundle: Path) -> None:
@@ -78,21 +92,32 @@ def _travel(folder: Path, packages: Path, architecture: str, bundle: Path) -> No
     (old,) = (name for name in found if OLD in name)
     other = next((path.name for path in packages.glob("edge-agent_*.deb") if architecture not in path.name), None)
     fleet = journey.make_fleet(place, bundle)
-    mounts = {"/packages": packages, "/packaging": ROOT / "packaging", "/device": place / journey.DEVICE}
-    # The device's user reads its data, and nobody else needs to.
-    for path in (folder, place, place / journey.DEVICE):
-        path.chmod(0o755)
+    _let_read(folder, place)
     image = None
     if architecture == "amd64":
         (place / "context").mkdir()
         (place / "context" / new).hardlink_to(packages / new)
         image = agent_image(place / "context", cache_folder())
-    with board(architecture, cache_folder(), mounts) as there:
+    with board(architecture, cache_folder(), _mounts(packages, place)) as there:
         try:
             journey.refuses(there, new, other)
-            journey.travel(there, fleet, old, new, image, lambda text: print("  " + text.replace("\n", "\n  ")))
+            journey.travel(there, fleet, old, new, image, _say)
         finally:
             fleet.stop()
+
+
+def _mounts(packages: Path, place: Path) -> dict[str, Path]:
+    return {"/packages": packages, "/packaging": ROOT / "packaging", "/device": place / journey.DEVICE}
+
+
+def _let_read(folder: Path, place: Path) -> None:
+    """The device's user reads its data, and nobody else needs to."""
+    for path in (folder, place, place / journey.DEVICE):
+        path.chmod(0o755)
+
+
+def _say(text: str) -> None:
+    print("  " + text.replace("\n", "\n  "))
 
 
 def _bundle(folder: Path) -> Path:

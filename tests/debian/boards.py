@@ -1,4 +1,5 @@
-"""Debian 12 in containers that stand for boards: one of this architecture, blank, and an emulated arm64 one."""
+"""Debian 12 in containers that stand for boards: one of this architecture, blank or with systemd as its first process,
+and an emulated arm64 one."""
 
 import contextlib
 import os
@@ -9,13 +10,28 @@ from pathlib import Path
 
 from tests.arm64 import machine
 from tests.arm64.machine import SUITE, MachineError
+from tests.waiting import until
 
 # Already downloaded in the blank root, and not installed: a board's two commands are timed without their download, and
 # the tests go without a network.
 DOWNLOADED = ("python3", "adduser", "libstdc++6", "mosquitto")
+# Of a board whose first process is systemd; what it then needs of the others is there already.
+MANAGED = ("systemd", "systemd-sysv", "dbus", "python3", "adduser", "libstdc++6")
 ROOT = Path(__file__).parents[2]
 _PODMAN = ("podman", "--runtime", "runc")
 _LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--network", "host")
+# systemd mounts, and makes control groups: in namespaces of its own, so that nothing of it is seen outside. podman's own
+# --systemd is left aside, for under cgroup v1 it gives the machine's groups to the container.
+_MANAGED = (
+    *("--systemd", "false", "--cgroupns", "private", "--cap-add", "SYS_ADMIN", "--stop-signal", "RTMIN+3"),
+    *("--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp", "-e", "container=podman"),
+    *("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
+)
+# Its own control groups, of either version, are mounted read only.
+_INIT = (
+    "for each in /sys/fs/cgroup /sys/fs/cgroup/*; do mountpoint -q $each && mount -o remount,bind,rw $each; done; "
+    "exec /lib/systemd/systemd"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +75,24 @@ def board(architecture: str, cache: Path, mounts: dict[str, Path]) -> Iterator[B
 
 
 @contextlib.contextmanager
-def running(image: str, written: dict[str, Path], read: dict[str, Path], *words: str) -> Iterator[str]:
-    """A container of an image, by its id, with its own command or another; gone after the block."""
+def managed_board(cache: Path, mounts: dict[str, Path]) -> Iterator[Board]:
+    """A board that systemd has booted, as its first process. mounts: as of `board`."""
+    name = _image("amd64", cache, "systemd", MANAGED)
+    with running(name, {}, mounts, "sh", "-c", _INIT, options=_MANAGED) as container:
+        there = Board(container, "amd64")
+        until(lambda: there.run("systemctl", "is-system-running").stdout.strip() == "running", "systemd has booted")
+        yield there
+
+
+@contextlib.contextmanager
+def running(
+    image: str, written: dict[str, Path], read: dict[str, Path], *words: str, options: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """A container of an image, by its id, with its own command or another; gone after the block. options: of podman."""
     places = [f"{here}:{there}:ro" for there, here in read.items()]
     places += [f"{here}:{there}:rw" for there, here in written.items()]
     volumes = [word for place in places for word in ("-v", place)]
-    container = _do(*_PODMAN, "run", "--detach", *_LIMITS, *volumes, image, *words).strip()
+    container = _do(*_PODMAN, "run", "--detach", *_LIMITS, *options, *volumes, image, *words).strip()
     try:
         yield container
     finally:
@@ -89,11 +117,16 @@ def agent_image(folder: Path, cache: Path) -> str:
 
 
 def _blank(architecture: str, cache: Path) -> str:
-    """The image of a minimal root, made in a minute the first time and kept under `cache`."""
-    name = f"localhost/sparsefleet-{architecture}:{SUITE}-blank"
+    """The image of a minimal root, with what a test wants besides downloaded."""
+    return _image(architecture, cache, "blank", ())
+
+
+def _image(architecture: str, cache: Path, kind: str, packages: tuple[str, ...]) -> str:
+    """The image of a root with packages, made in a minute the first time and kept under `cache`."""
+    name = f"localhost/sparsefleet-{architecture}:{SUITE}-{kind}"
     if subprocess.run([*_PODMAN, "image", "exists", name]).returncode == 0:
         return name
-    root = cache / f"{architecture}-{SUITE}-blank.tar"
+    root = cache / f"{architecture}-{SUITE}-{kind}.tar"
     if not root.exists():
         half = root.with_suffix(f".{os.getpid()}.tar")
         download = (
@@ -101,9 +134,10 @@ def _blank(architecture: str, cache: Path) -> str:
             f"{' '.join(DOWNLOADED)}"
         )
         keep = "--skip=cleanup/apt/lists,cleanup/apt/cache"
+        include = [f"--include={','.join(packages)}"] if packages else []
         try:
             _do(
-                *("mmdebstrap", "--quiet", "--variant=minbase", f"--architectures={architecture}", keep),
+                *("mmdebstrap", "--quiet", "--variant=minbase", f"--architectures={architecture}", keep, *include),
                 *(f"--customize-hook={download}", SUITE, str(half)),
             )
             half.rename(root)

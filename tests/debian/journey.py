@@ -53,8 +53,7 @@ def make_fleet(folder: Path, bundle: Path) -> RealFleet:
 def travel(board: Board, fleet: RealFleet, old: str, new: str, image: str | None, say: Say) -> None:
     """All of it. old, new: the packages' file names on the board, in /packages. image: of packaging/Containerfile."""
     fleet.start_coordinator(exit_when_finished=False)
-    fleet.until(lambda: any(event["event"] == "listening" for event in fleet.events))
-    port = next(event["enrolment"] for event in fleet.events if event["event"] == "listening")
+    port = enrolment_port(fleet)
     (fleet.folder / DEVICE / "token").write_text(fleet.token())
     manager = _manager(fleet.folder / DEVICE / NOTIFY)
     arguments = ("--coordinator", f"127.0.0.1:{port}", "--device", DEVICE, "--data", "/device/shard.npz")
@@ -83,11 +82,11 @@ def travel(board: Board, fleet: RealFleet, old: str, new: str, image: str | None
     checked = board.run(*AS_USER.split(), "edge-agent", "check", "--json", "--config", CONFIG)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
-    before = _identity(board)
+    before = identity(board)
     said = install(new)
     assert f"over {_version(old)}" in said, said
     assert "enrolled already" in said, said
-    assert _identity(board) == before
+    assert identity(board) == before
     trains()
     _stop(board, fleet)
     say(f"{board.architecture}: upgraded from {_version(old)} to {_version(new)}, the same identity trained on")
@@ -95,7 +94,7 @@ def travel(board: Board, fleet: RealFleet, old: str, new: str, image: str | None
 
     board.must(*INSTALL, "--uninstall")
     assert not board.has("/usr/bin/edge-agent")
-    assert _identity(board) == before
+    assert identity(board) == before
     assert board.has(CONFIG)
     assert "nothing to do" in board.must(*INSTALL, "--uninstall")
     assert "enrolled already" in install(new)
@@ -117,6 +116,17 @@ def travel(board: Board, fleet: RealFleet, old: str, new: str, image: str | None
     say(f"{board.architecture}: purged; state, configuration and user are gone")
     (row,) = fleet.ask("devices")["devices"]
     assert (row["device"], row["accepted"], row["rejected"]) == (DEVICE, len(fleet.committed()), 0)
+
+
+def enrolment_port(fleet: RealFleet) -> int:
+    """Where the coordinator enrols devices, which it says when it listens."""
+    fleet.until(lambda: any(event["event"] == "listening" for event in fleet.events))
+    return int(next(event["enrolment"] for event in fleet.events if event["event"] == "listening"))
+
+
+def identity(board: Board) -> str:
+    """A digest of the device's certificate."""
+    return board.must("sha256sum", f"{STATE}/identity/identity.pem").split()[0]
 
 
 def refuses(board: Board, new: str, other: str | None) -> None:
@@ -184,10 +194,6 @@ def _is_configured(board: Board) -> None:
     drop_in = board.must("cat", "/run/units/edge-agent.service.d/50-limits.conf")
     assert "MemoryMax=384M" in drop_in
     assert "CPUQuota=50%" in drop_in
-
-
-def _identity(board: Board) -> str:
-    return board.must("sha256sum", f"{STATE}/identity/identity.pem").split()[0]
 
 
 def _version(package: str) -> str:
