@@ -17,7 +17,7 @@ examples:
   fleet-emulate demo                                     # handwritten digits, 5 devices
   fleet-emulate demo --data hapt --agents 7 --out /tmp/hapt
   fleet-emulate demo --codec topk:0.05/float16 --json
-  fleet-emulate proxy --to 127.0.0.1:1883 --profile lte-poor
+  fleet-emulate proxy --to 127.0.0.1:8883 --profile lte-poor
 
 exit codes: 0 target reached, 1 not reached or failed, 3 configuration, 130 interrupted
 """

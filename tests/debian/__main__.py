@@ -4,10 +4,12 @@ What cannot be done on a machine (no root, no podman) is said with its remedy an
 """
 
 import argparse
+import io
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,8 +23,10 @@ from tests.debian import coordinators, journey, managed
 from tests.debian.boards import agent_image, board
 
 ROOT = Path(__file__).parents[2]
-# Lower than any that was released, and the same otherwise; tests/test_versions.py has the one before with this one.
+# What is upgraded: a version lower than any that was released, of the first commit whose packages were whole, by its own
+# scripts. Of this tree where history is not at hand. tests/test_versions.py has agents and coordinators of 0.1 with ours.
 OLD = "0.1.99"
+BEFORE = "e76ee7e798e331bd634f73d72054aaa120fdd233"
 MODEL = "cnn_with_batch_norm"
 
 
@@ -51,13 +55,14 @@ def main() -> int:
 
 def _job(folder: Path, architectures: list[str], given: Path | None) -> None:
     packages = folder / "packages"
-    with _timed("packages, and older ones to upgrade from"):
+    before = _before(folder)
+    with _timed(f"packages, and older ones to upgrade from, of {'this tree' if before is ROOT else BEFORE[:12]}"):
         for architecture in architectures:
-            _build(packages, architecture, OLD, "edge-agent")
+            _build(packages, architecture, OLD, "edge-agent", before)
             if given is None:
-                _build(packages, architecture, None, "edge-agent")
+                _build(packages, architecture, None, "edge-agent", ROOT)
         if given is None and "amd64" in architectures:
-            _build(packages, "amd64", None, "fleet-coordinator")
+            _build(packages, "amd64", None, "fleet-coordinator", ROOT)
         for package in (given or folder).glob("*.deb"):
             (packages / package.name).hardlink_to(package)
     with _timed(f"the bundle {MODEL}, exported here"):
@@ -129,11 +134,21 @@ def _bundle(folder: Path) -> Path:
     return folder
 
 
-def _build(out: Path, architecture: str, version: str | None, package: str) -> None:
+def _before(folder: Path) -> Path:
+    """The sources of that commit, from this clone's history; this tree where it does not reach so far."""
+    made = subprocess.run(["git", "-C", str(ROOT), "archive", BEFORE], capture_output=True)
+    if made.returncode != 0:
+        return ROOT
+    with tarfile.open(fileobj=io.BytesIO(made.stdout)) as archive:
+        archive.extractall(folder / "before", filter="data")
+    return folder / "before"
+
+
+def _build(out: Path, architecture: str, version: str | None, package: str, tree: Path) -> None:
     words = ["--out", str(out), "--architecture", architecture, "--package", package, "--fast"]
     words += ["--keep", str(cache_folder() / "deb")]
     words += ["--version", version] if version else []
-    subprocess.run([sys.executable, str(ROOT / "packaging/build_deb.py"), *words], check=True)
+    subprocess.run([sys.executable, str(tree / "packaging/build_deb.py"), *words], check=True)
 
 
 @contextmanager

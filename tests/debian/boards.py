@@ -20,7 +20,7 @@ MANAGED = ("systemd", "systemd-sysv", "dbus", "python3", "adduser", "libstdc++6"
 ROOT = Path(__file__).parents[2]
 _PODMAN = ("podman", "--runtime", "runc")
 _LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--network", "host")
-# systemd mounts, and makes control groups: in namespaces of its own, so that nothing of it is seen outside. podman's own
+# systemd mounts and makes control groups, in namespaces of its own: nothing of it is seen outside. podman's own
 # --systemd is left aside, for under cgroup v1 it gives the machine's groups to the container.
 _MANAGED = (
     *("--systemd", "false", "--cgroupns", "private", "--cap-add", "SYS_ADMIN", "--stop-signal", "RTMIN+3"),

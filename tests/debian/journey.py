@@ -54,7 +54,8 @@ def travel(board: Board, fleet: RealFleet, old: str, new: str, image: str | None
     """All of it. old, new: the packages' file names on the board, in /packages. image: of packaging/Containerfile."""
     fleet.start_coordinator(exit_when_finished=False)
     port = enrolment_port(fleet)
-    (fleet.folder / DEVICE / "token").write_text(fleet.token())
+    token = fleet.folder / DEVICE / "token"
+    token.write_text(fleet.token())
     manager = _manager(fleet.folder / DEVICE / NOTIFY)
     arguments = ("--coordinator", f"127.0.0.1:{port}", "--device", DEVICE, "--data", "/device/shard.npz")
 
@@ -68,7 +69,7 @@ def travel(board: Board, fleet: RealFleet, old: str, new: str, image: str | None
         until(lambda: len(fleet.committed()) > before, "a round is committed", PATIENCE_S)
 
     started = time.monotonic()
-    say(install(old).strip())
+    say(install(new).strip())
     installed_s = time.monotonic() - started
     trains()
     trained_s = time.monotonic() - started
@@ -83,15 +84,7 @@ def travel(board: Board, fleet: RealFleet, old: str, new: str, image: str | None
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
     before = identity(board)
-    said = install(new)
-    assert f"over {_version(old)}" in said, said
-    assert "enrolled already" in said, said
-    assert identity(board) == before
-    trains()
-    _stop(board, fleet)
-    say(f"{board.architecture}: upgraded from {_version(old)} to {_version(new)}, the same identity trained on")
     assert "is installed already" in install(new)
-
     board.must(*INSTALL, "--uninstall")
     assert not board.has("/usr/bin/edge-agent")
     assert identity(board) == before
@@ -106,14 +99,23 @@ def travel(board: Board, fleet: RealFleet, old: str, new: str, image: str | None
         _runs_in_a_container(board, fleet, image)
         say(f"{board.architecture}: went on in a container, with the same configuration and state")
 
-    board.must(*INSTALL, "--uninstall", "--purge")
-    left = [
-        path for path in (STATE, "/etc/edge-agent", "/usr/lib/edge-agent", "/usr/bin/edge-agent") if board.has(path)
-    ]
-    assert left == []
-    assert board.run("getent", "passwd", "edge-agent").returncode != 0
-    assert "nothing to do" in board.must(*INSTALL, "--uninstall", "--purge")
+    _purges(board)
     say(f"{board.architecture}: purged; state, configuration and user are gone")
+
+    # Who was there before needs a token of its own.
+    token.write_text(fleet.token("--device", DEVICE))
+    install(old)
+    trains()
+    _stop(board, fleet)
+    before = identity(board)
+    said = install(new)
+    assert f"over {_version(old)}" in said, said
+    assert "enrolled already" in said, said
+    assert identity(board) == before
+    trains()
+    _stop(board, fleet)
+    say(f"{board.architecture}: upgraded from {_version(old)} to {_version(new)}, the same identity trained on")
+    _purges(board)
     (row,) = fleet.ask("devices")["devices"]
     assert (row["device"], row["accepted"], row["rejected"]) == (DEVICE, len(fleet.committed()), 0)
 
@@ -145,6 +147,16 @@ def refuses(board: Board, new: str, other: str | None) -> None:
         done = board.run(*INSTALL, *words)
         assert (done.returncode, text in done.stderr) == (code, True), f"{words}: {done.returncode} {done.stderr}"
     assert not board.has("/usr/bin/edge-agent")
+
+
+def _purges(board: Board) -> None:
+    board.must(*INSTALL, "--uninstall", "--purge")
+    left = [
+        path for path in (STATE, "/etc/edge-agent", "/usr/lib/edge-agent", "/usr/bin/edge-agent") if board.has(path)
+    ]
+    assert left == []
+    assert board.run("getent", "passwd", "edge-agent").returncode != 0
+    assert "nothing to do" in board.must(*INSTALL, "--uninstall", "--purge")
 
 
 def _manager(path: Path) -> socket.socket:
