@@ -19,12 +19,12 @@ from pathlib import Path
 from tests.arm64 import machine
 from tests.bundles import READY
 from tests.cache import cache_folder
-from tests.debian import coordinators, journey, managed
+from tests.debian import coordinators, journey, managed, pythons
 from tests.debian.boards import agent_image, board
 
 ROOT = Path(__file__).parents[2]
-# What is upgraded: a version lower than any that was released, of the first commit whose packages were whole, by its own
-# scripts. Of this tree where history is not at hand. tests/test_versions.py has agents and coordinators of 0.1 with ours.
+# What is upgraded: a version lower than any that was released, of the first commit whose packages were whole, by its
+# own scripts. Of this tree where history is not at hand. tests/test_versions.py has agents and coordinators of 0.1.
 OLD = "0.1.99"
 BEFORE = "e76ee7e798e331bd634f73d72054aaa120fdd233"
 MODEL = "cnn_with_batch_norm"
@@ -73,6 +73,10 @@ def _job(folder: Path, architectures: list[str], given: Path | None) -> None:
     if "amd64" in architectures:
         with _timed("amd64: under systemd, as the first process"):
             _manage(folder, packages, bundle)
+        with _timed("amd64: the wheel with another Python"):
+            (folder / "wheels").mkdir()
+            device = folder / "managed" / journey.DEVICE
+            _say(pythons.travel(cache_folder(), folder / "wheels", bundle, device))
         with _timed("amd64: the coordinator's package"):
             coordinators.travel(cache_folder(), packages, bundle)
 

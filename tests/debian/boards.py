@@ -18,6 +18,9 @@ DOWNLOADED = ("python3", "adduser", "libstdc++6", "mosquitto")
 # Of a board whose first process is systemd; what it then needs of the others is there already.
 MANAGED = ("systemd", "systemd-sysv", "dbus", "python3", "adduser", "libstdc++6")
 ROOT = Path(__file__).parents[2]
+# The suite after SUITE.
+NEWER = "trixie"
+_SLEEP = "while sleep 3600; do :; done"
 _PODMAN = ("podman", "--runtime", "runc")
 _LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--network", "host")
 # systemd mounts and makes control groups, in namespaces of its own: nothing of it is seen outside. podman's own
@@ -70,7 +73,7 @@ class Board:
 def board(architecture: str, cache: Path, mounts: dict[str, Path]) -> Iterator[Board]:
     """A board that lives for the block. mounts: folder there -> folder here, read only."""
     name = machine.image(cache) if architecture == "arm64" else _blank(architecture, cache)
-    with running(name, {}, mounts, "sh", "-c", "while sleep 3600; do :; done") as container:
+    with running(name, {}, mounts, "sh", "-c", _SLEEP) as container:
         yield Board(container, architecture)
 
 
@@ -82,6 +85,14 @@ def managed_board(cache: Path, mounts: dict[str, Path]) -> Iterator[Board]:
         there = Board(container, "amd64")
         until(lambda: there.run("systemctl", "is-system-running").stdout.strip() == "running", "systemd has booted")
         yield there
+
+
+@contextlib.contextmanager
+def newer_board(cache: Path, mounts: dict[str, Path]) -> Iterator[Board]:
+    """A board of the next Debian, whose Python is another. mounts: as of `board`."""
+    name = _image("amd64", cache, "venv", ("python3", "python3-venv"), NEWER)
+    with running(name, {}, mounts, "sh", "-c", _SLEEP) as container:
+        yield Board(container, "amd64")
 
 
 @contextlib.contextmanager
@@ -121,24 +132,25 @@ def _blank(architecture: str, cache: Path) -> str:
     return _image(architecture, cache, "blank", ())
 
 
-def _image(architecture: str, cache: Path, kind: str, packages: tuple[str, ...]) -> str:
+def _image(architecture: str, cache: Path, kind: str, packages: tuple[str, ...], suite: str = SUITE) -> str:
     """The image of a root with packages, made in a minute the first time and kept under `cache`."""
-    name = f"localhost/sparsefleet-{architecture}:{SUITE}-{kind}"
+    name = f"localhost/sparsefleet-{architecture}:{suite}-{kind}"
     if subprocess.run([*_PODMAN, "image", "exists", name]).returncode == 0:
         return name
-    root = cache / f"{architecture}-{SUITE}-{kind}.tar"
+    root = cache / f"{architecture}-{suite}-{kind}.tar"
     if not root.exists():
         half = root.with_suffix(f".{os.getpid()}.tar")
+        wanted = DOWNLOADED if suite == SUITE else ()
         download = (
             'APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -qq --yes --download-only --no-install-recommends install '
-            f"{' '.join(DOWNLOADED)}"
+            f"{' '.join(wanted)}"
         )
         keep = "--skip=cleanup/apt/lists,cleanup/apt/cache"
         include = [f"--include={','.join(packages)}"] if packages else []
         try:
             _do(
                 *("mmdebstrap", "--quiet", "--variant=minbase", f"--architectures={architecture}", keep, *include),
-                *(f"--customize-hook={download}", SUITE, str(half)),
+                *(f"--customize-hook={download}", suite, str(half)),
             )
             half.rename(root)
         finally:
