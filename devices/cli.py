@@ -23,7 +23,7 @@ examples:
   fleet-emulate demo --codec topk:0.05/float16 --json
   fleet-emulate boards                                   # what can be emulated
   fleet-emulate validate examples/mixed-fleet.toml       # what that would start here
-  fleet-emulate proxy --to 127.0.0.1:1883 --profile lte-poor
+  fleet-emulate proxy --to 127.0.0.1:8883 --profile lte-poor
   fleet-emulate doctor                                   # can a fleet in containers be emulated here?
 
 exit codes: 0 target reached, 1 not reached or failed, 3 configuration, 130 interrupted

@@ -19,7 +19,7 @@ from edge_agent.memory import peak_mib
 from edge_agent.outgoing import Outgoing
 from edge_agent.packing import Packing
 from edge_agent.progress import clear
-from edge_agent.repeats import Unused
+from edge_agent.repeats import NEVER, Unused
 from edge_agent.same_process import SameProcess
 from edge_agent.selector import Selector
 from edge_agent.settings import AgentSettings
@@ -291,6 +291,11 @@ class Agent:
                 self._outgoing.offer(now)
         self._rest(now)
         return self._wait(now)
+
+    @property
+    def offers(self) -> bool:
+        """Whether it has updates to offer, now or later."""
+        return self._outgoing.due != NEVER
 
     def offer_now(self, now: float) -> None:
         """Offers what waits as soon as there is a connection, without waiting for its turn."""

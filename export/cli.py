@@ -155,7 +155,11 @@ def _backends(text: str) -> tuple[str, ...]:
 
 
 def _show_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="fleet-export show", description="Checks a bundle's files and prints what it holds.")
+    parser = _Parser(
+        prog="fleet-export show",
+        description="Checks a bundle's files and prints what it holds.",
+        epilog="example: fleet-export show bundles/digits --json",
+    )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
     parser.add_argument("--json", action="store_true", help="print the facts as one JSON object")
     return parser

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from devices.engines.containers import Containers
-from tests.cache import cache_folder
+from devices.images.cache import cache_folder
 from tests.debian import boards
 from tests.waiting import until
 
