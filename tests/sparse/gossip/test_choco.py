@@ -2,6 +2,7 @@
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,11 +88,11 @@ def drift(rounded: type[np.floating]) -> float:
     n, d, rng = 8, 50, np.random.default_rng(2)
     weights, q = metropolis_hastings(ring(n)), compressor("topk:0.1/float32/rice")
     states, models = begun(n, d)
-    due = np.mean(models, axis=0, dtype=np.float64)
+    due: npt.NDArray[np.float64] = np.mean(models, axis=0, dtype=np.float64)
     for number in range(300):
         noise = rng.standard_normal((n, d), dtype=np.float32) * np.float32(0.05)
         ys = [x + noise[i] for i, x in enumerate(models)]
-        due += np.mean(ys, axis=0, dtype=np.float64) - np.mean(models, axis=0, dtype=np.float64)
+        due = due + np.mean(ys, axis=0, dtype=np.float64) - np.mean(models, axis=0, dtype=np.float64)
         states, models = choco_round(states, ys, weights, q, 0.2, number)
         kept = [(state.h.astype(rounded), state.s.astype(rounded)) for state in states]
         states = [choco.Choco(h.astype(np.float64), s.astype(np.float64)) for h, s in kept]
