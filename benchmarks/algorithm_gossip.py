@@ -9,13 +9,15 @@ The second command is how the settings below were chosen: on examples or people 
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
 from benchmarks import gossip_fleet
-from benchmarks.algorithm_rows import Problem, Row, problem
-from benchmarks.gossip_fleet import Plan, compressor, run
-from sparse.codecs import Shapes
+from benchmarks.algorithm_rows import Row, problem
+from benchmarks.gossip_fleet import Plan, run
+from sparse.codecs import parse_codec
+from sparse.codecs.header import LAYOUT_BYTES
 from sparse.gossip import Tuned, metropolis_hastings, parse_topology, tune
 from sparse.gossip.choco import Compressor
 
@@ -44,40 +46,34 @@ def rows(dataset: str, seeds: Sequence[int], quick: bool) -> Iterator[Row]:
         return
     for seed in seeds:
         given = problem(dataset, SPLIT, seed, quick=quick, devices=DEVICES)
-        for plan in plans(given, quick=quick):
-            yield run(given, plan, seed)
+        for plan in plans(dataset):
+            yield run(given, gossip_fleet.quick(plan) if quick else with_gamma(plan), seed)
 
 
-def plans(given: Problem, *, quick: bool) -> list[Plan]:
-    """What is compared on a problem: each takes as many steps, one a round, at its own rate."""
-    base = Plan("", "ring", _ROUNDS[given.dataset], _BATCH, 0.0)
+def plans(dataset: str) -> list[Plan]:
+    """What is compared on a data set: each takes as many steps, one a round, at its own rate."""
+    base = Plan("", "ring", _ROUNDS[dataset], _BATCH, 0.0)
     found = [
         replace(base, algorithm="gossip SGD"),
         replace(base, algorithm="gossip SGD, local momentum", momentum="local"),
         replace(base, algorithm="gossip SGD, quasi-global momentum", momentum="quasi-global"),
-        *(
-            replace(
-                base, algorithm="CHOCO-SGD", exchange="choco", codec=codec, gamma=gamma_of(given, codec, quick=quick)
-            )
-            for codec in (TOPK, SIGN)
-        ),
+        *(replace(base, algorithm="CHOCO-SGD", exchange="choco", codec=codec) for codec in (TOPK, SIGN)),
         replace(base, algorithm="RelaySGD", exchange="relay", topology=TREE),
         replace(base, algorithm="RelaySGD, local momentum", exchange="relay", topology=TREE, momentum="local"),
     ]
-    rated = [replace(plan, rate=_RATES[plan.algorithm][given.dataset]) for plan in found]
-    return [gossip_fleet.quick(plan) for plan in rated] if quick else rated
+    return [replace(plan, rate=_RATES[plan.algorithm][dataset]) for plan in found]
 
 
-def gamma_of(given: Problem, codec: str, *, quick: bool) -> float:
-    """By the authors' tuner on the ring: on vectors of one tensor, whose mean error does not depend on their length."""
-    return tuned(compressor(given, codec), quick=quick).gamma
+def with_gamma(plan: Plan) -> Plan:
+    """The same with the tuner's gamma, where it needs one."""
+    return replace(plan, gamma=tuned(plan.codec, plan.topology).gamma) if plan.exchange == "choco" else plan
 
 
-def tuned(of_model: Compressor, *, quick: bool) -> Tuned:
-    d = 200 if quick else 2000
-    shapes: Shapes = [(d,)]
-    weights = metropolis_hastings(parse_topology("ring", DEVICES, np.random.default_rng(0)))
-    return tune(weights, replace(of_model, shapes=shapes), d, np.random.default_rng(0), 20 if quick else 300)
+@cache
+def tuned(codec: str, topology: str, rounds: int = 300, d: int = 2000) -> Tuned:
+    """By the authors' tuner, on vectors of one tensor: what a codec keeps of noise hardly depends on its length."""
+    weights = metropolis_hastings(parse_topology(topology, DEVICES, np.random.default_rng(0)))
+    return tune(weights, Compressor(parse_codec(codec), bytes(LAYOUT_BYTES)), d, np.random.default_rng(0), rounds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -91,15 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args(arguments)
     given = problem(chosen.data, SPLIT, chosen.seed, validate=True, devices=DEVICES)
-    for plan in plans(given, quick=False):
+    for plan in plans(chosen.data):
         if plan.algorithm not in (chosen.algorithm or _RATES) or (chosen.codec or plan.codec) != plan.codec:
             continue
-        gamma = chosen.gamma or plan.gamma
+        tried = replace(plan, gamma=chosen.gamma) if chosen.gamma else with_gamma(plan)
         for rate in chosen.rate:
-            row = run(given, replace(plan, rate=rate, gamma=gamma, rounds=chosen.rounds or plan.rounds), chosen.seed)
+            row = run(given, replace(tried, rate=rate, rounds=chosen.rounds or plan.rounds), chosen.seed)
             print(
-                f"{row.dataset} seed {chosen.seed} {row.algorithm}, {row.codec}, gamma {gamma:.4f}, rate {rate:g}: "
-                f"{row.accuracy_mean:.4f}, worst device {row.accuracy_worst_device:.4f}, {row.bytes:,} bytes",
+                f"{row.dataset} seed {chosen.seed} {row.algorithm}, {row.codec}, gamma {tried.gamma:.4f}, "
+                f"rate {rate:g}: {row.accuracy_mean:.4f}, worst device {row.accuracy_worst_device:.4f}, "
+                f"{row.bytes:,} bytes",
                 flush=True,
             )
 

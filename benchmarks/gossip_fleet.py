@@ -160,10 +160,10 @@ def _exchange(given: Problem, plan: Plan, graph: Graph) -> _Exact | _Choco | _Re
         return _Exact(graph)
     if plan.exchange == "relay":
         return _Relayed(graph, given.initial)
-    return _Choco(graph, given.initial, compressor(given, plan.codec), plan.gamma)
+    return _Choco(graph, given.initial, _compressor(given, plan.codec), plan.gamma)
 
 
-def compressor(given: Problem, codec: str) -> Compressor:
+def _compressor(given: Problem, codec: str) -> Compressor:
     layout = layout_of(given.manifest, FULL)
     return Compressor(parse_codec(codec), layout.digest, layout.shapes)
 
@@ -185,4 +185,5 @@ def _batches(data: Dataset, size: int, seed: tuple[int, int]) -> Iterator[Batch]
 
 
 def quick(plan: Plan) -> Plan:
-    return replace(plan, rounds=8)
+    """A few rounds of it, with a gamma that needs no trial."""
+    return replace(plan, rounds=8, gamma=0.05)
