@@ -316,6 +316,9 @@ class Store:
     def recent_norms(self, version: int, most: int) -> tuple[Norms, ...]:
         return ledger.recent_norms(self._sql, version, most)
 
+    def round_bytes(self) -> tuple[int, ...]:
+        return ledger.round_bytes(self._sql)
+
     def participations(self, version: int) -> dict[str, dict[float, int]]:
         return ledger.participations(self._sql, version)
 

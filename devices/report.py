@@ -9,7 +9,7 @@ from devices.charts import Chart, Series, bar_chart, line_chart, nice_step, nice
 from devices.facts import DeviceFacts, Evaluation, RoundCommitted
 from devices.text import MISSING, bytes_text, bytes_tick, decimal_text, duration_text, number_text, percent_text
 
-_ENDS = {"target-accuracy": "until the target", "rounds": "the most allowed"}
+_ENDS = {"target-accuracy": "until the target", "rounds": "the most allowed", "steps": "all steps of the budget"}
 _STYLE = Path(__file__).with_name("report.css")
 
 

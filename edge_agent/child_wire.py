@@ -83,7 +83,8 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """All steps are done; the memory file holds float32[values] of model, then float32[gradient] of mean gradient."""
+    """All steps are done; the memory file holds float32[values] of model, then float32[gradient] of mean gradient, then
+    float32[momentum]."""
 
     values: int
     gradient: int
@@ -91,6 +92,7 @@ class Trained:
     steps: int
     seconds: float
     peak_mib: float | None = None
+    momentum: int = 0
 
 
 @dataclass(frozen=True, slots=True)

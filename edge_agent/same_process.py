@@ -10,6 +10,7 @@ import numpy as np
 
 from edge_agent.assets import Assets
 from edge_agent.memory import peak_mib
+from edge_agent.momentum import laid_out
 from edge_agent.progress import Because, Progress, clear
 from edge_agent.runtimes.backends import Selection, UnusableError, refusals, runtime_name
 from edge_agent.settings import TrainingSettings
@@ -158,7 +159,8 @@ class SameProcess:
         self.progress = Progress(
             *(assets.blobs, task, bundle, bench, recipe, shared), wanted.checkpoint_s, wanted.threads
         )
-        training = self._workshop.begin(bench, recipe, model, shared, self.progress.found())
+        momentum = laid_out(assets.blobs.root.parent, task, assets.blobs.disk)
+        training = self._workshop.begin(bench, recipe, model, shared, self.progress.found(), momentum)
         self.training = training
         data = bench.dataset
         return Ready(len(data), bench.choice.engine.name, training.done, training.total_steps, data.left_out.count)

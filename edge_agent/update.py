@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edge_agent.momentum import memory_of, pack_memory, settings_of
 from edge_agent.runtimes.engine import Vector
 from edge_agent.store import AgentStore
 from edge_agent.training import Trained
 from protocol.failpoints import reached
-from protocol.layout import layout_of, take
+from protocol.layout import Layout, layout_of, take
 from protocol.manifest import Manifest
 from protocol.messages import Offer, Task
 from sparse.codecs import Shared, encode_update, parse_codec
@@ -38,7 +39,7 @@ def pack(store: AgentStore, task: Task, work: Work, trained: Trained, most_misse
     """
     layout = layout_of(work.manifest, work.variant)
     # What was left unsent of a tier's update belongs to the channels that its model was cut from.
-    key = layout.digest + (task.channels or b"")
+    key = kept_under(layout, task)
     delta = np.subtract(trained.model, work.base)
     parameters, buffers = take(delta, layout.parameters), take(delta, layout.buffers)
     residual = carried_on(store, key, layout.n_parameters, task, most_missed)
@@ -75,8 +76,21 @@ def pack(store: AgentStore, task: Task, work: Work, trained: Trained, most_misse
         variant=work.variant,
         peak_mib=work.peak_mib,
     )
-    store.keep_update(offer, key, residual)
+    store.keep_update(offer, key, residual, _momentum(task, work, trained, layout))
     return offer
+
+
+def kept_under(layout: Layout, task: Task) -> bytes:
+    """What is left of a task's update is of these parameters, and of these channels where they were chosen."""
+    return layout.digest + (task.channels or b"")
+
+
+def _momentum(task: Task, work: Work, trained: Trained, layout: Layout) -> bytes | None:
+    if trained.momentum is None:
+        return None
+    mask, base = None if work.shared is None else work.shared.mask, take(work.base, layout.parameters)
+    settings = settings_of(task.optimizer)
+    return pack_memory(memory_of(task, settings, trained.steps, trained.momentum, base, mask))
 
 
 def carried_on(store: AgentStore, key: bytes, n: int, task: Task, most_missed: int) -> Vector:

@@ -11,17 +11,16 @@ from pathlib import Path
 from edge_agent.data import Dataset, DataSettings, load
 from edge_agent.datasets.listing import Mark
 from edge_agent.datasets.pinning import Pinned
+from edge_agent.momentum import settings_of
 from edge_agent.probes import compared_by, recall, remember
 from edge_agent.runtimes.backends import Choice, Selection, open_selected, runtime_name
 from edge_agent.runtimes.engine import Vector
-from edge_agent.runtimes.optimizers import OptimizerSettings
 from edge_agent.settings import TrainingSettings
 from edge_agent.training import LocalTraining, Recipe, TrainingState
 from protocol.bundle import Bundle
 from protocol.disk import LOCAL, Disk
 from protocol.manifest import Manifest
 from protocol.messages import Task
-from protocol.records import write_record
 from sparse.codecs import Shared
 from sparse.dynamic import SparseRule
 from sparse.masks import Mask
@@ -110,10 +109,11 @@ class Workshop:
         model: Vector,
         shared: Shared | None = None,
         resume: TrainingState | None = None,
+        momentum: Vector | None = None,
     ) -> LocalTraining:
         """The local steps of a task's recipe, from float32[total] `model`, or on from what `resume` says.
 
-        shared: of a task under a mask, which `model` was masked by.
+        shared: of a task under a mask, which `model` was masked by. momentum: float32[n] from rounds before.
         """
         return LocalTraining(
             bench.choice.engine,
@@ -125,6 +125,7 @@ class Workshop:
             self._clock,
             _mask_of(shared),
             resume,
+            momentum,
         )
 
     def finished(self) -> None:
@@ -148,7 +149,7 @@ def recipe_of(task: Task, shared: Shared | None = None) -> Recipe:
         epochs=task.local_epochs,
         batch_size=task.batch_size,
         learning_rate=task.learning_rate,
-        optimizer=OptimizerSettings(**write_record(task.optimizer)),
+        optimizer=settings_of(task.optimizer),
         seed=task.seed,
         sparse=None if _mask_of(shared) is None else FIXED,
         mean_gradient=shared is not None and shared.report > 0,
