@@ -8,6 +8,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 
+from devices import partition_command
 from devices.link_commands import add_commands
 from devices.presets import CODEC, WHOLE
 from protocol.command import Parser, run_command
@@ -17,6 +18,7 @@ examples:
   fleet-emulate demo                                     # handwritten digits, 5 devices
   fleet-emulate demo --data hapt --agents 7 --out /tmp/hapt
   fleet-emulate demo --codec topk:0.05/float16 --json
+  fleet-emulate partition --data fashion --devices 16 --alpha 0.1 --out labels.svg
   fleet-emulate proxy --to 127.0.0.1:1883 --profile lte-poor
 
 exit codes: 0 target reached, 1 not reached or failed, 3 configuration, 130 interrupted
@@ -84,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", action="store_true", help="one JSON object with the result; progress goes to stderr")
     demo.set_defaults(command=_demo)
     add_commands(commands)
+    partition_command.add(commands)
     return parser
 
 
