@@ -6,6 +6,7 @@ Whatever it holds in memory can be had again from the store: `recover` does so, 
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from coordinator import carried as seats
 from coordinator import round as rounds
@@ -15,7 +16,9 @@ from coordinator.carried import Carried, CarriedSeat
 from coordinator.evaluate import Examine
 from coordinator.events import Emit, Finished, FinishReason, RoundCommitted, RoundOpened
 from coordinator.fleet import Fleet
+from coordinator.held_out import on_devices
 from coordinator.intake import Seat
+from coordinator.ledger import round_bytes
 from coordinator.link import Link
 from coordinator.local_steps import steps_left
 from coordinator.planner import make_task, order_devices
@@ -72,7 +75,7 @@ class Course:
         store = self._store
         self.versions = Versions(self._settings, self._bundle, store, self._clock, self._examine)
         self._invitations = store.invitations()
-        self._spent = store.round_bytes()
+        self._spent = store.told(round_bytes)
         self.round: rounds.Round | None = None
         self.asking.resume({}, (), now)
         self._opened_at = now
@@ -359,6 +362,10 @@ class Course:
         self._uploads.keep_only(self.carried)
         self._store.sweep(self._settings.downlink.keep_versions, self._uploads.digests())
         self._link.tell_everyone("notice", Announcement(self.versions.number, self.versions.published))
+        seen = self._store.told(partial(on_devices, version=number - 1))
+        if seen is not None:
+            said = (number - 1, seen.devices, seen.mean, seen.worst, seen.worst_device)
+            log.info("on devices version=%d devices=%d accuracy_mean=%.4f accuracy_worst=%.4f worst=%s", *said)
         log.info("committed round=%d version=%d devices=%d", number, self.versions.number, figures.devices)
         self._emit(
             RoundCommitted(

@@ -36,7 +36,8 @@ def _turned_in_space(x: Floats, angle: float, axis: np.ndarray[tuple[int], np.dt
     cross = np.array([[0.0, -c, b], [c, 0.0, -a], [-b, a, 0.0]])
     turn = np.eye(3) + np.sin(angle) * cross + (1.0 - np.cos(angle)) * (cross @ cross)
     triples = x.reshape(len(x), -1, 3, x.shape[2])
-    return np.einsum("ij,nkjt->nkit", turn.astype(np.float32), triples).reshape(x.shape).astype(np.float32)
+    turned: Floats = np.einsum("ij,nkjt->nkit", turn.astype(np.float32), triples).reshape(x.shape).astype(np.float32)
+    return turned
 
 
 def _turned_in_plane(x: Floats, angle: float) -> Floats:

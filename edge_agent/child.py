@@ -232,7 +232,7 @@ class ChildTrainer:
             gradient=gradient if said.gradient else None,
             momentum=momentum if said.momentum else None,
         )
-        return Finished(result, said.peak_mib)
+        return Finished(result, said.peak_mib, said.held_out)
 
     def _mourn(self, ended: Ended) -> News | None:
         """A child that ended without being asked to: the task goes on with another, so many times."""

@@ -15,7 +15,7 @@ from edge_agent.progress import Because
 from edge_agent.settings import TrainingSettings
 from edge_agent.trainer import Broken, Proven, Ready, Refused, Unusable
 from protocol.cbor import flaw
-from protocol.messages import Task
+from protocol.messages import HeldOut, Task
 from protocol.records import RecordError, read_record, write_record
 
 # A task with its differences has a few KiB; what goes wrong is told in fewer.
@@ -93,6 +93,7 @@ class Trained:
     seconds: float
     peak_mib: float | None = None
     momentum: int = 0
+    held_out: HeldOut | None = None
 
 
 @dataclass(frozen=True, slots=True)

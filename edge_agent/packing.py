@@ -54,7 +54,9 @@ class Packing:
         try:
             manifest = assets.manifest(task)
             base, shared = assets.model(task, manifest), assets.shared(task, manifest)
-            work = Work(manifest, assets.variant_of(task), ready.examples, base, shared, finished.peak_mib)
+            work = Work(
+                manifest, assets.variant_of(task), ready.examples, base, shared, finished.peak_mib, finished.held_out
+            )
             offer = pack(self._store, task, work, finished.trained, self._residual_rounds)
         except (OSError, sqlite3.Error) as error:
             if not is_disk_trouble(error):

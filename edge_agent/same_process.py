@@ -18,7 +18,7 @@ from edge_agent.trainer import Broken, Facts, Finished, News, Proven, Ready, Ref
 from edge_agent.training import DivergedError, LocalTraining
 from edge_agent.workshop import Workshop, recipe_of
 from protocol.errors import ConfigurationError
-from protocol.messages import Task
+from protocol.messages import HeldOut, Task
 from sparse.codecs import parse_codec
 
 
@@ -46,6 +46,7 @@ class SameProcess:
         self._begun: _Begun | None = None
         self.training: LocalTraining | None = None
         self.progress: Progress | None = None
+        self._held_out: HeldOut | None = None
         self._told, self._trial_steps = False, 0
 
     @property
@@ -82,7 +83,7 @@ class SameProcess:
             return (Broken(error.reason, str(error)),)
         if finished:
             self._told = True
-            return (*proven, Finished(self.training.result(), self._peak()))
+            return (*proven, Finished(self.training.result(), self._peak(), self._held_out))
         self.keep("due")
         return proven
 
@@ -156,6 +157,7 @@ class SameProcess:
         bench = self._workshop.bench(bundle, assets.variant_of(task), selected, model, task.model.digest)
         shared = assets.shared(task, bundle.manifest)
         recipe = recipe_of(task, shared)
+        self._held_out = self._workshop.tried(bundle, bench, model)
         self.progress = Progress(
             *(assets.blobs, task, bundle, bench, recipe, shared), wanted.checkpoint_s, wanted.threads
         )

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.blobs import BlobStore
-from protocol.database import SEAL_BYTES, check_before_writing, damaged, sealed, unsealed
+from protocol.database import SEAL_BYTES, check_before_writing, damage_named, damaged, sealed, unsealed
 from protocol.disk import LOCAL, Disk, exists, is_disk_trouble
 from protocol.errors import ConfigurationError, DamagedError
 from protocol.failpoints import reached
@@ -105,13 +105,14 @@ class AgentStore:
             raise
         try:
             self.blobs = BlobStore(root / "blobs", limit_bytes, disk)
-            with self.database:
+            # What no look at the file finds, the first write may.
+            with damage_named(root / FILE, LOST), self.database:
                 self.database.execute("UPDATE meta SET value = value + 1 WHERE key = 'boot'")
                 # Updates are named by boot and sequence for ever. A disk that was replaced, copied or put back from a
                 # backup counts boots that there were already, so each start begins where no other has been.
                 self.database.execute("UPDATE meta SET value = ? WHERE key = 'sequence'", (self.instance,))
             self.boot = self._meta("boot")
-        except (OSError, sqlite3.Error):
+        except (DamagedError, OSError, sqlite3.Error):
             self.close()
             raise
 

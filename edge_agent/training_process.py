@@ -195,7 +195,7 @@ class Server:
                 file.write(vector.astype("<f4", copy=False).data)
         values, gradient, momentum = map(len, vectors)
         measured = trained.loss, trained.steps, trained.seconds, news.peak_mib
-        self._say(wire.Trained(values, gradient, *measured, momentum))
+        self._say(wire.Trained(values, gradient, *measured, momentum, news.held_out))
 
     def _say(self, message: wire.Answer) -> None:
         self._connection.sendall(wire.pack_message(message))

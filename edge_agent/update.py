@@ -12,7 +12,7 @@ from edge_agent.training import Trained
 from protocol.failpoints import reached
 from protocol.layout import Layout, layout_of, take
 from protocol.manifest import Manifest
-from protocol.messages import Offer, Task
+from protocol.messages import HeldOut, Offer, Task
 from sparse.codecs import Shared, encode_update, parse_codec
 
 log = logging.getLogger("edge-agent")
@@ -21,7 +21,8 @@ log = logging.getLogger("edge-agent")
 @dataclass(frozen=True, slots=True)
 class Work:
     """What an update was trained with. manifest: as the variant sees it. base: float32[total], the model that the task
-    started from. shared: of a task under a mask. peak_mib: MiB that training took at the most, where it is known."""
+    started from. shared: of a task under a mask. peak_mib: MiB that training took at the most, where it is known.
+    held_out: of the base."""
 
     manifest: Manifest
     variant: str
@@ -29,6 +30,7 @@ class Work:
     base: Vector
     shared: Shared | None = None
     peak_mib: float | None = None
+    held_out: HeldOut | None = None
 
 
 def pack(store: AgentStore, task: Task, work: Work, trained: Trained, most_missed: int) -> Offer:
@@ -75,6 +77,7 @@ def pack(store: AgentStore, task: Task, work: Work, trained: Trained, most_misse
         codec=task.codec,
         variant=work.variant,
         peak_mib=work.peak_mib,
+        held_out=work.held_out,
     )
     store.keep_update(offer, key, residual, _momentum(task, work, trained, layout))
     return offer

@@ -210,12 +210,28 @@ class TaskReport:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldOut:
+    """How a task's model did, before it was trained, on what the device holds out of its own data. accuracy: None of a
+    model that has no such metric."""
+
+    examples: int
+    loss: float
+    accuracy: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.examples < 1:
+            raise ValueError(f"examples: {self.examples} must be at least 1")
+        if self.accuracy is not None and not 0.0 <= self.accuracy <= 1.0:
+            raise ValueError(f"accuracy: {self.accuracy} is outside 0..1")
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
     """Device to coordinator: an update is ready. Sent again until a Need or a Receipt answers it.
 
     `update_boot` and `update_sequence` name the update; two different payloads never share a name. `variant` says what
     it is made of: the tensors that this variant of the bundle trains. peak_mib: the most memory that the agent's
-    process had resident since it began, None where nobody can tell.
+    process had resident since it began, None where nobody can tell. held_out: None where the device holds nothing out.
     """
 
     blob: BlobRef
@@ -231,6 +247,7 @@ class Offer:
     codec: str
     variant: str = "full"
     peak_mib: float | None = None
+    held_out: HeldOut | None = None
 
     @property
     def task(self) -> str:

@@ -57,8 +57,10 @@ def test_shards_give_most_devices_as_many_labels_as_shards() -> None:
 
 
 def test_the_same_seed_deals_the_same() -> None:
-    for split in (lambda r: by_class_mix(Y, 7, 0.1, r), lambda r: by_shards(Y, 7, 3, r)):
-        first, again = split(rng(5)), split(rng(5))
+    for first, again in (
+        (by_class_mix(Y, 7, 0.1, rng(5)), by_class_mix(Y, 7, 0.1, rng(5))),
+        (by_shards(Y, 7, 3, rng(5)), by_shards(Y, 7, 3, rng(5))),
+    ):
         assert all((a == b).all() for a, b in zip(first, again, strict=True))
 
 
