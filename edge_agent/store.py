@@ -260,6 +260,8 @@ def _open_database(path: Path, disk: Disk) -> sqlite3.Connection:
             database.executescript(f"BEGIN; {_TABLES} COMMIT;")
             disk.sync(path.parent)
         schema = _number(database, "schema", path)
+        if schema < 1:
+            raise damaged(path, f"its schema is {schema}", LOST)
         if schema < SCHEMA:
             steps = "".join(_STEPS[number] for number in range(schema + 1, SCHEMA + 1))
             database.executescript(f"BEGIN; {steps} UPDATE meta SET value = {SCHEMA} WHERE key = 'schema'; COMMIT;")
