@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from coordinator.downlink import Published, publish
 from coordinator.evaluate import Examine
 from coordinator.fold import discount
 from coordinator.folding import caution_of
-from coordinator.ledger import take_part
+from coordinator.ledger import recent_norms, take_part
 from coordinator.masking import deployed
 from coordinator.norms import ENOUGH
 from coordinator.refresh import first_structure, next_structure
@@ -84,6 +85,7 @@ def next_model(
     view_for: the view of a version and variant, by which an update of that version is read.
     """
     started = clock()
+    recent = store.told(partial(recent_norms, version=base.version, most=ENOUGH))
     made = version_step(
         manifest,
         settings.server,
@@ -95,7 +97,7 @@ def next_model(
         lambda update: store.updates.read(update.digest),
         view_for,
         lambda update: discount(base.version - update.task.version, settings.rounds.staleness),
-        caution_of(settings, store.run, store.folder, store.recent_norms(base.version, ENOUGH)),
+        caution_of(settings, store.run, store.folder, recent),
     )
     state, dense = made.state, made.dense
     structure = next_structure(settings, manifest, views.structure, dense, base.version + 1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from coordinator import held_out
 from coordinator.norms import Norms
 from coordinator.round import OPEN, Phase
 from coordinator.schema import DATABASE, LOST
@@ -238,6 +239,7 @@ def insert_update(sql: sqlite3.Connection, device: str, offer: Offer, weight: in
             norms.buffers,
         ),
     )
+    held_out.insert(sql, device, offer)
 
 
 def accepted(sql: sqlite3.Connection, number: int) -> tuple[AcceptedUpdate, ...]:

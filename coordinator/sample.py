@@ -36,6 +36,7 @@ mode = "sync"                   # "buffered": a version every `buffer` updates, 
 [training]
 local_epochs = 1                # over each device's own data, or
 # local_steps = 50              # the same number of batches on every device
+post_local = 0                  # with local_steps: one step a round before this round (docs/algorithms.md); 0: none
 batch_size = 32
 learning_rate = 0.05
 schedule = "constant"           # or "cosine" over all rounds, or "step": times decay_factor every decay_every rounds
@@ -45,10 +46,16 @@ codec = "all/float32"           # or all/float16, topk:0.06/int4, ..., under a m
                                 # "auto": for each device and round by its link and its bytes today
 # codecs = ["all/float16", "topk:0.06/int4"]   # in place of codec: what "auto" chooses from, the richest first
 
+[training.budget]               # local_steps as the most of a round, and as many as these bytes ask; 0: no budget
+steps = 0                       # of a device in the whole run
+mib = 0.0                       # that the whole fleet may send and receive for them
+
 [training.optimizer]
-name = "sgd"                    # or "adamw"
+name = "sgd"                    # or "adamw"; "qg": quasi-global momentum (docs/algorithms.md)
 momentum = 0.9
 nesterov = false
+# keep_momentum = true          # of sgd: a device's velocity goes on in its next round
+# mu = 0.9                      # of qg: what stays of its momentum from round to round
 weight_decay = 0.0
 proximal = 0.0                  # FedProx's mu
 # beta1 = 0.9                   # these three for adamw

@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 from coordinator.accountant import check_installed
 from coordinator.downlink import check_downlink, steps_for
 from coordinator.evaluate import Examine, accuracy_of
 from coordinator.fold import discount
+from coordinator.ledger import recent_norms
 from coordinator.masking import check_mask
 from coordinator.next_model import Made, first_model, load_model, load_public, next_model, structure_of
 from coordinator.norms import RECENT, Norms, hard_bounds
@@ -181,7 +183,7 @@ class Versions:
     ) -> None:
         self._current = version
         steps = self._store.differences(version.version, self._settings.downlink.keep_versions)
-        recent = self._store.recent_norms(version.version, RECENT)
+        recent = self._store.told(partial(recent_norms, version=version.version, most=RECENT))
         self._hard_bounds = hard_bounds(self._settings.limits.norm, recent)
         put = self._store.put_model
         self._views = Views(self._manifest, dense, version.published, structure, put, held, public, steps)

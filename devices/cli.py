@@ -8,7 +8,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 
-from devices import link_commands
+from devices import link_commands, partition_command
 from devices.engines import doctor
 from devices.fleet import commands as fleet_commands
 from devices.images import images_command
@@ -25,6 +25,7 @@ examples:
   fleet-emulate validate examples/mixed-fleet.toml       # what that would start here
   fleet-emulate proxy --to 127.0.0.1:8883 --profile lte-poor
   fleet-emulate doctor                                   # can a fleet in containers be emulated here?
+  fleet-emulate partition --data fashion --devices 16 --alpha 0.1 --out labels.svg
 
 exit codes: 0 target reached, 1 not reached or failed, 3 configuration, 130 interrupted
 """
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_command(commands)
     images_command.add_commands(commands)
     add_report_command(commands)
+    partition_command.add(commands)
     return parser
 
 

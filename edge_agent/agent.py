@@ -12,7 +12,7 @@ from edge_agent.assets import Assets
 from edge_agent.attempt import Attempt
 from edge_agent.differences import CatchUp
 from edge_agent.download import Download
-from edge_agent.greeting import SPREAD_S, Greetings, agent_version, say_warning
+from edge_agent.greeting import SKILLS, SPREAD_S, Greetings, agent_version, say_warning
 from edge_agent.link import Link
 from edge_agent.masks import MaskShelf
 from edge_agent.memory import peak_mib
@@ -112,7 +112,7 @@ class Agent:
         self._greetings = Greetings(rng)
         self._runtime = Unused(settings.training.idle_unload_s)
         self._download = Download(store.blobs, self._link)
-        self._attempt = Attempt(self._trainer, selector, assets, self._trial, trusted)
+        self._attempt = Attempt(self._trainer, selector, assets, self._trial, trusted, self._packing.lay_out)
         self._accepted_task = ""
         self.job = jobs.Job()
         self.rejected = 0
@@ -342,7 +342,8 @@ class Agent:
         backend, instance = self._settings.training.backend, self._store.instance
         ring = None if self._trusted is None else self._trusted.ring
         self._link.send(
-            "up", Hello(agent_version(), backend, task, self._outgoing.waiting, self._memory_mib, instance, ring)
+            "up",
+            Hello(agent_version(), backend, task, self._outgoing.waiting, self._memory_mib, instance, ring, SKILLS),
         )
         self._greetings.said(now)
 

@@ -151,6 +151,7 @@ class FakeAgent:
         self.boot, self.sequence, self.updates, self.sent_bytes = 1, 0, 0, 0
         self.memory_mib: int | None = None
         self.instance: int | None = None
+        self.skills: tuple[str, ...] = ()
         self.examples = 10 + sum(device.encode()) % 7
         self.task: Task | None = None
         self.fetching: Receiving | None = None
@@ -214,7 +215,7 @@ class FakeAgent:
 
     def hello(self) -> None:
         task = self.task.name if self.task else None
-        self.send(Hello("test", "auto", task, len(self.outbox), self.memory_mib, self.instance))
+        self.send(Hello("test", "auto", task, len(self.outbox), self.memory_mib, self.instance, skills=self.skills))
 
     def obey(self, body: Body, now: float) -> None:
         match body:
