@@ -16,6 +16,7 @@ _CAME: dict[int, tuple[tuple[str, str], ...]] = {
     8: (("devices", "doubled_s"),),
     9: (("updates", "norm"), ("updates", "buffers_norm"), ("models", "trust")),
     10: (("devices", "left_out"), ("devices", "paused")),
+    11: (("models", "folded"),),
 }
 # And which indexes, over such columns.
 _INDEXES: dict[int, tuple[str, ...]] = {7: ("waiting_updates", "folded_updates", "carried_tasks")}
