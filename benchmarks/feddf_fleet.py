@@ -1,4 +1,4 @@
-"""Fleets whose clients' models are averaged, or fused by distillation, of one architecture or several, in one process."""
+"""Fleets in one process whose clients' models are averaged or fused by distillation, of one architecture or several."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
