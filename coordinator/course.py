@@ -13,6 +13,7 @@ from coordinator import round as rounds
 from coordinator.asking import Asking
 from coordinator.candidates import Candidates, Part
 from coordinator.carried import Carried, CarriedSeat
+from coordinator.distiller import Distiller
 from coordinator.evaluate import Examine
 from coordinator.events import Emit, Finished, FinishReason, RoundCommitted, RoundOpened
 from coordinator.fleet import Fleet
@@ -56,13 +57,14 @@ class Course:
         clock: Callable[[], float],
         emit: Emit,
         examine: Examine | None,
+        distiller: Distiller | None,
         note: Callable[[], None],
         settle: Callable[[float], None],
     ) -> None:
         self._settings, self._bundle, self._manifest, self._store = settings, bundle, manifest, store
         self._link, self._fleet, self._uploads, self._candidates = link, fleet, uploads, candidates
         self._clock, self._emit, self._examine, self._note = clock, emit, examine, note
-        self._settle = settle
+        self._distiller, self._settle = distiller, settle
         self.asking = Asking(link, fleet)
         self._started_at, self._uptime_before_s = clock(), store.uptime_s()
         self._parts: dict[str, Part] = {}
@@ -73,7 +75,7 @@ class Course:
     def recover(self, now: float) -> None:
         """Takes model, round, tasks and carried seats from the store; makes version 0 if there is none yet."""
         store = self._store
-        self.versions = Versions(self._settings, self._bundle, store, self._clock, self._examine)
+        self.versions = Versions(self._settings, self._bundle, store, self._clock, self._examine, self._distiller)
         self._invitations = store.invitations()
         self._spent = store.told(round_bytes)
         self.round: rounds.Round | None = None

@@ -109,6 +109,19 @@ keep_versions = 8               # a device further behind gets the whole model
 every = 1                       # rounds between evaluations
 batch_size = 256
 
+[distillation]                  # learning from clients' models after the fold (docs/distillation.md)
+# bundle = "distillation"       # of fleet-export --distillation; without it nothing is distilled
+# data = "unlabelled.npz"       # inputs of the same kind as the devices'
+# validation = "validation.npz" # labelled ones, by which the best model is kept; not the test data
+every = 1                       # rounds between distillations
+steps = 1000                    # at most; messages wait meanwhile
+batch_size = 128
+learning_rate = 1e-3            # of Adam, falling to 0 along a cosine
+check_every = 100               # steps between trials on the validation data
+patience = 500                  # steps without a better model end it
+drop_worst = false              # true: clients no better than chance do not teach
+# peers = [{ state = "../other/coordinator-state", bundle = "../other/bundle" }]   # other architectures
+
 [limits]
 disk_mib = 4096                 # half for updates, half for models; the oldest give way
 keep_rounds = 10                # updates of so many folded rounds are kept

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from coordinator.access_settings import BrokerSettings, TrustSettings
+from coordinator.distillation_settings import DistillationSettings
 from coordinator.local_steps import BudgetSettings, StepRule
 from coordinator.trust_settings import FoldSettings, PrivacySettings
 from edge_agent.runtimes.optimizers import OptimizerSettings
@@ -324,6 +325,7 @@ class Settings:
     sparsity: SparsitySettings = field(default_factory=SparsitySettings)
     downlink: DownlinkSettings = field(default_factory=DownlinkSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
 
     def __post_init__(self) -> None:
@@ -333,6 +335,7 @@ class Settings:
             raise ValueError("rounds.target_accuracy: needs held-out data; set evaluation.data, or leave it out")
         _check_sparsity(self)
         _check_fold(self)
+        self.distillation.check(noise=self.privacy.on)
 
 
 def _check_mode(rounds: RoundSettings) -> None:
@@ -376,6 +379,7 @@ def load(path: Path) -> Settings:
         state=str(folder / settings.state),
         trust=trust,
         evaluation=evaluation,
+        distillation=settings.distillation.within(folder),
     )
 
 

@@ -411,7 +411,8 @@ class Store:
         self.updates.keep_only(kept | set(arriving))
         wanted = {row[0] for row in self._sql.execute("SELECT digest FROM models WHERE kept = 1")}
         # The mask of each is what makes it a model to deploy.
-        wanted |= {row[0] for row in self._sql.execute("SELECT structure FROM models WHERE kept = 1") if row[0]}
+        beside = self._sql.execute("SELECT structure, folded FROM models WHERE kept = 1")
+        wanted |= {digest for row in beside for digest in row if digest}
         wanted |= rows.late_blobs(self._sql)
         current = self.current()
         if current is not None:

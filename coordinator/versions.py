@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from coordinator.accountant import check_installed
+from coordinator.distiller import Distiller
 from coordinator.downlink import check_downlink, steps_for
 from coordinator.evaluate import Examine, accuracy_of
 from coordinator.fold import discount
@@ -32,10 +33,16 @@ class Versions:
     """One run's versions, from the store; makes version 0 if there is none yet. clock: in seconds, for figures."""
 
     def __init__(
-        self, settings: Settings, bundle: Bundle, store: Store, clock: Callable[[], float], examine: Examine | None
+        self,
+        settings: Settings,
+        bundle: Bundle,
+        store: Store,
+        clock: Callable[[], float],
+        examine: Examine | None,
+        distiller: Distiller | None = None,
     ) -> None:
         self._settings, self._manifest, self._store = settings, bundle.manifest, store
-        self._clock, self._examine = clock, examine
+        self._clock, self._examine, self._distiller = clock, examine, distiller
         check_mask(settings, bundle.manifest)
         check_privacy(settings.privacy, bundle.manifest)
         if settings.privacy.on:
@@ -146,6 +153,7 @@ class Versions:
             accepted,
             self._examine if examined else None,
             self._clock,
+            self._distiller,
         )
 
     def _undamaged(self, accepted: tuple[AcceptedUpdate, ...], fault: DamagedError) -> tuple[AcceptedUpdate, ...]:

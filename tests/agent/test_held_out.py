@@ -45,7 +45,7 @@ def test_about_the_share_is_held_out_and_the_same_of_data_that_grew() -> None:
 
 
 @pytest.mark.parametrize("kept", [None, np.arange(10, 60)])
-def test_what_is_held_out_and_what_is_trained_on_are_all_and_apart(kept: np.ndarray | None, tmp_path: Path) -> None:  # type: ignore[type-arg]
+def test_what_is_held_out_and_what_is_trained_on_are_all_and_apart(kept: np.ndarray | None, tmp_path: Path) -> None:
     x, y = np.arange(200, dtype=np.float32).reshape(100, 2), np.arange(100)
     columns = (Column((x,), x.dtype, kept=kept),), (Column((y,), y.dtype, kept=kept),)
     for dataset in (Dataset(*columns), Dataset((x,), (y,))):

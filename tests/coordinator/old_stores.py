@@ -17,6 +17,7 @@ _CAME: dict[int, tuple[tuple[str, str], ...]] = {
     9: (("updates", "norm"), ("updates", "buffers_norm"), ("models", "trust")),
     10: (("devices", "left_out"), ("devices", "paused")),
     11: (),
+    12: (("models", "folded"),),
 }
 # And which tables.
 _TABLES: dict[int, tuple[str, ...]] = {11: ("held_out",)}

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coordinator.daemon import Coordinator
+from coordinator.distiller import Distiller
 from coordinator.evaluate import Examine
 from coordinator.events import Event, Finished, RoundCommitted, UpdateRejected
 from coordinator.link import last_will
@@ -321,6 +322,7 @@ class Simulation:
     now: float = 100.0
     wall_s: float = 1_000_000.0
     examine: Examine = examine
+    distiller: Distiller | None = None
     client: str = "coordinator"
 
     @classmethod
@@ -353,6 +355,7 @@ class Simulation:
             self.events.append,
             self.examine,
             lambda: self.wall_s,
+            distiller=self.distiller,
         )
 
     def kill(self) -> None:
