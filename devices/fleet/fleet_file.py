@@ -24,6 +24,12 @@ _ENGINES: Mapping[str, EngineName | None] = {
     "processes": "processes",
 }
 _JOINED = ("enrolment", "broker", "tokens")
+# What can only befall a device with limits, a disk and a clock of its own.
+_IN_CONTAINERS: Mapping[FaultKind, str] = {
+    "throttle": "it has no share of the processor to take from",
+    "disk-full": "it has no disk of its own",
+    "clock-jump": "its clock is this machine's",
+}
 # What the emulation itself writes into the coordinator's settings.
 _OURS: Mapping[str, str] = {
     "fleet": "set name at the top",
@@ -126,7 +132,7 @@ def _plan(file: _File, folder: Path) -> FleetPlan:
         seed=file.seed,
         engine=_engine(file.engine),
         clock=_clock(file.clock),
-        faults=tuple(_fault(table, place, devices) for place, table in enumerate(file.faults)),
+        faults=tuple(_fault(table, place, devices, file.engine) for place, table in enumerate(file.faults)),
         coordinator=joined,
         settings=settings,
     )
@@ -166,12 +172,20 @@ def _changed(board: Board, group: _Group, folder: Path) -> Board:
     return replace(board, **said, sources=sources | dict.fromkeys(said, "the fleet's file"))
 
 
-def _fault(table: _FaultTable, place: int, devices: tuple[Device, ...]) -> Fault:
+def _fault(table: _FaultTable, place: int, devices: tuple[Device, ...], engine: str) -> Fault:
     where = f"faults[{place}]"
     names = tuple(device.name for device in devices if fnmatchcase(device.name, table.device))
     if not names:
         some = ", ".join(device.name for device in devices[:8]) + (", ..." if len(devices) > 8 else "")
         raise RecordError(f"{where}.device: {table.device!r} is no device of this fleet, which has {some}")
+    if table.do in _IN_CONTAINERS:
+        light = {device.name for device in devices if device.light}
+        plain = [name for name in names if name in light or engine == "processes"]
+        if plain:
+            raise RecordError(
+                f"{where}.do: {table.do!r} cannot befall {plain[0]}, a plain process: {_IN_CONTAINERS[table.do]}; name "
+                "devices in containers, or leave the fault out"
+            )
     try:
         return Fault(table.at_s, table.do, names, table.for_s, table.factor, table.by_s)
     except ValueError as error:

@@ -114,6 +114,8 @@ def _notes_on_devices(plan: FleetPlan, machine: Machine) -> list[str]:
         said.append(
             f"{_named(given)} have cores given in the fleet's file and are not calibrated: their times mean nothing."
         )
+    if plan.engine == "processes":
+        said.append("Devices are plain processes: nothing limits their processor or disk, and none is calibrated.")
     light = sum(device.light for device in devices)
     if light:
         said.append(f"{light} light agents have no limits: they count for scale, not for time, memory or energy.")

@@ -18,8 +18,8 @@ LEAST_S = 10.0
 
 # No vendor publishes such a step. What is published of many cores, with the arithmetic that matters here, is the time
 # of SqueezeNet 1.1 in ncnn on one thread (ncnn, benchmark/README.md). So both were measured on one x86-64 CPU (Zen 4,
-# onnxruntime 1.19.2, ncnn 1.0.20261020, the best of three runs), and a board's step follows in proportion. That gives
-# the order of boards; a board's own step may well be half as long again, or two thirds.
+# onnxruntime 1.19.2, ncnn 1.0.20261020, the quietest of several runs), and a board's step follows in proportion. That
+# gives the order of boards; a board's own step may well be half as long again, or two thirds.
 REFERENCE_STEP_MS = 1.42
 REFERENCE_BENCHMARK_MS = 6.87
 # How many times as long the step takes here under QEMU as in this machine's own instructions, for a forecast only.

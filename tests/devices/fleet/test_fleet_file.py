@@ -150,6 +150,17 @@ def test_a_fault_befalls_all_that_its_pattern_matches(tmp_path: Path) -> None:
             _TOP + _DEVICES + '[[faults]]\nat_s = 1\ndevice = "*"\ndo = "clock-jump"\n',
             r"faults\[0\]\.by_s: 0 is no jump",
         ),
+        (
+            _TOP + _DEVICES + 'light = true\n[[faults]]\nat_s = 1\ndevice = "*"\ndo = "disk-full"\nfor_s = 3\n',
+            r"faults\[0\]\.do: 'disk-full' cannot befall pi-1, a plain process: it has no disk",
+        ),
+        (
+            'engine = "processes"\n'
+            + _TOP
+            + _DEVICES
+            + '[[faults]]\nat_s = 1\ndevice = "*"\ndo = "clock-jump"\nby_s = 9\n',
+            r"faults\[0\]\.do: 'clock-jump' cannot befall pi-1, a plain process: its clock",
+        ),
         (_TOP + _DEVICES + "[coordinator.trust]\nport = 1\n", r"coordinator\.trust: not to be set here"),
         (_TOP + _DEVICES + "[coordinator.rounds]\ncount = 1\n", r"rounds\.count: not to be set here; set rounds at"),
         (_TOP + _DEVICES + '[coordinator]\nbroker = "mqtts://b"\n', r"coordinator\.enrolment: missing"),
