@@ -15,7 +15,7 @@ from typing import Any
 from coordinator import settings as coordinator_settings
 from coordinator.events import Event, as_json
 from coordinator.key_options import add_config, add_keys
-from coordinator.reports import Reports
+from coordinator.reports import Reports, RoundDetail
 from coordinator.sample import SAMPLE
 from protocol.command import EXIT_CODES, Parser, run_command
 from protocol.errors import ConfigurationError, NothingToDoError
@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_token(add("token", _token, "print tokens that devices enrol with, each once"))
     add_keys(add("keys", _keys, "the keys that sign bundles and messages"), _rotate)
     add("rounds", _rounds, "every committed round")
-    add("round", _round, "one round: its devices, rejections and decisions", "12").add_argument("number", type=int)
+    add("round", _round, "one round, or several: its devices, rejections and decisions", "12").add_argument(
+        "numbers", type=int, nargs="+", metavar="N", help="with --json a line for each"
+    )
     plan = add("plan", _plan, "what each codec will cost a device, before it is used")
     plan.add_argument(
         "--codec", action="append", metavar="SPEC", help="again for more (default: what is configured, and auto)"
@@ -199,10 +201,16 @@ def _rounds(options: argparse.Namespace) -> int:
 
 def _round(options: argparse.Namespace) -> int:
     with _reports(options) as reports:
-        detail = reports.round(options.number)
+        details = [reports.round(number) for number in options.numbers]
+    for detail in details:
+        _print_round(options, detail)
+    return 0
+
+
+def _print_round(options: argparse.Namespace, detail: RoundDetail) -> None:
     if options.json:
         _print_json(write_record(detail))
-        return 0
+        return
     print(f"round {detail.round}: {detail.state}, from version {detail.base_version}")
     if detail.figures is not None:
         _rows(options, "figures", (detail.figures,))
@@ -213,7 +221,6 @@ def _round(options: argparse.Namespace) -> int:
         _rows(options, "rejections", detail.rejections)
     for decision in detail.decisions:
         print(decision)
-    return 0
 
 
 def _costs(options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from devices import link_commands, partition_command
+from devices.conductor import commands as conductor_commands
 from devices.engines import doctor
 from devices.fleet import commands as fleet_commands
 from devices.images import images_command
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to fill (default: demo)")
     demo.add_argument("--json", action="store_true", help="one JSON object with the result; progress goes to stderr")
     demo.set_defaults(command=_demo)
+    conductor_commands.add_commands(commands)
     link_commands.add_commands(commands)
     fleet_commands.add_commands(commands)
     doctor.add_command(commands)

@@ -22,14 +22,20 @@ class Shard:
     examples: int
 
 
-def split(dataset: Dataset, devices: Sequence[str], alpha: float | None, rng: np.random.Generator) -> dict[str, Ints]:
+def split(
+    dataset: Dataset,
+    devices: Sequence[str],
+    alpha: float | None,
+    rng: np.random.Generator,
+    minimum: int = MINIMUM_EXAMPLES,
+) -> dict[str, Ints]:
     """What each device holds of the examples that are not held out, as indices into the whole data set.
 
     With `alpha` by label skew; without, by natural client, which the data set must have. Raises ConfigurationError.
     """
     train = dataset.train_indices
     if alpha is not None:
-        shares = by_label_skew(dataset.y[train], len(devices), alpha, rng)
+        shares = by_label_skew(dataset.y[train], len(devices), alpha, rng, minimum)
     else:
         assert dataset.group is not None, f"{dataset.name} has no natural clients to deal"
         shares = by_group(dataset.group[train], len(devices))
@@ -120,14 +126,16 @@ def by_group(group: Ints, parts: int) -> tuple[Ints, ...]:
     return tuple(np.flatnonzero(device == part) for part in range(parts))
 
 
-def write_shards(dataset: Dataset, shares: Mapping[str, Ints], folder: Path) -> tuple[Shard, ...]:
-    """Writes agents/<device>/shard.npz for every device, and test.npz with what is held out, under `folder`.
+def write_shards(
+    dataset: Dataset, shares: Mapping[str, Ints], folder: Path, place: str = "agents/{device}/shard.npz"
+) -> tuple[Shard, ...]:
+    """Writes a file at its `place` for every device, and test.npz with what is held out, under `folder`.
 
     `shares` holds indices into the whole data set. Each file has arrays `x` float32 and `y` int64.
     """
     shards = []
     for device, indices in shares.items():
-        path = folder / "agents" / device / "shard.npz"
+        path = folder / place.format(device=device)
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, x=dataset.x[indices], y=dataset.y[indices])
         shards.append(Shard(device, path, len(indices)))
