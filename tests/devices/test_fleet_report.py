@@ -67,6 +67,12 @@ def test_hundreds_of_devices_are_a_small_page_with_boards_first() -> None:
     assert len(list(before.iter("tr"))) == 1 + len({d.board for d in record.devices})
 
 
+def test_a_thousand_rounds_are_a_page_too() -> None:
+    text = render_fleet(samples.fleet(220, rounds=1_000, seed=5, clock=1.0, faults=("kill",) * 2_000))
+    assert len(text.encode()) < 4_000_000
+    assert "Round 1000: committed at" in text
+
+
 def test_what_is_not_in_force_and_what_is_far_off_stand_out() -> None:
     root = _parse(render_fleet(samples.mixed()))
     alarms = [one.text for one in root.iter("em")]
