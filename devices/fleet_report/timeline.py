@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from devices.charts import nice_step
 from devices.fleet.record import Committed, DeviceRecord, FleetRecord
 from devices.fleet_report.axis import factor, horizon, ticks
 from devices.fleet_report.happenings import KINDS, UNMARKED, Mark, kind_of, lasting, marks, word
@@ -75,6 +76,7 @@ def _short(text: str, most: int) -> str:
 def _bands(record: FleetRecord, scale: Scale, bottom: float) -> str:
     parts, numbers = list[str](), list[str]()
     before, labelled = 0.0, -math.inf
+    every = max(1, round(nice_step(len(record.rounds), WIDTH // _ROUND)))
     most = 12 if len(record.rounds) <= _MANY_ROUNDS else 2
     for i, committed in enumerate(record.rounds):
         if not math.isfinite(committed.at_s):
@@ -87,7 +89,7 @@ def _bands(record: FleetRecord, scale: Scale, bottom: float) -> str:
             f"<title>{clean(_round_text(committed, most))}</title></rect>"
         )
         middle = (begin + committed.at_s) / 2
-        if middle - labelled >= scale.seconds(_ROUND):
+        if committed.round.round % every == 0 and middle - labelled >= scale.seconds(_ROUND):
             labelled = middle
             numbers.append(
                 f'<text class="tick" x="{scale.percent(middle)}" y="{TOP - 9}" text-anchor="middle">'
@@ -147,6 +149,8 @@ def _plot(lanes: Sequence[Lane], rounds: Sequence[Committed], scale: Scale, bott
             f'<rect class="hover" x="0" y="{lane.bar - 1:g}" width="{UNITS}" height="{lane.tall + 2:g}">'
             f"<title>{clean(_lane_text(lane.device, own))}</title></rect>"
         )
+    if fine > 1:
+        paths["folded many"] = paths.pop("folded")
     drawn = "".join(f'<path class="{name}" d="{"".join(path)}"/>' for name, path in paths.items() if path)
     thin = "".join(_ticks(lane, scale) for lane in lanes if lane.signs is None)
     return _nested(drawn + "".join(hovers) + thin, bottom)
