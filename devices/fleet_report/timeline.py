@@ -25,8 +25,8 @@ _Axis = tuple[str, Sequence[tuple[float, str]], float]
 
 
 def timeline(record: FleetRecord) -> str:
-    """The figure, with its legend; empty for a fleet of no devices."""
-    if not record.devices and not record.happenings:
+    """The figure, with its legend; empty where nothing has a time."""
+    if not (record.happenings or record.rounds or any(d.presence for d in record.devices)):
         return ""
     roomy = len(record.devices) <= ROOMY
     scale = Scale(horizon(record))

@@ -126,11 +126,23 @@ def test_the_sentence_says_what_became_of_the_run() -> None:
     assert outcome(replace(samples.small(), rounds=()))[0] == "not-reached"
     assert concerns(samples.failed()) == ["4 devices never enrolled"]
     assert concerns(samples.small()) == []
+    asks = replace(samples.failed(), outcome="light-1 was refused; is it there?")
+    assert outcome(asks)[1].endswith("is it there?")
     assert [text[:30] for text in concerns(samples.mixed())] == [
         "1 device ran with a limit that",
         "1 device took over 15 % longer",
         "1 device ran out of memory, an",
     ]
+
+
+def test_devices_without_limits_are_said_once_and_nothing_is_drawn_of_no_time() -> None:
+    record = samples.small()
+    bare = [replace(d, asked=Limits(), in_force=InForce(Limits()), calibration=None) for d in record.devices]
+    assert [text[:30] for text in concerns(replace(record, devices=tuple(bare)))] == ["3 devices ran without any limi"]
+    there = tuple(replace(d, presence=()) for d in bare)
+    nothing = replace(record, devices=there, rounds=(), happenings=())
+    assert "Timeline" not in render_fleet(nothing)
+    assert "Timeline" in render_fleet(record)
 
 
 def test_marks_that_would_lie_on_each_other_are_one_and_ends_are_lines() -> None:
