@@ -28,8 +28,13 @@ check: $(STAMP) ## formatting, lint, types, and which package may import which
 runtimes: $(STAMP) ## environments with other releases of onnxruntime, for the tests that compare them
 	@$(BIN)/python -m tests.runtimes.matrix
 
+# These only compute, and share no clock, port or process: they run on all cores, on four at most for memory's sake. The
+# others start fleets and wait for them, one after another.
+COMPUTING := tests/channels tests/export tests/runtimes tests/sparse
+
 test: $(STAMP) ## all tests
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal $(COMPUTING)
+	@$(BIN)/python -m pytest -q $(addprefix --ignore=,$(COMPUTING))
 
 arm64: $(STAMP) ## the agent's tests and a round on an emulated arm64 board; as root, minutes
 	@$(BIN)/python -m tests.arm64
