@@ -60,8 +60,11 @@ class Cgroup:
         return None if both is None or memory is None or both >= _NO_LIMIT_BYTES else (both - memory) // _MIB
 
     def used_mib(self) -> float | None:
+        """Without what the kernel would give back at once: pages of files that nobody has used for long."""
         used = self._number("memory", "memory.usage_in_bytes", "memory.current")
-        return None if used is None else used / _MIB
+        said = self._named("memory", "memory.stat") or self._named("", "memory.stat")
+        idle = said.get("total_inactive_file", said.get("inactive_file", 0))
+        return None if used is None else max(0, used - idle) / _MIB
 
     def peak_mib(self) -> float | None:
         """The most it ever used, files in the page cache included; None where the kernel does not say (before 5.19)."""

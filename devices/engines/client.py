@@ -58,10 +58,11 @@ class Client:
             if done.returncode == 0:
                 self.runtime = runtime
                 return
-            tried.append(f"{runtime or 'default runtime'}: {_said(done)}")
+            said = _said(done)
+            tried.append(f"{runtime or 'default runtime'}: {said}")
             # What was created and could not start keeps the name.
             self.call("rm", "--force", name)
-            if not any(word in tried[-1].lower() for word in _RUNTIME_FAILED):
+            if not any(word in said.lower() for word in _RUNTIME_FAILED):
                 break
         raise EngineError(f"{self.command} run {name}: {'; '.join(tried)}")
 

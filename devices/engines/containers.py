@@ -128,11 +128,10 @@ class Containers:
         self._throttled[fleet, device] = cores
 
     def kill(self, fleet: str, device: str) -> None:
-        running = self._look(fleet, device)
-        if running is None:
+        if not self._is_up(fleet, device):
             return
         done = self.client.call("kill", "--signal", "KILL", options.name_of(fleet, device))
-        if done.returncode != 0 and running.session.running():
+        if done.returncode != 0 and (running := self._running.get((fleet, device))) and running.session.running():
             raise EngineError(f"{self.name} kill {fleet}/{device}: {done.stderr.decode(errors='replace').strip()}")
         self._await_end(fleet, device)
 
@@ -145,7 +144,7 @@ class Containers:
         return True
 
     def stop(self, fleet: str, device: str, grace_s: float) -> None:
-        if self._look(fleet, device) is None:
+        if not self._is_up(fleet, device):
             return
         # Whole seconds; none is at once.
         self.client.must("stop", "--time", str(math.ceil(grace_s)), options.name_of(fleet, device))
@@ -170,13 +169,17 @@ class Containers:
             there = self.client.inspect(options.link_of(fleet, device)) is not None
             return Condition("created" if there else "absent")
         now = state.STATES[found["State"]["Status"]]
-        if now in ("running", "paused") and (running := state.running(found)) is not None:
+        if now == "created":
+            return Condition("created")
+        if now in ("running", "paused"):
+            running = state.running(found)
+            if running is None:
+                # Its process has ended, and the engine has not noted yet how.
+                return replace(self._last.get(key, Condition("running")), state=now)
             if now == "running":
                 self._running[key] = running
             self._last[key] = replace(running.condition(), state=now)
             return self._last[key]
-        if now == "created":
-            return Condition("created")
         # What it took went with its group; we have what was seen last.
         return state.ended(found, self._last.get(key, Condition("ended", started_at=state.started_at(found))))
 
@@ -244,12 +247,16 @@ class Containers:
         _own((start.etc, start.state), user)
         return options.device_words(start, words, user)
 
-    def _look(self, fleet: str, device: str) -> state.Running | None:
-        """The device if it runs."""
+    def _is_up(self, fleet: str, device: str) -> bool:
+        """Whether there is something of it to end."""
         now = self.condition(fleet, device).state
         if now == "absent":
             raise EngineError(f"{fleet}/{device}: {self.name} has no such device")
-        return self._running.get((fleet, device)) if now == "running" else None
+        return now in ("running", "paused")
+
+    def _look(self, fleet: str, device: str) -> state.Running | None:
+        """The device if it runs."""
+        return self._running.get((fleet, device)) if self._is_up(fleet, device) else None
 
     def _pid(self, fleet: str, device: str) -> int:
         """The process that holds its network."""

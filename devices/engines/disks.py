@@ -16,6 +16,12 @@ _SUFFIX = ".sparsefleet.ext4"
 _MIB = 1 << 20
 # Below it there is no room for a journal, without which a power cut is not what it is on a device.
 MIN_MIB = 8
+# Sparse, a disk takes what is written to it; what a device writes in a run, at most, must be free.
+_WRITTEN_MIB = 256
+# From here on, a journal and tables for few files: a card of 64 GB would else take 260 MB of this machine before its
+# first file.
+_LARGE_MIB = 512
+_LEAN = ("-J", "size=4", "-i", "65536")
 # _IOR('X', 125, __u32) and EXT4_GOING_FLAGS_NOLOGFLUSH of the kernel's fs/ext4/ext4.h: no write reaches the disk after.
 _EXT4_IOC_SHUTDOWN = 0x8004587D
 _NO_LOG_FLUSH = 2
@@ -53,17 +59,17 @@ def make_disk(fleet: str, device: str, point: Path, size_mib: int, owner: tuple[
         raise EngineError(f"{fleet}/{device}: a disk of {size_mib} MiB is too small; give it {MIN_MIB} MiB or more")
     image = point.parent / f"{fleet}.{device}{_SUFFIX}"
     free_mib = shutil.disk_usage(point.parent).free // _MIB
-    if free_mib < size_mib:
+    if free_mib < min(size_mib, _WRITTEN_MIB):
         raise EngineError(
-            f"{fleet}/{device}: a disk of {size_mib} MiB may grow beyond the {free_mib} MiB that are free at "
-            f"{point.parent}; make room there, or give it a smaller disk"
+            f"{fleet}/{device}: a disk of {size_mib} MiB needs {min(size_mib, _WRITTEN_MIB)} MiB to grow, and "
+            f"{free_mib} MiB are free at {point.parent}; make room there, or give it a smaller disk"
         )
     image.unlink(missing_ok=True)
     with image.open("xb") as file:
-        # Sparse: it takes what is written to it.
         file.truncate(size_mib * _MIB)
-    extended = f"root_owner={owner[0]}:{owner[1]},lazy_itable_init=1"
-    _do("mkfs.ext4", "-q", "-F", "-m", "0", "-E", extended, "-d", str(point), str(image))
+    extended = f"root_owner={owner[0]}:{owner[1]},lazy_itable_init=1,lazy_journal_init=1"
+    lean = _LEAN if size_mib >= _LARGE_MIB else ()
+    _do("mkfs.ext4", "-q", "-F", "-m", "0", *lean, "-E", extended, "-d", str(point), str(image))
     _mount(image, point)
     (point / "lost+found").rmdir()
 

@@ -52,6 +52,16 @@ class Session:
             if stat is not None and int(stat[_SESSION]) == self.pid and stat[_STATE] not in "ZX"
         )
 
+    def family(self) -> tuple[int, ...]:
+        """The leader and who descends from it: quicker than `members`, which looks at every process there is."""
+        if not (_PROC / str(self.pid) / "task" / str(self.pid) / "children").exists():
+            # Kernels without CONFIG_PROC_CHILDREN, and leaders that have ended.
+            return self.members()
+        found = [self.pid] if self.running() else []
+        for number in found:
+            found += _children(number)
+        return tuple(found)
+
     def kill(self) -> None:
         """SIGKILL to all of it, as often as new ones turn up."""
         while members := self.members():
@@ -65,14 +75,14 @@ class Session:
 
     def cpu_s(self) -> float:
         """Processor time of those that run, and of children that ended."""
-        stats = [stat for number in self.members() if (stat := _stat(number)) is not None]
+        stats = [stat for number in self.family() if (stat := _stat(number)) is not None]
         fields = (_USER, _SYSTEM, _CHILD_USER, _CHILD_SYSTEM)
         return sum(int(stat[field]) for stat in stats for field in fields) * _TICK_S
 
     def memory_mib(self) -> tuple[float, float]:
         """Resident now, and the sum of the peaks of each; what is shared counts for each."""
         now = peak = 0
-        for number in self.members():
+        for number in self.family():
             said = _status(number)
             now += said.get("VmRSS", 0)
             peak += said.get("VmHWM", 0)
@@ -96,6 +106,17 @@ def _stat(pid: int) -> list[str] | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return text.rpartition(")")[2].split()
+
+
+def _children(pid: int) -> list[int]:
+    texts = []
+    for task in (_PROC / str(pid) / "task").glob("*"):
+        try:
+            texts.append((task / "children").read_text())
+        except (FileNotFoundError, ProcessLookupError):
+            # That thread, or all of it, has ended meanwhile.
+            continue
+    return [int(word) for text in texts for word in text.split()]
 
 
 def _status(pid: int) -> dict[str, int]:

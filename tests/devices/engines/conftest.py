@@ -9,20 +9,22 @@ from pathlib import Path
 import pytest
 
 from devices.engines.containers import Containers
+from devices.images import roots
 from devices.images.cache import cache_folder
-from tests.debian import boards
+from devices.images.recipe import PACKAGES
+from devices.images.roots import Root
 from tests.waiting import until
 
 
 @pytest.fixture(scope="session")
 def image() -> str:
-    """A minimal Debian root, without our agent."""
+    """The Debian root that devices' images stand on, without our agent. Made in a minute the first time."""
     if os.geteuid() != 0:
         pytest.skip("containers with limits need root")
     for tool in ("podman", "mmdebstrap"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
-    return boards._blank(cache_folder())
+    return roots.imported(Root("amd64", PACKAGES, slim=True), cache_folder(), "podman")
 
 
 @pytest.fixture(scope="session")

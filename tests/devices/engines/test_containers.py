@@ -14,6 +14,8 @@ from devices.engines.engine import EngineError, Limits, Start
 from devices.engines.namespaces import Shape, has_netem
 from tests.waiting import until
 
+# The first that needs the root makes it.
+pytestmark = pytest.mark.timeout(600)
 FLEET = f"containers-{os.getpid()}"
 LIMITS = Limits(cores=0.5, memory_mib=48, disk_mib=16)
 _GREET = 'IO::Socket::INET->new("127.0.0.1:1883")->print("hello")'

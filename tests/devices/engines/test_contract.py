@@ -13,6 +13,8 @@ from devices.engines.engine import Engine, EngineError, Limits, Start
 from devices.engines.processes import Processes
 from tests.waiting import until
 
+# The first that needs the root makes it.
+pytestmark = pytest.mark.timeout(600)
 _FOREVER = ("sh", "-c", "echo begun; while sleep 1; do :; done")
 _UNLIMITED = Limits()
 

@@ -33,6 +33,7 @@ def test_an_engine_that_is_not_installed_is_an_error_with_what_to_install(
     assert "no engine here can hold a board's limits" in said
 
 
+@pytest.mark.timeout(600)
 def test_an_engine_that_is_there_is_what_fleets_get(podman: Containers, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--engine", podman.name]) == 0
     said = capsys.readouterr().out

@@ -86,6 +86,16 @@ def test_what_a_device_took_is_told_when_it_has_ended(tmp_path: Path) -> None:
     engine.remove("fleet")
 
 
+def test_what_a_device_takes_is_what_its_children_take_too(tmp_path: Path) -> None:
+    engine = Processes(tmp_path / "notes")
+    hold = "perl -e '$x = \"x\" x (60 << 20); sleep 1000' & "
+    engine.start(prepared(engine, tmp_path), ("sh", "-c", f"{hold} {hold} wait"))
+    until(lambda: (engine.condition("fleet", "a").memory_mib or 0) > 120)
+    assert (engine.condition("fleet", "a").peak_mib or 0) > 120
+    assert engine.condition("fleet", "a").cpu_s > 0
+    engine.remove("fleet")
+
+
 def test_a_device_that_nobody_has_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="fleet/a"):
         Processes(tmp_path).kill("fleet", "a")
