@@ -157,17 +157,19 @@ class Problem:
         return Evaluator(self.bundle, self.manifest.variant(FULL).backends["portable"].files["eval"])
 
 
-def problem(dataset: str, split: str, seed: int, *, validate: bool = False, quick: bool = False) -> Problem:
+def problem(
+    dataset: str, split: str, seed: int, *, validate: bool = False, quick: bool = False, devices: int | None = None
+) -> Problem:
     """The problem of a seed, which varies the split (where it is drawn), and the beginning.
 
     validate: measured on a part of the training people or examples, which nobody then trains on: what settings are
-    chosen by. quick: few examples, to see that all runs.
+    chosen by. quick: few examples, to see that all runs. devices: of a split that is drawn; default `DEVICES`.
     """
     data = load_dataset(dataset)
     train, measured = _parts(data, validate=validate)
     if quick:
         train, measured = train[::20] if data.group is None else train[::4], measured[::10]
-    shares, weights = _dealt(data, split, train, measured, seed)
+    shares, weights = _dealt(data, split, train, measured, seed, devices or DEVICES[dataset])
     bundle = _bundle(dataset, data)
     torch.manual_seed(seed)
     return Problem(
@@ -197,10 +199,12 @@ def _parts(data: Labelled, *, validate: bool) -> tuple[Ints, Ints]:
     return train[~held], train[held]
 
 
-def _dealt(data: Labelled, split: str, train: Ints, measured: Ints, seed: int) -> tuple[list[Ints], Array]:
+def _dealt(
+    data: Labelled, split: str, train: Ints, measured: Ints, seed: int, devices: int
+) -> tuple[list[Ints], Array]:
     kind, _, alpha = split.partition(" ")
     if kind == "dirichlet":
-        shares = by_label_skew(data.y[train], DEVICES[data.name], float(alpha), np.random.default_rng(seed))
+        shares = by_label_skew(data.y[train], devices, float(alpha), np.random.default_rng(seed))
         weights = np.stack([_as_labelled(data.y[train[s]], data.y[measured], data.classes) for s in shares])
         return [train[s] for s in shares], weights
     assert data.group is not None, f"{data.name} has no natural clients"

@@ -18,7 +18,7 @@ from coordinator.uploads import Uploads
 from coordinator.versions import Versions
 from protocol.errors import Rejection
 from protocol.manifest import Manifest
-from protocol.messages import Offer
+from protocol.messages import KEPT_MOMENTUM, QUASI_GLOBAL, Offer, OptimizerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Candidates:
 
     def able(self, versions: Versions) -> dict[str, Part]:
         """What each device would be asked to do now, by name; without those who can do nothing."""
-        present = self._fleet.present()
+        present = self._skilled()
         only = self._codecs.only
         if self._tiers.idle and only is not None:
             return dict.fromkeys(present, Part(None, only))
@@ -83,6 +83,18 @@ class Candidates:
                 self._fleet.rests(device, None)
         return parts
 
+    def _skilled(self) -> tuple[str, ...]:
+        """The devices that are there and whose agents know the run's optimizer."""
+        needed = skill_for(self._settings.training.optimizer)
+        if needed is None:
+            return self._fleet.present()
+        skilled = tuple(device for device in self._fleet.present() if needed in self._fleet.skills(device))
+        for device in set(self._fleet.present()) - set(skilled):
+            agent = self._fleet[device].agent
+            why = f"{device}'s agent ({agent}) does not know {needed} (training.optimizer); upgrade it"
+            self._turn_away(device, Rejection("agent-too-old", why), day_of(self._wall()))
+        return skilled
+
     def _turn_away(self, device: str, why: Rejection, today: int) -> None:
         """Says so once a day, and again when the reason is another."""
         before = self._refused.get(device)
@@ -90,3 +102,10 @@ class Candidates:
         self._fleet.rests(device, today if why.reason == "budget" else None)
         if before is None or (before[0], before[1].reason) != (today, why.reason):
             self._refuse(device, why)
+
+
+def skill_for(optimizer: OptimizerSpec) -> str | None:
+    """What an agent must know for an optimizer, where not every agent does."""
+    if optimizer.name == "qg":
+        return QUASI_GLOBAL
+    return KEPT_MOMENTUM if optimizer.keep_momentum else None

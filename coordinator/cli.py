@@ -14,8 +14,8 @@ from typing import Any
 
 from coordinator import settings as coordinator_settings
 from coordinator.events import Event, as_json
-from coordinator.key_options import add_keys, config_anywhere
-from coordinator.reports import Reports
+from coordinator.key_options import add_config, add_keys
+from coordinator.reports import Reports, RoundDetail
 from coordinator.sample import SAMPLE
 from protocol.command import EXIT_CODES, Parser, run_command
 from protocol.errors import ConfigurationError, NothingToDoError
@@ -53,10 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        example = f"example: fleet-coordinator {name} --config coordinator.toml"
-        added = commands.add_parser(name, help=text, epilog=example)
-        added.add_argument("--config", type=Path, required=True, help="coordinator.toml; see: config sample")
+    def add(
+        name: str, command: Callable[[argparse.Namespace], int], text: str, example: str = ""
+    ) -> argparse.ArgumentParser:
+        words = " ".join(word for word in (name, example, "--config coordinator.toml") if word)
+        added = commands.add_parser(name, help=text, epilog=f"example: fleet-coordinator {words}")
+        add_config(added)
         added.add_argument("--json", action="store_true", help="JSON instead of text")
         added.set_defaults(command=command)
         return added
@@ -68,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_token(add("token", _token, "print tokens that devices enrol with, each once"))
     add_keys(add("keys", _keys, "the keys that sign bundles and messages"), _rotate)
     add("rounds", _rounds, "every committed round")
-    add("round", _round, "one round: its devices, rejections and decisions").add_argument("number", type=int)
+    add("round", _round, "one round, or several: its devices, rejections and decisions", "12").add_argument(
+        "numbers", type=int, nargs="+", metavar="N", help="with --json a line for each"
+    )
     plan = add("plan", _plan, "what each codec will cost a device, before it is used")
     plan.add_argument(
         "--codec", action="append", metavar="SPEC", help="again for more (default: what is configured, and auto)"
@@ -77,11 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--link-kbit", type=float, default=1000.0, metavar="K", help="kbit a second (default: 1000)")
     plan.add_argument("--round-s", type=float, metavar="S", help="of a round (default: as measured, or deadline_s)")
     add("costs", _costs, "what model and training cost: parameters, files, measured steps, memory, bytes")
-    export = add("export-model", _export_model, "write a trained model as an inference ONNX file")
+    export = add("export-model", _export_model, "write a trained model as an inference ONNX file", "--out model.onnx")
     export.add_argument("--out", type=Path, required=True, help="file to write; compressed if it ends in .gz")
     export.add_argument("--version", type=int, help="model version (default: the newest)")
     export.add_argument("--dense", action="store_true", help="with what the mask leaves out, as nobody tried it")
-    evaluate = add("evaluate-model", _evaluate_model, "run an inference ONNX file on the held-out data")
+    evaluate = add(
+        "evaluate-model", _evaluate_model, "run an inference ONNX file on the held-out data", "--model model.onnx"
+    )
     evaluate.add_argument("--model", type=Path, required=True, help="file written by export-model")
 
     replay = add("replay", _replay, "fold every kept round again and report the first bit that differs")
@@ -89,20 +95,26 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--without", metavar="DEVICE", help="the history as it would have been without its updates")
     replay.add_argument("--out", type=Path, help="with --without: an inference file to write; compressed if .gz")
 
-    discard = add("discard", _discard, "give up one accepted update whose payload is lost; stop the coordinator first")
+    lost = "--round 12 --device kitchen-pi --reason 'its disk died'"
+    discard = add(
+        "discard", _discard, "give up one accepted update whose payload is lost; stop the coordinator first", lost
+    )
     discard.add_argument("--round", type=int, required=True, metavar="N")
     discard.add_argument("--device", required=True)
     discard.add_argument("--reason", required=True, metavar="TEXT", help="kept with the update, and shown by round")
 
     config = commands.add_parser("config", help="about the configuration file")
     actions = config.add_subparsers(required=True, metavar="ACTION")
-    sample = actions.add_parser("sample", help="print a configuration with every key")
+    sample = actions.add_parser(
+        "sample",
+        help="print a configuration with every key",
+        epilog="example: fleet-coordinator config sample > coordinator.toml",
+    )
     sample.set_defaults(command=_sample)
     return parser
 
 
 def _add_devices(devices: argparse.ArgumentParser) -> None:
-    config_anywhere(devices)
     actions = devices.add_subparsers(metavar="ACTION", help="none: list them")
     revoke = actions.add_parser(
         "revoke",
@@ -110,7 +122,7 @@ def _add_devices(devices: argparse.ArgumentParser) -> None:
         epilog="example: fleet-coordinator devices revoke kitchen-pi --config coordinator.toml",
     )
     revoke.add_argument("device", help="as fleet-coordinator devices lists it")
-    revoke.add_argument("--config", type=Path, default=argparse.SUPPRESS, help="coordinator.toml")
+    add_config(revoke, again=True)
     revoke.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="JSON instead of text")
     revoke.set_defaults(command=_revoke)
 
@@ -151,7 +163,7 @@ _WORK = frozenset({"backend", "variant", "codec", "examples", "last_loss", "step
 def _devices(options: argparse.Namespace) -> int:
     from coordinator.trust_commands import with_identities
 
-    settings = coordinator_settings.load(_config_of(options))
+    settings = coordinator_settings.load(options.config)
     with Reports(Path(settings.state)) as reports:
         rows = with_identities(reports.devices(), Path(settings.trust.folder))
         return _rows(options, "devices", rows, _WORK)
@@ -160,19 +172,19 @@ def _devices(options: argparse.Namespace) -> int:
 def _revoke(options: argparse.Namespace) -> int:
     from coordinator.trust_commands import revoke
 
-    return revoke(coordinator_settings.load(_config_of(options)), options.device, as_json=options.json)
+    return revoke(coordinator_settings.load(options.config), options.device, as_json=options.json)
 
 
 def _keys(options: argparse.Namespace) -> int:
     from coordinator.key_commands import listed
 
-    return _rows(options, "keys", listed(coordinator_settings.load(_config_of(options))))
+    return _rows(options, "keys", listed(coordinator_settings.load(options.config)))
 
 
 def _rotate(options: argparse.Namespace) -> int:
     from coordinator.key_commands import print_rotated, rotate
 
-    return print_rotated(rotate(coordinator_settings.load(_config_of(options)), options), as_json=options.json)
+    return print_rotated(rotate(coordinator_settings.load(options.config), options), as_json=options.json)
 
 
 def _token(options: argparse.Namespace) -> int:
@@ -182,13 +194,6 @@ def _token(options: argparse.Namespace) -> int:
     return token(settings, options.count, options.ttl, options.device, as_json=options.json)
 
 
-def _config_of(options: argparse.Namespace) -> Path:
-    if options.config is None:
-        raise ConfigurationError("--config: is missing; name the coordinator.toml")
-    found: Path = options.config
-    return found
-
-
 def _rounds(options: argparse.Namespace) -> int:
     with _reports(options) as reports:
         return _rows(options, "rounds", reports.rounds())
@@ -196,10 +201,16 @@ def _rounds(options: argparse.Namespace) -> int:
 
 def _round(options: argparse.Namespace) -> int:
     with _reports(options) as reports:
-        detail = reports.round(options.number)
+        details = [reports.round(number) for number in options.numbers]
+    for detail in details:
+        _print_round(options, detail)
+    return 0
+
+
+def _print_round(options: argparse.Namespace, detail: RoundDetail) -> None:
     if options.json:
         _print_json(write_record(detail))
-        return 0
+        return
     print(f"round {detail.round}: {detail.state}, from version {detail.base_version}")
     if detail.figures is not None:
         _rows(options, "figures", (detail.figures,))
@@ -210,7 +221,6 @@ def _round(options: argparse.Namespace) -> int:
         _rows(options, "rejections", detail.rejections)
     for decision in detail.decisions:
         print(decision)
-    return 0
 
 
 def _costs(options: argparse.Namespace) -> int:

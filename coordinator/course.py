@@ -6,17 +6,22 @@ Whatever it holds in memory can be had again from the store: `recover` does so, 
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from coordinator import carried as seats
 from coordinator import round as rounds
 from coordinator.asking import Asking
 from coordinator.candidates import Candidates, Part
 from coordinator.carried import Carried, CarriedSeat
+from coordinator.distiller import Distiller
 from coordinator.evaluate import Examine
 from coordinator.events import Emit, Finished, FinishReason, RoundCommitted, RoundOpened
 from coordinator.fleet import Fleet
+from coordinator.held_out import on_devices
 from coordinator.intake import Seat
+from coordinator.ledger import round_bytes
 from coordinator.link import Link
+from coordinator.local_steps import steps_left
 from coordinator.planner import make_task, order_devices
 from coordinator.reception import Rejected, Taken, Verdict
 from coordinator.settings import Settings
@@ -52,13 +57,14 @@ class Course:
         clock: Callable[[], float],
         emit: Emit,
         examine: Examine | None,
+        distiller: Distiller | None,
         note: Callable[[], None],
         settle: Callable[[float], None],
     ) -> None:
         self._settings, self._bundle, self._manifest, self._store = settings, bundle, manifest, store
         self._link, self._fleet, self._uploads, self._candidates = link, fleet, uploads, candidates
         self._clock, self._emit, self._examine, self._note = clock, emit, examine, note
-        self._settle = settle
+        self._distiller, self._settle = distiller, settle
         self.asking = Asking(link, fleet)
         self._started_at, self._uptime_before_s = clock(), store.uptime_s()
         self._parts: dict[str, Part] = {}
@@ -69,8 +75,9 @@ class Course:
     def recover(self, now: float) -> None:
         """Takes model, round, tasks and carried seats from the store; makes version 0 if there is none yet."""
         store = self._store
-        self.versions = Versions(self._settings, self._bundle, store, self._clock, self._examine)
+        self.versions = Versions(self._settings, self._bundle, store, self._clock, self._examine, self._distiller)
         self._invitations = store.invitations()
+        self._spent = store.told(round_bytes)
         self.round: rounds.Round | None = None
         self.asking.resume({}, (), now)
         self._opened_at = now
@@ -280,7 +287,10 @@ class Course:
         accuracy = self.versions.accuracy
         if target is not None and accuracy is not None and accuracy >= target:
             return "target-accuracy"
-        return "rounds" if self.versions.number >= self._settings.rounds.count else None
+        wanted = self._settings
+        if wanted.training.budget.steps and not steps_left(wanted.training.step_rule(wanted.rounds.count), self._spent):
+            return "steps"
+        return "rounds" if self.versions.number >= wanted.rounds.count else None
 
     def _finish(self, reason: FinishReason) -> None:
         """No fold will come any more: who is still at work need not be, and what waits for one is stated."""
@@ -349,10 +359,15 @@ class Course:
         seat = self._carried_seat(number, self._opened_uptime_s, closed.deadline, now)
         self.carried = seats.carry(self.carried, left, seat, silent=closed.devices("late"), now=now)
         self.round = None
+        self._spent = (*self._spent, figures.bytes_up + figures.bytes_down)
         self.asking.resume({}, (), self._clock())
         self._uploads.keep_only(self.carried)
         self._store.sweep(self._settings.downlink.keep_versions, self._uploads.digests())
         self._link.tell_everyone("notice", Announcement(self.versions.number, self.versions.published))
+        seen = self._store.told(partial(on_devices, version=number - 1))
+        if seen is not None:
+            said = (number - 1, seen.devices, seen.mean, seen.worst, seen.worst_device)
+            log.info("on devices version=%d devices=%d accuracy_mean=%.4f accuracy_worst=%.4f worst=%s", *said)
         log.info("committed round=%d version=%d devices=%d", number, self.versions.number, figures.devices)
         self._emit(
             RoundCommitted(
@@ -404,7 +419,10 @@ class Course:
         version, part = self.versions.number, self._parts[device]
         seen = self.versions.for_device(part.variant or FULL, device, newcomer=device not in self._invitations)
         run, manifest = self._store.run, self._manifest
-        return make_task(self._settings, run, version + 1, device, manifest, version, seen, part.variant, part.codec)
+        spent = self._spent
+        return make_task(
+            self._settings, run, version + 1, device, manifest, version, seen, part.variant, part.codec, spent
+        )
 
     def _spare(self) -> Iterator[str]:
         """The devices that can be asked, the next one first; worked out only when the table looks."""

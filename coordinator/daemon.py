@@ -12,6 +12,7 @@ from coordinator import round as rounds
 from coordinator.budget import day_of
 from coordinator.candidates import Candidates
 from coordinator.course import Course
+from coordinator.distiller import Distiller
 from coordinator.doubles import Doubles
 from coordinator.evaluate import Examine
 from coordinator.events import DeviceSeen, Emit, UpdateRejected
@@ -66,9 +67,10 @@ class Coordinator:
         wall: Callable[[], float] = time.time,
         admit: Callable[[str], Rejection | None] = lambda _: None,
         seals: Seals | None = None,
+        distiller: Distiller | None = None,
     ) -> None:
         """admit: why a device is not heard, asked at every message; without identities everybody is, and nothing has
-        seals."""
+        seals. distiller: what follows a fold, if anything."""
         self._admit, self._seals = admit, seals
         self._settings, self._bundle, self._store = settings, bundle, store
         self._clock, self._emit, self._examine, self._wall = clock, emit, examine, wall
@@ -108,6 +110,7 @@ class Coordinator:
             clock,
             emit,
             examine,
+            distiller,
             self._note,
             self._settle,
         )

@@ -46,43 +46,52 @@ def accuracy_of(metrics: Mapping[str, float]) -> float | None:
     return metrics.get("accuracy", metrics.get("binary_accuracy"))
 
 
-def load_data(path: Path, manifest: Manifest) -> Batch:
+def load_data(path: Path, manifest: Manifest, key: str = "evaluation.data") -> Batch:
     """Held-out examples from an .npz file with one array for each input and target of the manifest, by name.
 
-    A bundle of one input and one target may also have them as x and y. Raises DataError.
+    A bundle of one input and one target may also have them as x and y. key: of the setting, for errors. Raises
+    DataError.
     """
+    inputs = len(manifest.inputs)
+    arrays = _load(path, (*manifest.inputs, *manifest.targets), key)
+    return Batch(arrays[:inputs], arrays[inputs:])
+
+
+def load_inputs(path: Path, manifest: Manifest, key: str) -> tuple[Array, ...]:
+    """The same without targets: an array for each input of the manifest."""
+    return _load(path, manifest.inputs, key)
+
+
+def _load(path: Path, ports: tuple[Port, ...], key: str) -> tuple[Array, ...]:
     if path.exists() and not zipfile.is_zipfile(path):
-        raise DataError(f"evaluation.data: {path} is not an .npz file; save it with numpy.savez")
+        raise DataError(f"{key}: {path} is not an .npz file; save it with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as file:
-            names = _names(path, manifest, tuple(file.files))
+            names = _names(path, ports, tuple(file.files), key)
             arrays = {port: file[name] for port, name in names.items()}
     except OSError as error:
-        raise DataError(f"evaluation.data: {path} cannot be read ({error.strerror or error})") from None
+        raise DataError(f"{key}: {path} cannot be read ({error.strerror or error})") from None
     except (ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"evaluation.data: {path} is not a readable .npz file ({error})") from None
-    ports = (*manifest.inputs, *manifest.targets)
-    checked = tuple(_checked(path, port, arrays[port.name]) for port in ports)
+        raise DataError(f"{key}: {path} is not a readable .npz file ({error})") from None
+    checked = tuple(_checked(path, port, arrays[port.name], key) for port in ports)
     if len({len(a) for a in checked}) != 1:
         said = ", ".join(f"{port.name} {len(a)}" for port, a in zip(ports, checked, strict=True))
-        raise DataError(f"evaluation.data: {path} has different numbers of examples ({said})")
-    inputs = len(manifest.inputs)
-    return Batch(checked[:inputs], checked[inputs:])
+        raise DataError(f"{key}: {path} has different numbers of examples ({said})")
+    return checked
 
 
-def _names(path: Path, manifest: Manifest, found: tuple[str, ...]) -> dict[str, str]:
-    ports = [port.name for port in (*manifest.inputs, *manifest.targets)]
-    if all(name in found for name in ports):
-        return {name: name for name in ports}
-    if len(manifest.inputs) == len(manifest.targets) == 1 and {"x", "y"} <= set(found):
-        return {ports[0]: "x", ports[1]: "y"}
-    raise DataError(
-        f"evaluation.data: {path} holds {', '.join(found) or 'nothing'} where {', '.join(ports)} are needed"
-    )
+def _names(path: Path, ports: tuple[Port, ...], found: tuple[str, ...], key: str) -> dict[str, str]:
+    names = [port.name for port in ports]
+    short = ("x", "y")[: len(names)]
+    if all(name in found for name in names):
+        return {name: name for name in names}
+    if len(short) == len(names) and set(short) <= set(found):
+        return dict(zip(names, short, strict=True))
+    raise DataError(f"{key}: {path} holds {', '.join(found) or 'nothing'} where {', '.join(names)} are needed")
 
 
-def _checked(path: Path, port: Port, array: Array) -> Array:
-    where = f"evaluation.data: {path}, {port.name}"
+def _checked(path: Path, port: Port, array: Array, key: str) -> Array:
+    where = f"{key}: {path}, {port.name}"
     if array.ndim == 0 or array.shape[1:] != port.shape:
         raise DataError(f"{where}: shape {array.shape} where (examples, {', '.join(map(str, port.shape))}) is needed")
     if len(array) == 0:

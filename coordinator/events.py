@@ -6,7 +6,7 @@ from typing import Literal
 
 from protocol.records import write_record
 
-FinishReason = Literal["target-accuracy", "rounds"]
+FinishReason = Literal["target-accuracy", "rounds", "steps"]
 
 
 @dataclass(frozen=True, slots=True)

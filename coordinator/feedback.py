@@ -69,8 +69,14 @@ def reach(task: Task, weight: int) -> float:
 
 
 def _velocity(optimizer: OptimizerSpec, steps: int) -> float:
-    """The sum over the steps of what SGD makes of a gradient of 1: velocity is (1 - m^t) / (1 - m) after t steps."""
-    assert optimizer.name == "sgd", "settings refuse reports with adamw"
+    """The sum over the steps of what SGD makes of a gradient of 1: velocity is (1 - m^t) / (1 - m) after t steps.
+
+    Quasi-global momentum is 0 off the mask, and builds nothing up in a round. Velocity that is kept from round to round
+    is 0 there too, when a round begins.
+    """
+    assert optimizer.name in ("sgd", "qg"), "settings refuse reports with adamw"
     m = optimizer.momentum
+    if optimizer.name == "qg":
+        return steps * (1.0 + m) if optimizer.nesterov else float(steps)
     built = (steps - m * (1.0 - m**steps) / (1.0 - m)) / (1.0 - m)
     return steps + m * built if optimizer.nesterov else built

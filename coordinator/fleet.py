@@ -19,6 +19,7 @@ class Fleet:
         self._devices = {d.device: replace(d, present=False) for d in known}
         self._boots: dict[str, int] = {}
         self._memory_mib: dict[str, int] = {}
+        self._skills: dict[str, frozenset[str]] = {}
         self._changed: set[str] = set()
         self._present: set[str] = set()
 
@@ -45,6 +46,10 @@ class Fleet:
         """What training may use on the device, if it said so since the coordinator started."""
         return self._memory_mib.get(device)
 
+    def skills(self, device: str) -> frozenset[str]:
+        """What a task may ask of the device that older agents cannot do, as it said when it came."""
+        return self._skills.get(device, frozenset())
+
     def present(self) -> tuple[str, ...]:
         return tuple(sorted(self._present))
 
@@ -55,6 +60,7 @@ class Fleet:
     def hello(self, device: str, said: Hello, wall_s: float) -> None:
         """Takes a device in, or notes what it says of itself now."""
         before = self._devices.get(device)
+        self._skills[device] = frozenset(said.skills)
         if said.memory_mib is not None:
             self._memory_mib[device] = said.memory_mib
         # A hello names the backend wished for; a report on a task, the one found.

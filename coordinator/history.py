@@ -81,8 +81,20 @@ class History:
 
     def dense(self, version: int) -> Vector | None:
         """The model of a version, float32[total]."""
-        data = self._blob("models", self._column(version, "digest"))
-        return None if data is None else np.frombuffer(data, dtype="<f4").astype(np.float32)
+        return _floats(self._blob("models", self._column(version, "digest")))
+
+    def public(self, version: int) -> Vector | None:
+        """What devices hold of a version, float32[total]."""
+        digest = self._column(version, "public")
+        return self.dense(version) if digest is None else _floats(self._blob("models", digest))
+
+    def folded(self, version: int) -> Vector | None:
+        """What the fold gave that made a version: the model itself, but where it was distilled from it."""
+        digest = self._column(version, "folded")
+        return self.dense(version) if digest is None else _floats(self._blob("models", digest))
+
+    def distilled(self, version: int) -> bool:
+        return self._column(version, "folded") is not None
 
     def server_state(self, version: int) -> ServerState | None:
         if version == 0:
@@ -113,6 +125,10 @@ class History:
             return None
         path = self._state / folder / digest.hex()
         return read_blob(path) if path.exists() else None
+
+
+def _floats(data: bytes | None) -> Vector | None:
+    return None if data is None else np.frombuffer(data, dtype="<f4").astype(np.float32)
 
 
 def open_history(state: Path) -> History:

@@ -1,8 +1,12 @@
-"""The options of `fleet-coordinator keys`, apart from its work, which loads a library that other commands lack."""
+"""The options of `fleet-coordinator keys`, apart from its work, which loads a library that other commands lack; and
+--config, which all commands take."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+
+# Where a packaged coordinator has its configuration.
+CONFIG = Path("/etc/fleet-coordinator/coordinator.toml")
 
 _EPILOG = """\
 examples:
@@ -18,7 +22,6 @@ the new keys up within a second, and devices when they next greet it. Private ke
 
 def add_keys(keys: argparse.ArgumentParser, rotate_keys: Callable[[argparse.Namespace], int]) -> None:
     """`keys` and `keys rotate`."""
-    config_anywhere(keys)
     actions = keys.add_subparsers(metavar="ACTION", help="none: list them")
     rotate = actions.add_parser(
         "rotate",
@@ -32,12 +35,12 @@ def add_keys(keys: argparse.ArgumentParser, rotate_keys: Callable[[argparse.Name
     rotate.add_argument("--key", type=Path, metavar="FILE", help="the release key in force, if it is kept elsewhere")
     rotate.add_argument("--public", type=Path, metavar="FILE", help="of the new release key, made by fleet-export")
     rotate.add_argument("--days", type=float, default=730.0, help="for which an online key holds (default: 730)")
-    rotate.add_argument("--config", type=Path, default=argparse.SUPPRESS, help="coordinator.toml")
+    add_config(rotate, again=True)
     rotate.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="JSON instead of text")
     rotate.set_defaults(command=rotate_keys)
 
 
-def config_anywhere(parser: argparse.ArgumentParser) -> None:
-    """Lets --config stand behind an action as well as before it; that it is there, the command checks."""
-    for action in parser._actions:
-        action.required = False
+def add_config(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
+    """again: of an action, whose command takes it as well."""
+    default = argparse.SUPPRESS if again else CONFIG
+    parser.add_argument("--config", type=Path, default=default, metavar="FILE", help=f"default: {CONFIG}")

@@ -1,4 +1,4 @@
-"""What the store says of all that was folded so far: how large updates were, and who took part under which noise."""
+"""What the store says of what was folded: sizes of updates, what rounds cost, and who took part under which noise."""
 
 import sqlite3
 
@@ -17,6 +17,12 @@ def recent_norms(sql: sqlite3.Connection, version: int, most: int) -> tuple[Norm
         (version, most),
     )
     return tuple(Norms(*norms) for norms in found)
+
+
+def round_bytes(sql: sqlite3.Connection) -> tuple[int, ...]:
+    """What each committed round cost the whole fleet, both ways, from the first on."""
+    found = sql.execute("SELECT bytes_up + bytes_down FROM rounds WHERE state = 'committed' ORDER BY round")
+    return tuple(int(row[0]) for row in found)
 
 
 def participations(sql: sqlite3.Connection, version: int) -> Participations:

@@ -3,15 +3,17 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from coordinator.accountant import epsilon_of
+from coordinator.distiller import Distiller
 from coordinator.downlink import Published, publish
 from coordinator.evaluate import Examine
 from coordinator.fold import discount
 from coordinator.folding import caution_of
-from coordinator.ledger import take_part
+from coordinator.ledger import recent_norms, take_part
 from coordinator.masking import deployed
 from coordinator.norms import ENOUGH
 from coordinator.refresh import first_structure, next_structure
@@ -20,6 +22,7 @@ from coordinator.server_step import initial_state, pack_state, unpack_state
 from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.structure import Structure, pack_structure, unpack_structure
+from coordinator.teachers import Base, client_models
 from coordinator.version_step import Stepped, version_step
 from coordinator.views import View, Views
 from edge_agent.runtimes.engine import Evaluation, Vector
@@ -32,7 +35,8 @@ from protocol.manifest import FULL, Manifest
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A version ready to be committed. dense: float32[total], of the coordinator. public: of the devices."""
+    """A version ready to be committed. dense: float32[total], of the coordinator. public: of the devices. evaluation_s:
+    and distillation, what is computed for the model beside its fold."""
 
     version: ModelVersion
     dense: Vector
@@ -78,12 +82,15 @@ def next_model(
     accepted: Sequence[AcceptedUpdate],
     examine: Examine | None,
     clock: Callable[[], float],
+    distiller: Distiller | None = None,
 ) -> Made:
-    """Folds, steps, stores and evaluates. A function of the accepted set; to do it again gives the same bytes.
+    """Folds, steps, distils, stores and evaluates. A function of the accepted set, and where clients of other
+    coordinators teach too, of what those have; to do it again gives the same bytes.
 
     view_for: the view of a version and variant, by which an update of that version is read.
     """
     started = clock()
+    recent = store.told(partial(recent_norms, version=base.version, most=ENOUGH))
     made = version_step(
         manifest,
         settings.server,
@@ -95,9 +102,11 @@ def next_model(
         lambda update: store.updates.read(update.digest),
         view_for,
         lambda update: discount(base.version - update.task.version, settings.rounds.staleness),
-        caution_of(settings, store.run, store.folder, store.recent_norms(base.version, ENOUGH)),
+        caution_of(settings, store.run, store.folder, recent),
     )
-    state, dense = made.state, made.dense
+    state, folded = made.state, clock()
+    dense = _distilled(store, manifest, distiller, base, views, accepted, made.dense)
+    distilled_s = clock() - folded
     structure = next_structure(settings, manifest, views.structure, dense, base.version + 1)
     layout = layout_of(manifest, FULL)
     published = publish(settings, layout, views.public, dense, base.version + 1, store.put_model)
@@ -107,8 +116,44 @@ def next_model(
     version = replace(
         _stored(store, base.version + 1, dense, published, pack_state(state), structure, found),
         trust=_trust(store, settings, base.version, accepted, made),
+        folded=None if dense is made.dense else store.put_model(made.dense.astype("<f4").tobytes()).digest,
     )
-    return Made(version, dense, published.model, structure, clock() - started - evaluated, evaluated)
+    beside = evaluated + distilled_s
+    return Made(version, dense, published.model, structure, clock() - started - beside, beside)
+
+
+def _distilled(
+    store: Store,
+    manifest: Manifest,
+    distiller: Distiller | None,
+    base: ModelVersion,
+    views: Views,
+    accepted: Sequence[AcceptedUpdate],
+    dense: Vector,
+) -> Vector:
+    """What the clients teach the folded model, float32[total]; itself, if nothing."""
+    if distiller is None or not distiller.due(base.version + 1):
+        return dense
+
+    def base_of(version: int) -> Base | None:
+        if version == base.version:
+            return views.public, views.structure
+        row = store.version(version)
+        try:
+            return None if row is None else (load_public(store, row, manifest), structure_of(store, version))
+        except SparsefleetError:
+            return None
+
+    clients = client_models(manifest, accepted, lambda update: store.updates.read(update.digest), base_of)
+    start = deployed(dense, views.structure)
+    found = distiller(start, views.structure, clients, base.version + 1)
+    if found is None or found.model is start:
+        return dense
+    model = found.model.copy()
+    if views.structure.mask is not None:
+        # What the mask leaves out is 0 in what was taught, and goes on in the dense copy.
+        np.copyto(model[: manifest.parameters], dense[: manifest.parameters], where=~views.structure.mask)
+    return model
 
 
 def _trust(

@@ -2,11 +2,12 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from coordinator.local_steps import steps_of
 from coordinator.masking import report_size
 from coordinator.settings import Settings, TrainingSettings
 from coordinator.views import View
@@ -55,11 +56,12 @@ def make_task(
     view: View,
     variant: str | None,
     codec: str,
+    spent: Sequence[int] = (),
 ) -> Task:
     """What one device is asked to do in a round. `time_left_s` is the whole deadline; a later sending says less.
 
     view: of the model's version, as the device is to work on it. variant: None where the device may choose. codec: of
-    its update.
+    its update. spent: bytes of each round so far, as steps_of takes them.
     """
     training = settings.training
     return Task(
@@ -68,7 +70,9 @@ def make_task(
         manifest=manifest,
         model=view.blob,
         version=version,
-        local_steps=training.local_steps,
+        local_steps=0
+        if training.local_epochs
+        else steps_of(training.step_rule(settings.rounds.count), round_number, spent),
         local_epochs=training.local_epochs,
         batch_size=training.batch_size,
         learning_rate=learning_rate(training, round_number, settings.rounds.count),

@@ -12,6 +12,7 @@ import numpy as np
 
 from coordinator.broker import Broker
 from coordinator.daemon import Coordinator
+from coordinator.distiller import Distiller, open_distiller
 from coordinator.evaluate import Examine, examiner, load_data
 from coordinator.events import Emit, Listening
 from coordinator.gate import Gate, open_gate
@@ -60,11 +61,11 @@ def run(settings: Settings, emit: Emit, *, exit_when_finished: bool) -> int:
     install_from(os.environ)
     signals, notifier = Signals(), Notifier(os.environ)
     bundle = open_bundle(Path(settings.bundle))
-    examine = open_examination(settings, bundle)
+    examine, distiller = open_examination(settings, bundle), open_distiller(settings, bundle)
     state = Path(settings.state)
     with disk_named(state), damage_named(state / DATABASE, LOST):
         try:
-            return _run(settings, bundle, state, examine, emit, signals, notifier, exit_when_finished)
+            return _run(settings, bundle, state, examine, distiller, emit, signals, notifier, exit_when_finished)
         finally:
             notifier.stopping()
 
@@ -74,6 +75,7 @@ def _run(
     bundle: Bundle,
     state: Path,
     examine: Examine | None,
+    distiller: Distiller | None,
     emit: Emit,
     signals: Signals,
     notifier: Notifier,
@@ -86,7 +88,7 @@ def _run(
             if gate.seals is not None:
                 gate.seals.take_bundle(bundle)
             emit(Listening(gate.broker.description, gate.broker.url, store.run, gate.enrolment_port))
-            _serve(settings, bundle, store, gate, examine, emit, signals, notifier, exit_when_finished)
+            _serve(settings, bundle, store, gate, examine, distiller, emit, signals, notifier, exit_when_finished)
     finally:
         store.close()
     log.info("stop")
@@ -113,6 +115,7 @@ def _serve(
     store: Store,
     gate: Gate,
     examine: Examine | None,
+    distiller: Distiller | None,
     emit: Emit,
     signals: Signals,
     notifier: Notifier,
@@ -134,7 +137,10 @@ def _serve(
     )
     try:
         coordinator = Coordinator(
-            *(settings, bundle, store, transport, time.monotonic, emit, examine), admit=gate.admit, seals=gate.seals
+            *(settings, bundle, store, transport, time.monotonic, emit, examine),
+            admit=gate.admit,
+            seals=gate.seals,
+            distiller=distiller,
         )
         _loop(coordinator, transport, gate, signals, exit_when_finished, notifier)
         coordinator.stop()

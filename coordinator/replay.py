@@ -66,12 +66,13 @@ def replay(history: History, manifest: Manifest, settings: Settings) -> Iterator
     for version in range(1, history.newest + 1):
         fold = history.fold(version)
         base = _Base.read(history, version - 1)
-        stored = history.dense(version)
+        # What clients taught it after its fold is not repeated: that is of this machine's runtime, and their payloads.
+        stored = history.folded(version)
         why_not = _why_not(history, fold, settings) or (
             f"the model, server state or structure of version {version - 1} is not kept" if base is None else None
         )
         if stored is None:
-            why_not = f"the model of version {version} is not kept"
+            why_not = f"what the fold of version {version} gave is not kept"
         if why_not is not None or base is None or stored is None:
             yield Replayed(version, len(fold.accepted), why_not)
             continue
@@ -88,6 +89,12 @@ def replay_without(
     base = _Base.read(history, first)
     assert base is not None, "this is what _first looks for"
     began = base.dense
+    distilled = [version for version in range(first + 1, history.newest + 1) if history.distilled(version)]
+    if distilled:
+        raise SparsefleetError(
+            f"version {distilled[0]} was distilled from its clients' models, which is not repeated without a device; "
+            "replay without --without"
+        )
     for version in range(first + 1, history.newest + 1):
         fold = history.fold(version)
         others = tuple(update for update in fold.accepted if update.device != device)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from coordinator.budget import day_of
 from coordinator.evaluate import accuracy_of
+from coordinator.held_out import newest, on_devices
 from coordinator.rows import unpack_trust
 from coordinator.schema import DATABASE, LOST, locked, open_reader
 from coordinator.settings import RoundSettings
@@ -29,7 +30,8 @@ class Status:
 
     `waiting_for` says in words what the next step hangs on: whom the operator should look at. clipped, clamped: updates
     of the whole run whose norm or weight was cut. epsilon, delta: of central differential privacy (privacy.py); without
-    it, or where something reached the model without noise, there is no epsilon.
+    it, or where something reached the model without noise, there is no epsilon. device_mean, device_worst: of version
+    device_version, on what devices hold out of their own data, with the worst one's name.
     """
 
     run: str
@@ -56,6 +58,10 @@ class Status:
     clamped: int
     epsilon: float | None
     delta: float | None
+    device_version: int | None = None
+    device_mean: float | None = None
+    device_worst: float | None = None
+    device_worst_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +102,9 @@ class DeviceRow:
 @dataclass(frozen=True, slots=True)
 class RoundRow:
     """One committed round, as its event said; round 0 is the exported model. devices: updates in its fold, `late` of
-    them of earlier rounds."""
+    them of earlier rounds. accuracy: of its version, the averaged model, on the coordinator's held-out data;
+    device_mean, device_worst: of the same version on what devices hold out of their own, as they say with the next
+    round's updates, each device counting once."""
 
     round: int
     version: int
@@ -111,6 +119,8 @@ class RoundRow:
     bytes_up: int
     bytes_down: int
     late: int
+    device_mean: float | None = None
+    device_worst: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +217,9 @@ _PAUSED = (
 )
 _ROUND = (
     "SELECT round, version, devices, accuracy, loss, seconds, overhead_s, evaluation_s, fold_s, extensions, "
-    "bytes_up, bytes_down, (SELECT count(*) FROM updates u WHERE u.fold = rounds.version AND u.round < rounds.round) "
+    "bytes_up, bytes_down, (SELECT count(*) FROM updates u WHERE u.fold = rounds.version AND u.round < rounds.round), "
+    "(SELECT avg(accuracy) FROM held_out h WHERE h.round = rounds.version + 1), "
+    "(SELECT min(accuracy) FROM held_out h WHERE h.round = rounds.version + 1) "
     "FROM rounds WHERE state = 'committed'"
 )
 _WAITING = "fold IS NULL AND discarded IS NULL"
@@ -264,7 +276,16 @@ class Reports:
             clamped=sum(trust.clamped for trust in trusts),
             epsilon=trusts[-1].epsilon,
             delta=trusts[-1].delta,
+            **self._on_devices(),
         )
+
+    def _on_devices(self) -> dict[str, Any]:
+        found = newest(self._sql)
+        if found is None:
+            return {}
+        number, seen = found
+        names = ("device_version", "device_mean", "device_worst", "device_worst_name")
+        return dict(zip(names, (number, seen.mean, seen.worst, seen.worst_device), strict=True))
 
     def _waiting_for(
         self,
@@ -334,7 +355,9 @@ class Reports:
         rows = [RoundRow(*row) for row in self._sql.execute(f"{_ROUND} ORDER BY round")]
         if first is not None:
             accuracy = accuracy_of(json.loads(first[1]))
-            rows.insert(0, RoundRow(0, 0, 0, accuracy, first[0], 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0))
+            seen = on_devices(self._sql, 0)
+            said = (None, None) if seen is None else (seen.mean, seen.worst)
+            rows.insert(0, RoundRow(0, 0, 0, accuracy, first[0], 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, *said))
         return tuple(rows)
 
     def round(self, number: int) -> RoundDetail:

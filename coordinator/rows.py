@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from coordinator import held_out
 from coordinator.norms import Norms
 from coordinator.round import OPEN, Phase
 from coordinator.schema import DATABASE, LOST
@@ -41,6 +42,7 @@ class ModelVersion:
 
     structure: the digest of what of it devices work on; None where they all work on the whole. public: the model that
     devices hold, None where it is this one. difference: what leads to that from the one they held before, if anything.
+    folded: the digest of what the fold gave, None where that is this model and nothing was distilled from it.
     """
 
     version: int
@@ -52,6 +54,7 @@ class ModelVersion:
     public: BlobRef | None = None
     difference: BlobRef | None = None
     trust: Trust = Trust()
+    folded: bytes | None = None
 
     @property
     def published(self) -> BlobRef:
@@ -162,7 +165,7 @@ class RoundFigures:
 def insert_model(sql: sqlite3.Connection, model: ModelVersion) -> None:
     sql.execute(
         "INSERT INTO models (version, digest, size, server_state, loss, metrics, structure, public, difference, "
-        "difference_size, trust) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "difference_size, trust, folded) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             model.version,
             model.blob.digest,
@@ -175,6 +178,7 @@ def insert_model(sql: sqlite3.Connection, model: ModelVersion) -> None:
             None if model.difference is None else model.difference.digest,
             None if model.difference is None else model.difference.size,
             json.dumps(write_record(model.trust)),
+            model.folded,
         ),
     )
 
@@ -187,7 +191,7 @@ def unpack_trust(packed: str | None) -> Trust:
 def model(sql: sqlite3.Connection, number: int) -> ModelVersion | None:
     row = sql.execute(
         "SELECT version, digest, size, server_state, loss, metrics, structure, public, difference, difference_size, "
-        "trust FROM models WHERE version = ? AND (kept = 1 OR version = (SELECT max(version) FROM models))",
+        "trust, folded FROM models WHERE version = ? AND (kept = 1 OR version = (SELECT max(version) FROM models))",
         (number,),
     ).fetchone()
     if row is None:
@@ -197,6 +201,7 @@ def model(sql: sqlite3.Connection, number: int) -> ModelVersion | None:
         public=None if row[7] is None else BlobRef(row[7], row[2]),
         difference=None if row[8] is None else BlobRef(row[8], row[9]),
         trust=unpack_trust(row[10]),
+        folded=row[11],
     )
 
 
@@ -238,6 +243,7 @@ def insert_update(sql: sqlite3.Connection, device: str, offer: Offer, weight: in
             norms.buffers,
         ),
     )
+    held_out.insert(sql, device, offer)
 
 
 def accepted(sql: sqlite3.Connection, number: int) -> tuple[AcceptedUpdate, ...]:

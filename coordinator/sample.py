@@ -36,6 +36,7 @@ mode = "sync"                   # "buffered": a version every `buffer` updates, 
 [training]
 local_epochs = 1                # over each device's own data, or
 # local_steps = 50              # the same number of batches on every device
+post_local = 0                  # with local_steps: one step a round before this round (docs/algorithms.md); 0: none
 batch_size = 32
 learning_rate = 0.05
 schedule = "constant"           # or "cosine" over all rounds, or "step": times decay_factor every decay_every rounds
@@ -45,10 +46,16 @@ codec = "all/float32"           # or all/float16, topk:0.06/int4, ..., under a m
                                 # "auto": for each device and round by its link and its bytes today
 # codecs = ["all/float16", "topk:0.06/int4"]   # in place of codec: what "auto" chooses from, the richest first
 
+[training.budget]               # local_steps as the most of a round, and as many as these bytes ask; 0: no budget
+steps = 0                       # of a device in the whole run
+mib = 0.0                       # that the whole fleet may send and receive for them
+
 [training.optimizer]
-name = "sgd"                    # or "adamw"
+name = "sgd"                    # or "adamw"; "qg": quasi-global momentum (docs/algorithms.md)
 momentum = 0.9
 nesterov = false
+# keep_momentum = true          # of sgd: a device's velocity goes on in its next round
+# mu = 0.9                      # of qg: what stays of its momentum from round to round
 weight_decay = 0.0
 proximal = 0.0                  # FedProx's mu
 # beta1 = 0.9                   # these three for adamw
@@ -101,6 +108,19 @@ keep_versions = 8               # a device further behind gets the whole model
 # data = "test.npz"             # held-out examples; without them no accuracy is known
 every = 1                       # rounds between evaluations
 batch_size = 256
+
+[distillation]                  # learning from clients' models after the fold (docs/distillation.md)
+# bundle = "distillation"       # of fleet-export --distillation; without it nothing is distilled
+# data = "unlabelled.npz"       # inputs of the same kind as the devices'
+# validation = "validation.npz" # labelled ones, by which the best model is kept; not the test data
+every = 1                       # rounds between distillations
+steps = 1000                    # at most; messages wait meanwhile
+batch_size = 128
+learning_rate = 1e-3            # of Adam, falling to 0 along a cosine
+check_every = 100               # steps between trials on the validation data
+patience = 500                  # steps without a better model end it
+drop_worst = false              # true: clients no better than chance do not teach
+# peers = [{ state = "../other/coordinator-state", bundle = "../other/bundle" }]   # other architectures
 
 [limits]
 disk_mib = 4096                 # half for updates, half for models; the oldest give way

@@ -11,7 +11,7 @@ from protocol.database import check_before_writing, damaged
 from protocol.disk import LOCAL, Disk, disk_named, exists, is_disk_trouble
 from protocol.errors import ConfigurationError, NothingToDoError
 
-VERSION = 10
+VERSION = 12
 DATABASE = "coordinator.sqlite"
 LOCK = "lock"
 # What it costs to do without a state folder.
@@ -32,7 +32,7 @@ CREATE TABLE traffic (
 CREATE TABLE models (
   version INTEGER PRIMARY KEY, digest BLOB NOT NULL, size INTEGER NOT NULL, kept INTEGER NOT NULL DEFAULT 1,
   server_state BLOB NOT NULL, loss REAL, metrics TEXT NOT NULL, structure BLOB,
-  public BLOB, difference BLOB, difference_size INTEGER, trust TEXT
+  public BLOB, difference BLOB, difference_size INTEGER, trust TEXT, folded BLOB
 );
 CREATE TABLE rounds (
   round INTEGER PRIMARY KEY, state TEXT NOT NULL, base_version INTEGER NOT NULL, opened_s REAL NOT NULL,
@@ -53,6 +53,10 @@ CREATE TABLE updates (
   norm REAL, buffers_norm REAL,
   UNIQUE (round, device), UNIQUE (device, update_boot, update_sequence)
 );
+CREATE TABLE held_out (
+  round INTEGER NOT NULL, device TEXT NOT NULL, examples INTEGER NOT NULL, loss REAL NOT NULL, accuracy REAL,
+  PRIMARY KEY (round, device)
+) WITHOUT ROWID;
 CREATE TABLE receipts (
   device TEXT NOT NULL, update_boot INTEGER NOT NULL, update_sequence INTEGER NOT NULL, digest BLOB NOT NULL,
   round INTEGER NOT NULL, receipt BLOB NOT NULL,
@@ -100,6 +104,11 @@ _STEPS = {
         "ALTER TABLE models ADD COLUMN trust TEXT;"
     ),
     10: "ALTER TABLE devices ADD COLUMN left_out INTEGER; ALTER TABLE devices ADD COLUMN paused TEXT;",
+    11: (
+        "CREATE TABLE held_out (round INTEGER NOT NULL, device TEXT NOT NULL, examples INTEGER NOT NULL, "
+        "loss REAL NOT NULL, accuracy REAL, PRIMARY KEY (round, device)) WITHOUT ROWID;"
+    ),
+    12: "ALTER TABLE models ADD COLUMN folded BLOB;",
 }
 
 

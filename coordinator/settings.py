@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from coordinator.access_settings import BrokerSettings, TrustSettings
+from coordinator.distillation_settings import DistillationSettings
+from coordinator.local_steps import BudgetSettings, StepRule
 from coordinator.trust_settings import FoldSettings, PrivacySettings
 from edge_agent.runtimes.optimizers import OptimizerSettings
 from protocol.errors import ConfigurationError
@@ -108,7 +110,8 @@ class TrainingSettings:
     """What a device does in one round.
 
     codec: of every update, or "auto" for one of a built-in ladder. codecs: a ladder of one's own, the richest first,
-    in place of `codec` (budget.py says who gets which).
+    in place of `codec` (budget.py says who gets which). post_local: one local step in rounds before this one, then
+    local_steps; 0 for none. budget: local_steps at the most, and as many as a budget of bytes asks (local_steps.py).
     """
 
     batch_size: int
@@ -121,6 +124,8 @@ class TrainingSettings:
     codec: str = _CODEC
     codecs: tuple[str, ...] = ()
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    post_local: int = 0
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
 
     def __post_init__(self) -> None:
         _at_least("batch_size", self.batch_size, 1)
@@ -129,6 +134,12 @@ class TrainingSettings:
         _at_least("local_epochs", self.local_epochs, 0)
         if (self.local_steps > 0) == (self.local_epochs > 0):
             raise ValueError("local_steps: set exactly one of local_steps and local_epochs to a number above 0")
+        _at_least("post_local", self.post_local, 0)
+        if self.local_epochs and (self.post_local or self.budget.steps):
+            key = "post_local" if self.post_local else "budget.steps"
+            raise ValueError(f"{key}: counts steps, and the rounds are of {self.local_epochs} epochs; set local_steps")
+        if self.post_local and self.budget.steps:
+            raise ValueError("post_local: a budget says how many steps a round has; leave one of the two out")
         _at_least("decay_every", self.decay_every, 1)
         if not 0.0 < self.decay_factor <= 1.0:
             raise ValueError(f"decay_factor: {self.decay_factor} must be above 0 and at most 1; 0.5 halves the rate")
@@ -145,6 +156,10 @@ class TrainingSettings:
             OptimizerSettings(**write_record(self.optimizer))
         except ValueError as error:
             raise ValueError(f"optimizer.{error}") from None
+
+    def step_rule(self, rounds: int) -> StepRule:
+        """By which the rounds of a run of so many get their local steps."""
+        return StepRule(self.local_steps, self.post_local, self.budget, rounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +325,7 @@ class Settings:
     sparsity: SparsitySettings = field(default_factory=SparsitySettings)
     downlink: DownlinkSettings = field(default_factory=DownlinkSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
 
     def __post_init__(self) -> None:
@@ -319,6 +335,7 @@ class Settings:
             raise ValueError("rounds.target_accuracy: needs held-out data; set evaluation.data, or leave it out")
         _check_sparsity(self)
         _check_fold(self)
+        self.distillation.check(noise=self.privacy.on)
 
 
 def _check_mode(rounds: RoundSettings) -> None:
@@ -362,6 +379,7 @@ def load(path: Path) -> Settings:
         state=str(folder / settings.state),
         trust=trust,
         evaluation=evaluation,
+        distillation=settings.distillation.within(folder),
     )
 
 
@@ -399,6 +417,11 @@ def _check_fold(settings: Settings) -> None:
     else:
         codecs = training.codecs or (training.codec,)
         sparse = [codec for codec in codecs if parse_codec(codec).selection in ("topk", "randk")]
+    if training.optimizer.name == "qg" and settings.server.step != "add":
+        raise ValueError(
+            f"server.step: {settings.server.step} moves the model by more than the devices did, and quasi-global "
+            'momentum takes that for their movement; set "add", or training.optimizer.name = "sgd"'
+        )
     settings.fold.check(settings.rounds.least, sparse)
     settings.privacy.check(settings.fold, reports=bool(sparsity.final and sparsity.report_every))
 

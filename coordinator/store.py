@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from statistics import median_low
+from typing import TypeVar
 
 from coordinator import ledger, rows
 from coordinator.norms import Norms
@@ -38,6 +39,8 @@ from protocol.disk import LOCAL, Disk
 from protocol.errors import ConfigurationError, Rejection, SparsefleetError
 from protocol.failpoints import reached
 from protocol.messages import BlobRef, Difference, Offer, Receipt, Task
+
+T = TypeVar("T")
 
 # Receipts of rejections, for a device that offers again what was refused; a flood of them is not worth the disk.
 MAX_REJECTED_RECEIPTS = 256
@@ -313,8 +316,9 @@ class Store:
         found = self._sql.execute("SELECT device FROM updates WHERE round = ?", (number,))
         return frozenset(row[0] for row in found)
 
-    def recent_norms(self, version: int, most: int) -> tuple[Norms, ...]:
-        return ledger.recent_norms(self._sql, version, most)
+    def told(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        """What a reader of rows, which changes none, finds here."""
+        return read(self._sql)
 
     def participations(self, version: int) -> dict[str, dict[float, int]]:
         return ledger.participations(self._sql, version)
@@ -407,7 +411,8 @@ class Store:
         self.updates.keep_only(kept | set(arriving))
         wanted = {row[0] for row in self._sql.execute("SELECT digest FROM models WHERE kept = 1")}
         # The mask of each is what makes it a model to deploy.
-        wanted |= {row[0] for row in self._sql.execute("SELECT structure FROM models WHERE kept = 1") if row[0]}
+        beside = self._sql.execute("SELECT structure, folded FROM models WHERE kept = 1")
+        wanted |= {digest for row in beside for digest in row if digest}
         wanted |= rows.late_blobs(self._sql)
         current = self.current()
         if current is not None:

@@ -3,11 +3,14 @@
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 from coordinator.accountant import check_installed
+from coordinator.distiller import Distiller
 from coordinator.downlink import check_downlink, steps_for
 from coordinator.evaluate import Examine, accuracy_of
 from coordinator.fold import discount
+from coordinator.ledger import recent_norms
 from coordinator.masking import check_mask
 from coordinator.next_model import Made, first_model, load_model, load_public, next_model, structure_of
 from coordinator.norms import RECENT, Norms, hard_bounds
@@ -30,10 +33,16 @@ class Versions:
     """One run's versions, from the store; makes version 0 if there is none yet. clock: in seconds, for figures."""
 
     def __init__(
-        self, settings: Settings, bundle: Bundle, store: Store, clock: Callable[[], float], examine: Examine | None
+        self,
+        settings: Settings,
+        bundle: Bundle,
+        store: Store,
+        clock: Callable[[], float],
+        examine: Examine | None,
+        distiller: Distiller | None = None,
     ) -> None:
         self._settings, self._manifest, self._store = settings, bundle.manifest, store
-        self._clock, self._examine = clock, examine
+        self._clock, self._examine, self._distiller = clock, examine, distiller
         check_mask(settings, bundle.manifest)
         check_privacy(settings.privacy, bundle.manifest)
         if settings.privacy.on:
@@ -144,6 +153,7 @@ class Versions:
             accepted,
             self._examine if examined else None,
             self._clock,
+            self._distiller,
         )
 
     def _undamaged(self, accepted: tuple[AcceptedUpdate, ...], fault: DamagedError) -> tuple[AcceptedUpdate, ...]:
@@ -181,7 +191,7 @@ class Versions:
     ) -> None:
         self._current = version
         steps = self._store.differences(version.version, self._settings.downlink.keep_versions)
-        recent = self._store.recent_norms(version.version, RECENT)
+        recent = self._store.told(partial(recent_norms, version=version.version, most=RECENT))
         self._hard_bounds = hard_bounds(self._settings.limits.norm, recent)
         put = self._store.put_model
         self._views = Views(self._manifest, dense, version.published, structure, put, held, public, steps)

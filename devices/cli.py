@@ -8,7 +8,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 
-from devices import link_commands
+from devices import link_commands, partition_command
+from devices.conductor import commands as conductor_commands
 from devices.engines import doctor
 from devices.fleet import commands as fleet_commands
 from devices.images import images_command
@@ -23,8 +24,9 @@ examples:
   fleet-emulate demo --codec topk:0.05/float16 --json
   fleet-emulate boards                                   # what can be emulated
   fleet-emulate validate examples/mixed-fleet.toml       # what that would start here
-  fleet-emulate proxy --to 127.0.0.1:1883 --profile lte-poor
+  fleet-emulate proxy --to 127.0.0.1:8883 --profile lte-poor
   fleet-emulate doctor                                   # can a fleet in containers be emulated here?
+  fleet-emulate partition --data fashion --devices 16 --alpha 0.1 --out labels.svg
 
 exit codes: 0 target reached, 1 not reached or failed, 3 configuration, 130 interrupted
 """
@@ -90,11 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to fill (default: demo)")
     demo.add_argument("--json", action="store_true", help="one JSON object with the result; progress goes to stderr")
     demo.set_defaults(command=_demo)
+    conductor_commands.add_commands(commands)
     link_commands.add_commands(commands)
     fleet_commands.add_commands(commands)
     doctor.add_command(commands)
     images_command.add_commands(commands)
     add_report_command(commands)
+    partition_command.add(commands)
     return parser
 
 

@@ -35,11 +35,8 @@ from devices.workspace import (
     REPORT,
     Plan,
     agent_config,
-    bundle_key,
-    forget_bundle,
-    has_bundle,
+    ensure_bundle,
     own_folder,
-    remember_bundle,
     write_agents,
     write_settings,
 )
@@ -202,17 +199,12 @@ def _prepare_data(run: _Run) -> None:
 
 def _prepare_bundle(run: _Run) -> None:
     model = run.plan.preset.model
+
+    def begin(source: Path, out: Path) -> Child:
+        return run.start("export", *run.parts.export, str(source), "--out", str(out), "--force", *EXPORTED)
+
     with run.screen.stage("bundle", f"exporting {model} and proving it against torch") as said:
-        if not (PROJECT_ROOT / model.partition(":")[0]).is_file():
-            raise ConfigurationError(f"demo: {model} is not here; run the demo from a checkout of the project")
-        key = bundle_key(model)
-        kept = has_bundle(run.folder, key)
-        if not kept:
-            forget_bundle(run.folder)
-            out = str(run.folder / BUNDLE)
-            source = str(PROJECT_ROOT / model)
-            wait(run.start("export", *run.parts.export, source, "--out", out, "--force", *EXPORTED), run.screen.tick)
-            remember_bundle(run.folder, key)
+        kept = ensure_bundle(run.folder, model, begin, run.screen.tick)
         said.append(f"{model}, {'kept from the last run' if kept else 'exported, parity with torch proven'}")
 
 

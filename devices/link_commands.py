@@ -18,8 +18,8 @@ from protocol.mqtt import BrokerAddress
 
 PROXY_EPILOG = """\
 examples:
-  fleet-emulate proxy --listen 127.0.0.1:1884 --to 127.0.0.1:1883 --profile lte-poor
-  fleet-emulate proxy --to 127.0.0.1:1883 --latency-ms 300 --up-kbit-s 64 --json
+  fleet-emulate proxy --listen 0.0.0.0:8893 --to server:8883 --profile lte-poor    # TLS, passed on as it is
+  fleet-emulate proxy --to 127.0.0.1:8883 --latency-ms 300 --up-kbit-s 64 --json
 
 A line on its standard input changes it while it runs: open, stalled, half-open, refused, cut, reset, up_kbit_s=20,
 latency_ms=0, limit_bytes=none; several words on one line happen together.

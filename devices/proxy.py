@@ -9,11 +9,11 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from devices.links import Break, Link, Profile
+from devices.links import Break, Link, Mode, Profile
 from protocol.errors import ConfigurationError
 from protocol.mqtt import BrokerAddress
 
@@ -75,17 +75,21 @@ class Proxy:
 
     def __init__(self, to: BrokerAddress, profile: Profile | None = None, seed: int = 1) -> None:
         self._to, self._profile = to, profile or Profile()
-        self.link = self._profile.link
+        self.link = self._open = self._profile.link
+        self._held: Mode | None = None
         self.counts = Counts()
         self.port = 0
         self._lanes = tuple(_Lane(up, np.random.default_rng((seed, up))) for up in (True, False))
         self._connections: set[_Connection] = set()
         self._changed = asyncio.Event()
 
-    async def serve(self, listen: BrokerAddress, ready: Callable[[], None] = lambda: None) -> None:
-        """Accepts connections until cancelled; `port` is set when `ready` is called. Raises ConfigurationError."""
+    async def serve(self, listen: BrokerAddress | socket.socket, ready: Callable[[], None] = lambda: None) -> None:
+        """Accepts connections until cancelled; `port` is set when `ready` is called. Raises ConfigurationError.
+
+        listen: where, or a socket that listens already, perhaps in a network of its own; it is closed at the end.
+        """
         loop = asyncio.get_running_loop()
-        with _listener(listen) as listener:
+        with _patient(listen) if isinstance(listen, socket.socket) else _listener(listen) as listener:
             self.port = listener.getsockname()[1]
             ready()
             timeline = loop.create_task(self._follow())
@@ -108,7 +112,16 @@ class Proxy:
 
     def change(self, link: Link) -> None:
         """What holds from now on. What was swallowed stays lost, and its connections silent."""
-        self.link = link
+        self._open = link
+        self._settle()
+
+    def hold(self, mode: Mode | None) -> None:
+        """That mode, whatever the profile's timeline says meanwhile; None gives the link back to it."""
+        self._held = mode
+        self._settle()
+
+    def _settle(self) -> None:
+        self.link = self._open if self._held is None else replace(self._open, mode=self._held)
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -253,6 +266,10 @@ def _listener(listen: BrokerAddress) -> socket.socket:
         raise ConfigurationError(
             f"listen: {listen.host}:{listen.port} cannot be listened on ({error.strerror}); name another port"
         ) from None
+    return _patient(listener)
+
+
+def _patient(listener: socket.socket) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
     listener.setblocking(False)
     return listener

@@ -8,7 +8,7 @@ from devices.page import card, clean, document, figures, folded, legend, table
 from devices.round_charts import seconds_card, traffic_card
 from devices.text import MISSING, bytes_text, decimal_text, duration_text, number_text, percent_text
 
-_ENDS = {"target-accuracy": "until the target", "rounds": "the most allowed"}
+_ENDS = {"target-accuracy": "until the target", "rounds": "the most allowed", "steps": "all steps of the budget"}
 
 
 @dataclass(frozen=True, slots=True)

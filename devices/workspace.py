@@ -1,10 +1,10 @@
-"""The demo's folder: who may clear it, the bundle kept in it between runs, and the settings written into it."""
+"""The folder of a demo or of a fleet: who may clear it, the bundle that it keeps, and the settings written into it."""
 
 import fcntl
 import hashlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +13,8 @@ from typing import IO
 
 from devices.datasets import PROJECT_ROOT
 from devices.presets import Preset
+from devices.processes import Child, wait
+from devices.toml_text import toml_text
 from protocol.bundle import open_bundle
 from protocol.errors import BundleError, ConfigurationError
 
@@ -28,13 +30,25 @@ _EXPORTER = ("export", "edge_agent/runtimes", "protocol", "sparse")
 _EXPORTER_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime-training-cpu")
 
 
-@contextmanager
-def own_folder(folder: Path) -> Iterator[None]:
-    """Makes the folder ours, cleared of an earlier run, and keeps a second demo out of it meanwhile.
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Whose folder it is: the file that marks it, what a run makes and the next one clears, and its name for people."""
 
-    Raises ConfigurationError for a folder with anything in it that the demo did not make, and for one in use.
+    marker: str
+    made: tuple[str, ...]
+    who: str
+
+
+_DEMO = Claim(MARKER, _MADE, "demo")
+
+
+@contextmanager
+def own_folder(folder: Path, claim: Claim = _DEMO) -> Iterator[None]:
+    """Makes the folder ours, cleared of an earlier run, and keeps a second one out of it meanwhile.
+
+    Raises ConfigurationError for a folder with anything in it that we did not make, and for one in use.
     """
-    with _claim(folder):
+    with _claim(folder, claim):
         yield
 
 
@@ -54,6 +68,22 @@ def bundle_key(model: str) -> str:
         except PackageNotFoundError:
             digest.update(f"{package} absent\n".encode())
     return digest.hexdigest()
+
+
+def ensure_bundle(folder: Path, model: str, begin: Callable[[Path, Path], Child], tick: Callable[[], None]) -> bool:
+    """Has the bundle of a model, FILE:FUNCTION under the project root, in the folder; whether it was there before.
+
+    begin: starts an export of the first path to the second. Raises ConfigurationError, and PartFailedError.
+    """
+    if not (PROJECT_ROOT / model.partition(":")[0]).is_file():
+        raise ConfigurationError(f"{model} is not here; run this from a checkout of the project")
+    key = bundle_key(model)
+    if has_bundle(folder, key):
+        return True
+    forget_bundle(folder)
+    wait(begin(PROJECT_ROOT / model, folder / BUNDLE), tick)
+    remember_bundle(folder, key)
+    return False
 
 
 def has_bundle(folder: Path, key: str) -> bool:
@@ -97,8 +127,7 @@ class Plan:
 
 def write_settings(folder: Path, plan: Plan, *, plain: bool = False) -> None:
     """Writes coordinator.toml. plain: for a mosquitto without TLS on this machine."""
-    p, n = plan.preset, len(plan.devices)
-    length = ("local_epochs", p.local_epochs) if p.local_epochs else ("local_steps", p.local_steps)
+    n = len(plan.devices)
     sections: dict[str, dict[str, object]] = {
         "": {"fleet": plan.fleet, "state": "coordinator", "bundle": BUNDLE},
         "broker": {"url": "auto", "port": plan.port, "plain": "loopback" if plain else "no"},
@@ -111,19 +140,27 @@ def write_settings(folder: Path, plan: Plan, *, plain: bool = False) -> None:
             "minimum": n,
             "deadline_s": 60.0,
         },
-        "training": {
-            length[0]: length[1],
-            "batch_size": p.batch_size,
-            "learning_rate": p.learning_rate,
-            "schedule": p.schedule,
-            "codec": plan.codec,
-        },
+        **training_tables(plan.preset, plan.codec),
         "downlink": {"codec": plan.downlink},
-        "training.optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": p.weight_decay},
         "server": {"step": "add"},
         "evaluation": {"data": "test.npz"},
     }
-    (folder / "coordinator.toml").write_text(_toml("the demo's coordinator", sections), encoding="utf-8")
+    (folder / "coordinator.toml").write_text(toml_text("the demo's coordinator", sections), encoding="utf-8")
+
+
+def training_tables(preset: Preset, codec: str) -> dict[str, dict[str, object]]:
+    """The coordinator's settings of how devices train on a data set."""
+    length = ("local_epochs", preset.local_epochs) if preset.local_epochs else ("local_steps", preset.local_steps)
+    return {
+        "training": {
+            length[0]: length[1],
+            "batch_size": preset.batch_size,
+            "learning_rate": preset.learning_rate,
+            "schedule": preset.schedule,
+            "codec": codec,
+        },
+        "training.optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": preset.weight_decay},
+    }
 
 
 def agent_config(folder: Path, device: str) -> Path:
@@ -140,46 +177,33 @@ def write_agents(folder: Path, plan: Plan, *, tls: bool) -> None:
             "data": {"path": "shard.npz"},
             "training": {"backend": "auto", "threads": 1},
         }
-        agent_config(folder, device).write_text(_toml(f"the demo's {device}", agent), encoding="utf-8")
+        agent_config(folder, device).write_text(toml_text(f"the demo's {device}", agent), encoding="utf-8")
 
 
-def _toml(subject: str, sections: Mapping[str, Mapping[str, object]]) -> str:
-    """Flat tables of strings and numbers, which is all that is written here."""
-    lines = [f"# Settings of {subject}; written anew by every run."]
-    for name, table in sections.items():
-        if name:
-            lines += ["", f"[{name}]"]
-        for key, value in table.items():
-            if isinstance(value, str):
-                escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-                lines.append(f'{key} = "{escaped}"')
-            else:
-                lines.append(f"{key} = {value}")
-    return "\n".join(lines) + "\n"
-
-
-def _claim(folder: Path) -> IO[str]:
+def _claim(folder: Path, claim: Claim) -> IO[str]:
     """The marker file, open and locked: the lock goes when it is closed or its process dies."""
-    marker = folder / MARKER
+    marker = folder / claim.marker
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not marker.exists() and any(folder.iterdir()):
-            raise ConfigurationError(f"out: {folder} holds files the demo did not make; name a new or empty folder")
+            raise ConfigurationError(
+                f"out: {folder} holds files the {claim.who} did not make; name a new or empty folder"
+            )
         file = marker.open("a")
-        _lock(file.fileno(), folder)
-        for name in _MADE:
+        _lock(file.fileno(), folder, claim.who)
+        for name in claim.made:
             _remove(folder / name)
     except OSError as error:
         raise ConfigurationError(f"out: {folder}: {error.strerror}; name a folder you can write to") from None
     return file
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+def _lock(descriptor: int, folder: Path, who: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ConfigurationError(
-            f"out: another demo is running in {folder}; wait for it or name another folder"
+            f"out: another {who} is running in {folder}; wait for it or name another folder"
         ) from None
 
 

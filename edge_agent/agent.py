@@ -12,14 +12,14 @@ from edge_agent.assets import Assets
 from edge_agent.attempt import Attempt
 from edge_agent.differences import CatchUp
 from edge_agent.download import Download
-from edge_agent.greeting import SPREAD_S, Greetings, agent_version, say_warning
+from edge_agent.greeting import SKILLS, SPREAD_S, Greetings, agent_version, say_warning
 from edge_agent.link import Link
 from edge_agent.masks import MaskShelf
 from edge_agent.memory import peak_mib
 from edge_agent.outgoing import Outgoing
 from edge_agent.packing import Packing
 from edge_agent.progress import clear
-from edge_agent.repeats import Unused
+from edge_agent.repeats import NEVER, Unused
 from edge_agent.same_process import SameProcess
 from edge_agent.selector import Selector
 from edge_agent.settings import AgentSettings
@@ -112,7 +112,7 @@ class Agent:
         self._greetings = Greetings(rng)
         self._runtime = Unused(settings.training.idle_unload_s)
         self._download = Download(store.blobs, self._link)
-        self._attempt = Attempt(self._trainer, selector, assets, self._trial, trusted)
+        self._attempt = Attempt(self._trainer, selector, assets, self._trial, trusted, self._packing.lay_out)
         self._accepted_task = ""
         self.job = jobs.Job()
         self.rejected = 0
@@ -292,6 +292,11 @@ class Agent:
         self._rest(now)
         return self._wait(now)
 
+    @property
+    def offers(self) -> bool:
+        """Whether it has updates to offer, now or later."""
+        return self._outgoing.due != NEVER
+
     def offer_now(self, now: float) -> None:
         """Offers what waits as soon as there is a connection, without waiting for its turn."""
         self._outgoing.begin(now)
@@ -337,7 +342,8 @@ class Agent:
         backend, instance = self._settings.training.backend, self._store.instance
         ring = None if self._trusted is None else self._trusted.ring
         self._link.send(
-            "up", Hello(agent_version(), backend, task, self._outgoing.waiting, self._memory_mib, instance, ring)
+            "up",
+            Hello(agent_version(), backend, task, self._outgoing.waiting, self._memory_mib, instance, ring, SKILLS),
         )
         self._greetings.said(now)
 

@@ -1,6 +1,7 @@
 """The task in hand as the trainer has it: begun, ready, finished or given back."""
 
 import logging
+from collections.abc import Callable
 
 from edge_agent import job as jobs
 from edge_agent.assets import Assets
@@ -15,13 +16,20 @@ log = logging.getLogger("edge-agent")
 
 
 class Attempt:
-    """ready, finished: what the trainer said of the task in hand. begun: whether it has it."""
+    """ready, finished: what the trainer said of the task in hand. begun: whether it has it. lay_out: puts what a task's
+    optimiser begins with where the trainer finds it; raises ValueError of an optimiser that is not known."""
 
     def __init__(
-        self, trainer: Trainer, selector: Selector, assets: Assets, trial: Trial, trusted: Trusted | None
+        self,
+        trainer: Trainer,
+        selector: Selector,
+        assets: Assets,
+        trial: Trial,
+        trusted: Trusted | None,
+        lay_out: Callable[[Task], None],
     ) -> None:
         self._trainer, self._selector, self._assets = trainer, selector, assets
-        self._trial, self._trusted = trial, trusted
+        self._trial, self._trusted, self._lay_out = trial, trusted, lay_out
         self.begun = False
         self.ready: Ready | None = None
         self.finished: Finished | None = None
@@ -32,10 +40,13 @@ class Attempt:
             self._assets.assemble(task)
             variant, manifest = self._assets.variant_of(task), self._assets.manifest(task)
             selected = self._selector.selected(manifest, task.manifest.digest, variant)
+            self._lay_out(task)
             steps = self._trial.begin(task, version_of(self._trusted, task))
             self._trainer.begin(task, selected, steps)
         except ConfigurationError as error:
             return _refused(task, error.reason, str(error))
+        except ValueError as error:
+            return _refused(task, "task", str(error))
         self.begun = True
         return None
 

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from edge_agent import child_wire as wire
 from edge_agent.assets import Assets
 from edge_agent.child_process import ChildProcess, Ended, Launch
 from edge_agent.progress import Because, clear
 from edge_agent.runtimes.backends import Selection
-from edge_agent.runtimes.engine import Vector
 from edge_agent.trainer import Broken, Died, Facts, Finished, News, Proven, Ready, Refused, Unusable
 from edge_agent.training import Trained
 from protocol.errors import ConfigurationError
@@ -217,17 +218,21 @@ class ChildTrainer:
         assert self._child is not None
         manifest = self._assets.manifest(hand.task)
         trained = layout_of(manifest, self._assets.variant_of(hand.task)).n_parameters
-        if said.values != manifest.total or said.gradient not in (0, trained):
+        if said.values != manifest.total or not {said.gradient, said.momentum} <= {0, trained}:
             self._child.kill(f"its result has {said.values} values where the model has {manifest.total}")
             return None
-        values = self._child.result(said.values + said.gradient)
+        values = self._child.result(said.values + said.gradient + said.momentum)
         if values is None:
             self._child.kill("its result is not there")
             return None
         hand.finished, self._deadline = True, float("inf")
-        gradient: Vector | None = values[said.values :] if said.gradient else None
-        result = Trained(values[: said.values], said.loss, said.steps, said.seconds, gradient=gradient)
-        return Finished(result, said.peak_mib)
+        model, gradient, momentum = np.split(values, np.cumsum([said.values, said.gradient]))
+        result = Trained(
+            *(model, said.loss, said.steps, said.seconds),
+            gradient=gradient if said.gradient else None,
+            momentum=momentum if said.momentum else None,
+        )
+        return Finished(result, said.peak_mib, said.held_out)
 
     def _mourn(self, ended: Ended) -> News | None:
         """A child that ended without being asked to: the task goes on with another, so many times."""

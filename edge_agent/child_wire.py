@@ -15,7 +15,7 @@ from edge_agent.progress import Because
 from edge_agent.settings import TrainingSettings
 from edge_agent.trainer import Broken, Proven, Ready, Refused, Unusable
 from protocol.cbor import flaw
-from protocol.messages import Task
+from protocol.messages import HeldOut, Task
 from protocol.records import RecordError, read_record, write_record
 
 # A task with its differences has a few KiB; what goes wrong is told in fewer.
@@ -83,7 +83,8 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """All steps are done; the memory file holds float32[values] of model, then float32[gradient] of mean gradient."""
+    """All steps are done; the memory file holds float32[values] of model, then float32[gradient] of mean gradient, then
+    float32[momentum]."""
 
     values: int
     gradient: int
@@ -91,6 +92,8 @@ class Trained:
     steps: int
     seconds: float
     peak_mib: float | None = None
+    momentum: int = 0
+    held_out: HeldOut | None = None
 
 
 @dataclass(frozen=True, slots=True)

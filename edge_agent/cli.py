@@ -36,7 +36,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="join the fleet and train when asked; stops on Ctrl-C or SIGTERM")
+    run = commands.add_parser(
+        "run",
+        help="join the fleet and train when asked; stops on Ctrl-C or SIGTERM",
+        epilog="example: edge-agent run --config agent.toml",
+    )
     add_config(run)
     run.add_argument("--backend", help="in place of the configuration's; auto, or a backend's name")
     run.set_defaults(command=_run)

@@ -36,13 +36,17 @@ def add_parser(commands: "argparse._SubParsersAction[Parser]") -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = config.add_subparsers(required=True, metavar="ACTION")
-    sample = actions.add_parser("sample", help="print a configuration with every key")
+
+    def add(name: str, text: str, example: str = "") -> Parser:
+        return actions.add_parser(name, help=text, epilog=f"example: edge-agent config {name}{example}")
+
+    sample = add("sample", "print a configuration with every key", " > agent.toml")
     sample.set_defaults(command=_sample)
-    show = actions.add_parser("show", help="print every setting and where it is from, without secrets")
+    show = add("show", "print every setting and where it is from, without secrets", " --json")
     add_config(show)
     add_json(show)
     show.set_defaults(command=_show)
-    validate = actions.add_parser("validate", help="say what is wrong, if something is; nothing is changed")
+    validate = add("validate", "say what is wrong, if something is; nothing is changed", " --config agent.toml")
     add_config(validate)
     add_json(validate)
     validate.set_defaults(command=_validate)

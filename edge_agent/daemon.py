@@ -39,6 +39,8 @@ log = logging.getLogger("edge-agent")
 
 # No wait is longer, so that a clock that jumps or a timer that was missed costs at most this.
 LONGEST_WAIT_S = 60.0
+# How long an operator who asks for what waits to be offered is not seen. Without updates nobody asks.
+RETRY_SEEN_S = 5.0
 # After a fault of our own the loop goes on, but never as a busy loop of tracebacks.
 PAUSE_AFTER_FAULT_S = 1.0
 
@@ -163,7 +165,7 @@ def _loop(
                 if status.asked_to_retry():
                     agent.offer_now(time.monotonic())
                 status.note(agent.standing(), time.time(), time.monotonic())
-                wait = min(wait, status.wait_s(time.monotonic()))
+                wait = min(wait, status.wait_s(time.monotonic()), RETRY_SEEN_S if agent.offers else LONGEST_WAIT_S)
             signals.waiting = wait > 0
             event = None if signals.received() else transport.poll(min(wait, LONGEST_WAIT_S, notifier.wait_s))
             signals.waiting = False

@@ -46,13 +46,17 @@ def add_parser(commands: "argparse._SubParsersAction[Parser]") -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = outbox.add_subparsers(required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="what waits, oldest first")
-    show = actions.add_parser("show", help="all that is known of one update")
-    retry = actions.add_parser(
-        "retry", help="offer everything now: in a running agent within a minute, or as it starts"
+
+    def add(name: str, text: str, example: str = "") -> Parser:
+        return actions.add_parser(name, help=text, epilog=f"example: edge-agent outbox {name}{example}")
+
+    listing = add("list", "what waits, oldest first", " --json")
+    show = add("show", "all that is known of one update", " 12")
+    retry = add("retry", "offer everything now: in a running agent within seconds, or as it starts")
+    export = add("export", "write an update and what it says of itself to a .tar file", " 12 -o update.tar")
+    purge = add(
+        "purge", "let go of updates for ever; counted, never folded; the agent is stopped", " --older 30d --yes"
     )
-    export = actions.add_parser("export", help="write an update and what it says of itself to a .tar file")
-    purge = actions.add_parser("purge", help="let go of updates for ever; counted, never folded; the agent is stopped")
     for action, command in ((listing, _list), (show, _show), (retry, _retry), (export, _export), (purge, _purge)):
         add_config(action)
         add_json(action)
@@ -124,7 +128,7 @@ def _retry(options: argparse.Namespace) -> int:
                 os.close(os.open(state / RETRY_FILE, _ASKS, 0o600))
         except OSError as error:
             raise SparsefleetError(f"{state}: {error.strerror}; ask as the user that the agent runs as") from None
-    when = "when the agent starts" if pid is None else "by the running agent, within a minute, if it is connected"
+    when = "when the agent starts" if pid is None else "by the running agent, within seconds, if it is connected"
     print(as_json({"updates": count, "running": pid is not None}) if options.json else f"{count} are offered {when}")
     return 0
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from edge_agent.assets import Assets
 from edge_agent.memory import peak_mib
+from edge_agent.momentum import laid_out
 from edge_agent.progress import Because, Progress, clear
 from edge_agent.runtimes.backends import Selection, UnusableError, refusals, runtime_name
 from edge_agent.settings import TrainingSettings
@@ -17,7 +18,7 @@ from edge_agent.trainer import Broken, Facts, Finished, News, Proven, Ready, Ref
 from edge_agent.training import DivergedError, LocalTraining
 from edge_agent.workshop import Workshop, recipe_of
 from protocol.errors import ConfigurationError
-from protocol.messages import Task
+from protocol.messages import HeldOut, Task
 from sparse.codecs import parse_codec
 
 
@@ -45,6 +46,7 @@ class SameProcess:
         self._begun: _Begun | None = None
         self.training: LocalTraining | None = None
         self.progress: Progress | None = None
+        self._held_out: HeldOut | None = None
         self._told, self._trial_steps = False, 0
 
     @property
@@ -81,7 +83,7 @@ class SameProcess:
             return (Broken(error.reason, str(error)),)
         if finished:
             self._told = True
-            return (*proven, Finished(self.training.result(), self._peak()))
+            return (*proven, Finished(self.training.result(), self._peak(), self._held_out))
         self.keep("due")
         return proven
 
@@ -155,10 +157,12 @@ class SameProcess:
         bench = self._workshop.bench(bundle, assets.variant_of(task), selected, model, task.model.digest)
         shared = assets.shared(task, bundle.manifest)
         recipe = recipe_of(task, shared)
+        self._held_out = self._workshop.tried(bundle, bench, model)
         self.progress = Progress(
             *(assets.blobs, task, bundle, bench, recipe, shared), wanted.checkpoint_s, wanted.threads
         )
-        training = self._workshop.begin(bench, recipe, model, shared, self.progress.found())
+        momentum = laid_out(assets.blobs.root.parent, task, assets.blobs.disk)
+        training = self._workshop.begin(bench, recipe, model, shared, self.progress.found(), momentum)
         self.training = training
         data = bench.dataset
         return Ready(len(data), bench.choice.engine.name, training.done, training.total_steps, data.left_out.count)

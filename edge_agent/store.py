@@ -1,4 +1,4 @@
-"""What an agent keeps: boot counter, task in hand, outbox and residual, in one SQLite file that survives power cuts."""
+"""What an agent keeps: boot counter, task, outbox, residual, momentum; in one SQLite file that survives power cuts."""
 
 import logging
 import secrets
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.blobs import BlobStore
-from protocol.database import SEAL_BYTES, check_before_writing, damaged, sealed, unsealed
+from protocol.database import SEAL_BYTES, check_before_writing, damage_named, damaged, sealed, unsealed
 from protocol.disk import LOCAL, Disk, exists, is_disk_trouble
 from protocol.errors import ConfigurationError, DamagedError
 from protocol.failpoints import reached
@@ -30,7 +30,7 @@ _SEALED = b"\0"
 # What it costs to do without a state folder.
 LOST = "an update that was not yet received is lost with it"
 
-SCHEMA = 2
+SCHEMA = 3
 # Two of a million starts of one device are the same with a chance of one in three hundred; only two that also share
 # their boot would matter. A count of updates fits above.
 INSTANCE_BITS = 47
@@ -40,19 +40,21 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE task (one INTEGER PRIMARY KEY CHECK (one = 1), message BLOB NOT NULL);
 CREATE TABLE outbox (
     boot INTEGER NOT NULL, sequence INTEGER NOT NULL, task TEXT NOT NULL UNIQUE, digest BLOB NOT NULL,
-    offer BLOB NOT NULL, layout BLOB NOT NULL, residual BLOB NOT NULL, PRIMARY KEY (boot, sequence));
+    offer BLOB NOT NULL, layout BLOB NOT NULL, residual BLOB NOT NULL, momentum BLOB, PRIMARY KEY (boot, sequence));
+CREATE TABLE momentum (layout BLOB PRIMARY KEY, memory BLOB NOT NULL);
 CREATE TABLE residual (
     layout BLOB PRIMARY KEY, vector BLOB NOT NULL, run TEXT NOT NULL DEFAULT '', round INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE settled (
     verdict TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (verdict, reason));
-INSERT INTO meta VALUES ('schema', 2), ('boot', 0), ('sequence', 0);
+INSERT INTO meta VALUES ('schema', 3), ('boot', 0), ('sequence', 0);
 """
 
 # What is read, by name: where a name was altered on the disk it must be found out before there is work.
 _READ = (
     "key, value FROM meta",
     "one, message FROM task",
-    "boot, sequence, task, digest, offer, layout, residual FROM outbox",
+    "boot, sequence, task, digest, offer, layout, residual, momentum FROM outbox",
+    "layout, memory FROM momentum",
     "layout, vector, run, round FROM residual",
     "verdict, reason, count FROM settled",
 )
@@ -62,6 +64,10 @@ _STEPS = {
     2: (
         "ALTER TABLE residual ADD COLUMN run TEXT NOT NULL DEFAULT ''; "
         "ALTER TABLE residual ADD COLUMN round INTEGER NOT NULL DEFAULT 0;"
+    ),
+    3: (
+        "ALTER TABLE outbox ADD COLUMN momentum BLOB; "
+        "CREATE TABLE momentum (layout BLOB PRIMARY KEY, memory BLOB NOT NULL);"
     ),
 }
 
@@ -99,13 +105,14 @@ class AgentStore:
             raise
         try:
             self.blobs = BlobStore(root / "blobs", limit_bytes, disk)
-            with self.database:
+            # What no look at the file finds, the first write may.
+            with damage_named(root / FILE, LOST), self.database:
                 self.database.execute("UPDATE meta SET value = value + 1 WHERE key = 'boot'")
                 # Updates are named by boot and sequence for ever. A disk that was replaced, copied or put back from a
                 # backup counts boots that there were already, so each start begins where no other has been.
                 self.database.execute("UPDATE meta SET value = ? WHERE key = 'sequence'", (self.instance,))
             self.boot = self._meta("boot")
-        except (OSError, sqlite3.Error):
+        except (DamagedError, OSError, sqlite3.Error):
             self.close()
             raise
 
@@ -134,15 +141,18 @@ class AgentStore:
             self.database.execute("UPDATE meta SET value = value + 1 WHERE key = 'sequence'")
         return self._meta("sequence")
 
-    def keep_update(self, offer: Offer, layout: bytes, residual: npt.NDArray[np.float32]) -> None:
+    def keep_update(
+        self, offer: Offer, layout: bytes, residual: npt.NDArray[np.float32], momentum: bytes | None = None
+    ) -> None:
         """Puts an update, whose payload is already a durable blob, in the outbox, and lets go of its task: one
         transaction, so that a task yields one update however often the agent is killed.
 
-        `residual` is what error feedback will carry on once, and only if, the update is accepted.
+        `residual` is what error feedback will carry on once, and only if, the update is accepted; `momentum` likewise
+        (edge_agent/momentum.py), None of an optimiser that carries none.
         """
         with self.database:
             self.database.execute(
-                "INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     offer.update_boot,
                     offer.update_sequence,
@@ -151,6 +161,7 @@ class AgentStore:
                     _dump(offer),
                     layout,
                     sealed(residual.astype("<f4").tobytes() + _SEALED),
+                    momentum,
                 ),
             )
             self.database.execute("DELETE FROM task")
@@ -170,18 +181,22 @@ class AgentStore:
         None when there is no such update, as for a receipt that came twice.
         """
         # By what each offer says of itself, which is sealed.
-        rows = self.database.execute("SELECT rowid, offer, layout, residual FROM outbox").fetchall()
+        rows = self.database.execute("SELECT rowid, offer, layout, residual, momentum FROM outbox").fetchall()
         found = [(row[0], load_sealed(Offer, row[1]), *row[2:]) for row in rows]
         waiting = [entry for entry in found if (entry[1].task, entry[1].blob.digest) == (task, digest)]
         if not waiting:
             return None
-        row_id, offer, layout, residual = waiting[0]
+        row_id, offer, layout, residual, momentum = waiting[0]
         with self.database:
             if accepted:
                 self.database.execute("DELETE FROM residual WHERE layout != ?", (layout,))
                 self.database.execute(
                     "INSERT OR REPLACE INTO residual VALUES (?, ?, ?, ?)", (layout, residual, offer.run, offer.round)
                 )
+                # Of another optimiser, or of none: what it left is of a course that the fleet is no more on.
+                self.database.execute("DELETE FROM momentum")
+                if momentum is not None:
+                    self.database.execute("INSERT INTO momentum VALUES (?, ?)", (layout, momentum))
                 reached("agent.residual-settling")
             self.database.execute("DELETE FROM outbox WHERE rowid = ?", (row_id,))
             self.database.execute(
@@ -204,6 +219,11 @@ class AgentStore:
                 log.error("residual let go: it was altered on this disk since it was kept; check the disk")
             data = b"" if vector is None else vector[: -len(_SEALED)]
         return np.frombuffer(data, "<f4").astype(np.float32) if len(data) == 4 * size else np.zeros(size, np.float32)
+
+    def momentum(self, layout: bytes) -> bytes | None:
+        """What the last accepted update of this layout left, as it was kept; None where there is none."""
+        row = self.database.execute("SELECT memory FROM momentum WHERE layout = ?", (layout,)).fetchone()
+        return row[0] if row else None
 
     def residual_from(self, layout: bytes) -> tuple[str, int] | None:
         """Run and round of the update that left it; None where there is none, or an older agent did not note it."""
@@ -240,6 +260,8 @@ def _open_database(path: Path, disk: Disk) -> sqlite3.Connection:
             database.executescript(f"BEGIN; {_TABLES} COMMIT;")
             disk.sync(path.parent)
         schema = _number(database, "schema", path)
+        if schema < 1:
+            raise damaged(path, f"its schema is {schema}", LOST)
         if schema < SCHEMA:
             steps = "".join(_STEPS[number] for number in range(schema + 1, SCHEMA + 1))
             database.executescript(f"BEGIN; {steps} UPDATE meta SET value = {SCHEMA} WHERE key = 'schema'; COMMIT;")

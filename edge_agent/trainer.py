@@ -11,7 +11,7 @@ from typing import Protocol
 from edge_agent.progress import Because
 from edge_agent.runtimes.backends import Selection
 from edge_agent.training import Trained
-from protocol.messages import Task
+from protocol.messages import HeldOut, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,12 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """All steps are done. peak_mib: of the training process, where it is one of its own."""
+    """All steps are done. peak_mib: of the training process, where it is one of its own. held_out: of the task's model,
+    before the first."""
 
     trained: Trained
     peak_mib: float | None = None
+    held_out: HeldOut | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,8 @@ class Trained:
 
     With a sparse rule `model` is 0 where the mask leaves out; `dense` is float32[total] behind it, and `mask`: bool[n]
     of the variant's n parameters, True where kept. gradient: float32[n], the mean over this object's steps, dense, each
-    at the model of its step, if the recipe asks for it.
+    at the model of its step, if the recipe asks for it. momentum: float32[n] as the last step left it, of optimisers
+    that carry one from round to round.
     """
 
     model: Vector
@@ -68,6 +69,7 @@ class Trained:
     dense: Vector | None = None
     mask: Mask | None = None
     gradient: Vector | None = None
+    momentum: Vector | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class LocalTraining:
     the dense ones behind them. `advance` does steps until a time budget is used up, so that one thread can train and
     listen.
 
+    momentum: float32[n] that rounds before left, of an optimiser that carries one; None begins at zero.
     resume: what `state` gave of a run of the same arguments, in place of the beginning. Raises ConfigurationError for
     a sparsity that the variant's tensors cannot have.
     """
@@ -116,11 +119,12 @@ class LocalTraining:
         clock: Callable[[], float] = time.monotonic,
         mask: Mask | None = None,
         resume: TrainingState | None = None,
+        momentum: Vector | None = None,
     ) -> None:
         self._engine, self._manifest, self._recipe, self._clock = engine, manifest, recipe, clock
         self._layout, self._first_buffer = layout_of(manifest, variant), manifest.parameters
         self._tensors = flat_tensors(manifest, variant)
-        start = _copied(resume or self._begin(model.copy(), mask))
+        start = _copied(resume or self._begin(model.copy(), mask, momentum))
         self._model, self._optimizer, self._anchor = start.model, start.optimizer, start.anchor
         self._sparse, self._losses, self._seconds = start.sparse, list(start.losses), start.seconds
         self.done = start.done
@@ -133,7 +137,7 @@ class LocalTraining:
         self._per_epoch = max(1, len(dataset) // recipe.batch_size)
         self.total_steps = recipe.steps or recipe.epochs * self._per_epoch
 
-    def _begin(self, model: Vector, mask: Mask | None) -> TrainingState:
+    def _begin(self, model: Vector, mask: Mask | None, momentum: Vector | None) -> TrainingState:
         trained, settings, sparse = self._layout.parameters, self._recipe.optimizer, None
         anchor = take(model, trained).copy() if settings.proximal else None
         if self._recipe.sparse is not None:
@@ -145,7 +149,7 @@ class LocalTraining:
         return TrainingState(
             done=0,
             model=model,
-            optimizer=optimizers.init(settings, self._layout.n_parameters),
+            optimizer=optimizers.init(settings, self._layout.n_parameters, momentum),
             anchor=anchor,
             sparse=sparse,
             losses=(),
@@ -263,9 +267,10 @@ class LocalTraining:
     def result(self) -> Trained:
         loss = float(np.mean(self._losses)) if self._losses else float("nan")
         mean = (self._gradients / max(1, self.done)).astype(np.float32) if self._recipe.mean_gradient else None
+        momentum = self._optimizer.first_moment if self._recipe.optimizer.carries else None
         if self._sparse is None:
-            return Trained(self._model, loss, self.done, self._seconds, gradient=mean)
-        return Trained(self._seen, loss, self.done, self._seconds, self._model, self._sparse.mask, mean)
+            return Trained(self._model, loss, self.done, self._seconds, gradient=mean, momentum=momentum)
+        return Trained(self._seen, loss, self.done, self._seconds, self._model, self._sparse.mask, mean, momentum)
 
 
 def _copied(state: TrainingState) -> TrainingState:

@@ -89,7 +89,8 @@ def parity(tried: Tried) -> Finding:
         return Finding("warning", "the bundle holds no reference steps", "export it again with this version")
     known = recall(tried.state, tried.bundle.digest, compared_by(runtime_name(), tried.variant))
     if tried.backend not in known:
-        return Finding("skipped", "not compared here: the model of torch's recorded step was not at hand")
+        said = "not compared here: the model of torch's recorded step was not at hand"
+        return Finding("skipped", said, "edge-agent check --bundle FOLDER replays all steps of an exported bundle")
     if known[tried.backend]:
         return Finding("error", f"{tried.backend}: {known[tried.backend]}", "install another onnxruntime")
     return Finding("ok", f"{tried.backend} agreed with torch's recorded step on this device")

@@ -188,13 +188,14 @@ class Server:
         """The result, in the memory file: it is there until the next one."""
         trained = news.trained
         none = np.zeros(0, np.float32)
-        vectors = [trained.model, none if trained.gradient is None else trained.gradient]
+        vectors = [trained.model, *(none if v is None else v for v in (trained.gradient, trained.momentum))]
         with os.fdopen(self._memory, "wb", closefd=False) as file:
             file.seek(0)
             for vector in vectors:
                 file.write(vector.astype("<f4", copy=False).data)
-        values, gradient = map(len, vectors)
-        self._say(wire.Trained(values, gradient, trained.loss, trained.steps, trained.seconds, news.peak_mib))
+        values, gradient, momentum = map(len, vectors)
+        measured = trained.loss, trained.steps, trained.seconds, news.peak_mib
+        self._say(wire.Trained(values, gradient, *measured, momentum, news.held_out))
 
     def _say(self, message: wire.Answer) -> None:
         self._connection.sendall(wire.pack_message(message))

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edge_agent.momentum import memory_of, pack_memory, settings_of
 from edge_agent.runtimes.engine import Vector
 from edge_agent.store import AgentStore
 from edge_agent.training import Trained
 from protocol.failpoints import reached
-from protocol.layout import layout_of, take
+from protocol.layout import Layout, layout_of, take
 from protocol.manifest import Manifest
-from protocol.messages import Offer, Task
+from protocol.messages import HeldOut, Offer, Task
 from sparse.codecs import Shared, encode_update, parse_codec
 
 log = logging.getLogger("edge-agent")
@@ -20,7 +21,8 @@ log = logging.getLogger("edge-agent")
 @dataclass(frozen=True, slots=True)
 class Work:
     """What an update was trained with. manifest: as the variant sees it. base: float32[total], the model that the task
-    started from. shared: of a task under a mask. peak_mib: MiB that training took at the most, where it is known."""
+    started from. shared: of a task under a mask. peak_mib: MiB that training took at the most, where it is known.
+    held_out: of the base."""
 
     manifest: Manifest
     variant: str
@@ -28,6 +30,7 @@ class Work:
     base: Vector
     shared: Shared | None = None
     peak_mib: float | None = None
+    held_out: HeldOut | None = None
 
 
 def pack(store: AgentStore, task: Task, work: Work, trained: Trained, most_missed: int) -> Offer:
@@ -38,7 +41,7 @@ def pack(store: AgentStore, task: Task, work: Work, trained: Trained, most_misse
     """
     layout = layout_of(work.manifest, work.variant)
     # What was left unsent of a tier's update belongs to the channels that its model was cut from.
-    key = layout.digest + (task.channels or b"")
+    key = kept_under(layout, task)
     delta = np.subtract(trained.model, work.base)
     parameters, buffers = take(delta, layout.parameters), take(delta, layout.buffers)
     residual = carried_on(store, key, layout.n_parameters, task, most_missed)
@@ -74,9 +77,23 @@ def pack(store: AgentStore, task: Task, work: Work, trained: Trained, most_misse
         codec=task.codec,
         variant=work.variant,
         peak_mib=work.peak_mib,
+        held_out=work.held_out,
     )
-    store.keep_update(offer, key, residual)
+    store.keep_update(offer, key, residual, _momentum(task, work, trained, layout))
     return offer
+
+
+def kept_under(layout: Layout, task: Task) -> bytes:
+    """What is left of a task's update is of these parameters, and of these channels where they were chosen."""
+    return layout.digest + (task.channels or b"")
+
+
+def _momentum(task: Task, work: Work, trained: Trained, layout: Layout) -> bytes | None:
+    if trained.momentum is None:
+        return None
+    mask, base = None if work.shared is None else work.shared.mask, take(work.base, layout.parameters)
+    settings = settings_of(task.optimizer)
+    return pack_memory(memory_of(task, settings, trained.steps, trained.momentum, base, mask))
 
 
 def carried_on(store: AgentStore, key: bytes, n: int, task: Task, most_missed: int) -> Vector:

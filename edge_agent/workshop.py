@@ -11,17 +11,17 @@ from pathlib import Path
 from edge_agent.data import Dataset, DataSettings, load
 from edge_agent.datasets.listing import Mark
 from edge_agent.datasets.pinning import Pinned
+from edge_agent.held_out import divided, measured
+from edge_agent.momentum import settings_of
 from edge_agent.probes import compared_by, recall, remember
-from edge_agent.runtimes.backends import Choice, Selection, open_selected, runtime_name
+from edge_agent.runtimes.backends import Choice, Selection, load_evaluator, open_selected, runtime_name
 from edge_agent.runtimes.engine import Vector
-from edge_agent.runtimes.optimizers import OptimizerSettings
 from edge_agent.settings import TrainingSettings
 from edge_agent.training import LocalTraining, Recipe, TrainingState
 from protocol.bundle import Bundle
 from protocol.disk import LOCAL, Disk
 from protocol.manifest import Manifest
-from protocol.messages import Task
-from protocol.records import write_record
+from protocol.messages import HeldOut, Task
 from sparse.codecs import Shared
 from sparse.dynamic import SparseRule
 from sparse.masks import Mask
@@ -35,7 +35,7 @@ FIXED = SparseRule("static", 0.0)
 @dataclass(frozen=True, slots=True)
 class Bench:
     """All that the tasks of one variant of a bundle share. manifest: as the variant sees it. selected: the backend's
-    name, which the engine's own is but in tests."""
+    name, which the engine's own is but in tests. held_out: of the device's data, what is not in `dataset`."""
 
     digest: bytes
     manifest: Manifest
@@ -44,6 +44,7 @@ class Bench:
     choice: Choice
     dataset: Dataset
     data: Mark
+    held_out: Dataset | None = None
 
 
 class Workshop:
@@ -77,6 +78,7 @@ class Workshop:
         if held is None or (held.digest, held.variant, held.selected, held.data) != wanted:
             self._bench = held = None
             dataset = load(self._data, bundle.manifest, self._base, listing)
+            dataset, held_out = divided(dataset, self._data, bundle.manifest, self._base)
             if dataset.left_out.count:
                 log.warning("data left out %s", dataset.left_out)
             choice = self._compared(bundle, variant, selected, model, digest)
@@ -84,7 +86,7 @@ class Workshop:
                 "backend=%s variant=%s examples=%d why=%r", choice.engine.name, variant, len(dataset), choice.reason
             )
             what = (bundle.digest, bundle.manifest, variant, selected.name)
-            self._bench = held = Bench(*what, choice, dataset, listing.mark)
+            self._bench = held = Bench(*what, choice, dataset, listing.mark, held_out)
         self._pinned.keep(digest, listing)
         return held
 
@@ -110,10 +112,11 @@ class Workshop:
         model: Vector,
         shared: Shared | None = None,
         resume: TrainingState | None = None,
+        momentum: Vector | None = None,
     ) -> LocalTraining:
         """The local steps of a task's recipe, from float32[total] `model`, or on from what `resume` says.
 
-        shared: of a task under a mask, which `model` was masked by.
+        shared: of a task under a mask, which `model` was masked by. momentum: float32[n] from rounds before.
         """
         return LocalTraining(
             bench.choice.engine,
@@ -125,7 +128,18 @@ class Workshop:
             self._clock,
             _mask_of(shared),
             resume,
+            momentum,
         )
+
+    def tried(self, bundle: Bundle, bench: Bench, model: Vector) -> HeldOut | None:
+        """How float32[total] `model` does on what is held out; None where nothing is."""
+        if bench.held_out is None:
+            return None
+        # Made for this, and let go: a second session for the whole of a training would cost its memory.
+        evaluator = load_evaluator(bundle, self._training.threads, bench.variant)
+        found = measured(lambda batch: evaluator.evaluate(model, batch), bench.held_out)
+        log.info("held out examples=%d loss=%.4f accuracy=%s", found.examples, found.loss, found.accuracy)
+        return found
 
     def finished(self) -> None:
         """The task is over: the next one may have other data."""
@@ -148,7 +162,7 @@ def recipe_of(task: Task, shared: Shared | None = None) -> Recipe:
         epochs=task.local_epochs,
         batch_size=task.batch_size,
         learning_rate=task.learning_rate,
-        optimizer=OptimizerSettings(**write_record(task.optimizer)),
+        optimizer=settings_of(task.optimizer),
         seed=task.seed,
         sparse=None if _mask_of(shared) is None else FIXED,
         mean_gradient=shared is not None and shared.report > 0,

@@ -81,7 +81,7 @@ def write_bundle(
         raise ConfigurationError(
             "--tiers: do not go with --sparsity, whose mask is of the whole model; export with one of the two"
         )
-    _check_out(out, force)
+    check_out(out, force=force)
     with _restored(spec), _temporary_beside(out) as folder:
         planned = plan_tiers(spec, tiers)
         artifacts = ORT_TRAINING in backends
@@ -194,7 +194,8 @@ def _with_artifacts(graphs: Graphs, manifest: Manifest, folder: Path) -> Manifes
     return replace(manifest, files=files, variants=(replace(full, backends=made), *manifest.variants[1:]))
 
 
-def _check_out(out: Path, force: bool) -> None:
+def check_out(out: Path, *, force: bool) -> None:
+    """Raises ConfigurationError where a bundle must not be written."""
     if not out.exists():
         return
     if not force:

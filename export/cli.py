@@ -31,6 +31,7 @@ examples:
   fleet-export examples/digits_cnn.py:digits --out bundles/half --keep-channels 0.5
   fleet-export examples/digits_cnn.py:digits --out bundles/sparse --sparsity 0.9
   fleet-export examples/digits_cnn.py:digits --out bundles/digits --tiers 1.0,0.5,0.25
+  fleet-export examples/digits_cnn.py:digits --out bundles/digits --distillation bundles/digits-distillation
   fleet-export show bundles/digits
   fleet-export verify bundles/digits
   fleet-export plan bundles/digits --device kitchen-pi.json
@@ -85,9 +86,10 @@ def unfinished(argv: Sequence[str] | None, process: int) -> list[Path]:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] in (["show"], ["verify"], ["plan"], ["deploy"], ["sign"], ["release-key"]):
         return []
-    out: Path = _parser().parse_args(words).out
+    options = _parser().parse_args(words)
+    outs: list[Path] = [options.out, *([options.distillation] if options.distillation is not None else [])]
     # As export.bundle names them.
-    return list(out.parent.glob(f".{glob.escape(out.name)}.{process}.*"))
+    return [path for out in outs for path in out.parent.glob(f".{glob.escape(out.name)}.{process}.*")]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,6 +130,13 @@ def _parser() -> argparse.ArgumentParser:
         "slower devices; 1.0 is the variant full",
     )
     parser.add_argument(
+        "--distillation",
+        type=Path,
+        metavar="FOLDER",
+        help="write a second bundle of the same model as it learns from others' outputs, for the coordinator's "
+        "[distillation]",
+    )
+    parser.add_argument(
         "--backends",
         type=_backends,
         default=MADE,
@@ -155,7 +164,11 @@ def _backends(text: str) -> tuple[str, ...]:
 
 
 def _show_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="fleet-export show", description="Checks a bundle's files and prints what it holds.")
+    parser = _Parser(
+        prog="fleet-export show",
+        description="Checks a bundle's files and prints what it holds.",
+        epilog="example: fleet-export show bundles/digits --json",
+    )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
     parser.add_argument("--json", action="store_true", help="print the facts as one JSON object")
     return parser
@@ -166,8 +179,11 @@ def _export(options: argparse.Namespace) -> int:
     started = time.monotonic()
     # This very stream: while torch is kept quiet, sys.stderr is another.
     console = Console(file=sys.stderr)
+    if options.distillation is not None and options.distillation.resolve() == options.out.resolve():
+        raise ConfigurationError(f"--distillation: {options.distillation} is --out too; name another folder")
     with console.status("importing torch") as status:
-        from export.bundle import write_bundle
+        from export.bundle import check_out, write_bundle
+        from export.distillation import distillation_line, distillation_spec
         from export.loading import load_spec
         from export.spec import check_line, line_from
 
@@ -177,6 +193,9 @@ def _export(options: argparse.Namespace) -> int:
             spec = dataclasses.replace(spec, version=options.model_version)
         line = check_line(options.name) if options.name else spec.line or line_from(function)
         spec, mask, pruned = prune_command.pruned(spec, options, status.update)
+        student = None if options.distillation is None else distillation_spec(spec)
+        if student is not None:
+            check_out(options.distillation, force=options.force)
         manifest = write_bundle(
             spec,
             options.out,
@@ -189,6 +208,15 @@ def _export(options: argparse.Namespace) -> int:
             tiers=options.tiers,
             report=status.update,
         )
+        if student is not None:
+            write_bundle(
+                student,
+                options.distillation,
+                line=distillation_line(line),
+                force=options.force,
+                backends=(PORTABLE,),
+                report=lambda stage: status.update(f"for distillation: {stage}"),
+            )
     _print(options.out, manifest, options.json, time.monotonic() - started, pruned)
     return 0
 

@@ -64,7 +64,8 @@ LEFT_OUT = (
     *("numpy/f2py", "numpy/distutils"),
     *(f"onnxruntime/{name}" for name in ("backend", "datasets", "quantization", "tools", "transformers")),
 )
-FOR_COMPILERS = ("*.a", "*.h", "*.pxd", "*.pyi")
+# The last is onnxruntime for programs in C; Python's module has one in itself.
+FOR_COMPILERS = ("*.a", "*.h", "*.pxd", "*.pyi", "libonnxruntime.so.*")
 PACKAGES: Mapping[str, Package] = {package.name: package for package in (AGENT, COORDINATOR)}
 
 

@@ -27,6 +27,9 @@ MAX_NAME = 100
 MAX_WAIT_S = 3600.0
 # A welcome's warning, and the reason it is counted under: two agents speak in the name of one device.
 TWO_AGENTS = "two-agents"
+# Skills of agents: quasi-global momentum, and velocity that goes on from round to round.
+QUASI_GLOBAL, KEPT_MOMENTUM = "quasi-global", "kept-momentum"
+MAX_SKILLS = 64
 # A report's reason: the device may not train now. One that accepts a task nevertheless waits with it.
 INELIGIBLE = "ineligible"
 
@@ -55,7 +58,8 @@ class Hello:
 
     memory_mib: what training may use on this device, None where it does not say. instance: drawn anew by every start of
     the agent, so that one that speaks again after another did shows two that live; None from older agents. ring: the
-    version of the fleet's keys that it goes by, None where it has none.
+    version of the fleet's keys that it goes by, None where it has none. skills: what a task may ask of it that older
+    agents would refuse, or worse, do otherwise.
     """
 
     agent: str
@@ -65,6 +69,11 @@ class Hello:
     memory_mib: int | None = None
     instance: int | None = None
     ring: int | None = None
+    skills: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.skills) > MAX_SKILLS:
+            raise ValueError(f"skills: {len(self.skills)} are over the limit of {MAX_SKILLS}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +94,11 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSpec:
-    """How a device updates its flat vector. Ranges are checked where the optimiser is made."""
+    """How a device updates its flat vector. Names and ranges are checked where the optimiser is made, so that a device
+    refuses by name what it does not know. mu, keep_momentum: None where the optimiser has none, as before there were
+    any."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: str = "sgd"
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
@@ -95,6 +106,8 @@ class OptimizerSpec:
     beta2: float = 0.999
     epsilon: float = 1e-8
     proximal: float = 0.0
+    mu: float | None = None
+    keep_momentum: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +210,28 @@ class TaskReport:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldOut:
+    """How a task's model did, before it was trained, on what the device holds out of its own data. accuracy: None of a
+    model that has no such metric."""
+
+    examples: int
+    loss: float
+    accuracy: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.examples < 1:
+            raise ValueError(f"examples: {self.examples} must be at least 1")
+        if self.accuracy is not None and not 0.0 <= self.accuracy <= 1.0:
+            raise ValueError(f"accuracy: {self.accuracy} is outside 0..1")
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
     """Device to coordinator: an update is ready. Sent again until a Need or a Receipt answers it.
 
     `update_boot` and `update_sequence` name the update; two different payloads never share a name. `variant` says what
     it is made of: the tensors that this variant of the bundle trains. peak_mib: the most memory that the agent's
-    process had resident since it began, None where nobody can tell.
+    process had resident since it began, None where nobody can tell. held_out: None where the device holds nothing out.
     """
 
     blob: BlobRef
@@ -218,6 +247,7 @@ class Offer:
     codec: str
     variant: str = "full"
     peak_mib: float | None = None
+    held_out: HeldOut | None = None
 
     @property
     def task(self) -> str:

@@ -5,7 +5,8 @@ import socket
 
 from devices.engines.cgroups import Cgroup, cgroup_of
 from devices.engines.client import Client, is_root, limits_of_users
-from devices.engines.engine import EngineError, Finding
+from devices.engines.container_options import BARE, limit_words
+from devices.engines.engine import EngineError, Finding, Limits
 from devices.engines.namespaces import listen_in
 
 _CORES, _MEMORY_MIB = 0.25, 64
@@ -52,8 +53,8 @@ def _remedy(client: Client) -> str:
 
 def _tried(client: Client, image: str) -> tuple[Finding, ...]:
     name = f"sparsefleet.{os.getpid()}.check"
-    limits = ("--cpus", str(_CORES), "--memory", f"{_MEMORY_MIB}m", "--memory-swap", f"{_MEMORY_MIB}m")
-    options = (*limits_of_users(), *limits, "--network", "none", "--pull", "never", "--entrypoint", "sleep")
+    limits = limit_words(Limits(_CORES, _MEMORY_MIB))
+    options = (*BARE, *limits_of_users(), *limits, "--network", "none", "--entrypoint", "sleep")
     try:
         client.begin(name, (*options, image, "60"))
     except EngineError as error:

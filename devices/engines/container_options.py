@@ -6,8 +6,9 @@ from pathlib import Path
 from devices.engines.client import limits_of_users
 from devices.engines.engine import EngineError, Inside, Limits, Start
 
-FLEET, PART, ASKED = (f"sparsefleet.{word}" for word in ("fleet", "part", "asked"))
-_DEVICE = "sparsefleet.device"
+FLEET, DEVICE, ASKED = (f"sparsefleet.{word}" for word in ("fleet", "device", "asked"))
+# What follows a device's name, in that of the container with its network.
+LINK = ".link"
 # Where the agent's package has them, and where an image expects examples.
 INSIDE = Inside(Path("/etc/edge-agent"), Path("/var/lib/edge-agent"), Path("/data"))
 CLOCK = Path("/run/clock-offset")
@@ -32,7 +33,7 @@ def name_of(fleet: str, device: str) -> str:
 
 def link_of(fleet: str, device: str) -> str:
     """The name of the container that has its network."""
-    return f"{name_of(fleet, device)}.link"
+    return f"{name_of(fleet, device)}{LINK}"
 
 
 def image_of(start: Start) -> str:
@@ -51,16 +52,16 @@ def link_words(start: Start) -> tuple[str, ...]:
     label = ("--label", f"{ASKED}={asked(start.limits)}")
     user = f"{NOBODY[0]}:{NOBODY[1]}"
     return (
-        *(*_labels(start, "link"), *label, *BARE, *limits_of_users(), "--network", "none", "--pids-limit", "4"),
+        *(*_labels(start), *label, *BARE, *limits_of_users(), "--network", "none", "--pids-limit", "4"),
         *("--user", user, "--entrypoint", "sleep", image_of(start), "infinity"),
     )
 
 
-def device_words(start: Start, part: str, words: Sequence[str], user: tuple[int, int]) -> tuple[str, ...]:
+def device_words(start: Start, words: Sequence[str], user: tuple[int, int]) -> tuple[str, ...]:
     """The same of a device, or of a command in one like it, in the network of its link."""
     environment = {"HOME": str(INSIDE.state), "PYTHONUNBUFFERED": "1", **start.environment}
     return (
-        *(*_labels(start, part), *BARE, *limits_of_users(), *limit_words(start.limits), "--pids-limit", str(PIDS)),
+        *(*_labels(start), *BARE, *limits_of_users(), *limit_words(start.limits), "--pids-limit", str(PIDS)),
         *(word for place, how in SCRATCH.items() for word in ("--tmpfs", f"{place}:{how}")),
         *("--user", f"{user[0]}:{user[1]}", "--workdir", str(INSIDE.state)),
         *("--network", f"container:{link_of(start.fleet, start.device)}"),
@@ -77,8 +78,8 @@ def limit_words(limits: Limits) -> tuple[str, ...]:
     return cores if limits.memory_mib is None else (*cores, "--memory", size, "--memory-swap", size)
 
 
-def _labels(start: Start, part: str) -> tuple[str, ...]:
-    pairs = {FLEET: start.fleet, _DEVICE: start.device, PART: part}
+def _labels(start: Start) -> tuple[str, ...]:
+    pairs = {FLEET: start.fleet, DEVICE: start.device}
     return tuple(word for name, value in pairs.items() for word in ("--label", f"{name}={value}"))
 
 

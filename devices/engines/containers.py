@@ -78,11 +78,11 @@ class Containers:
             self.client.must("rm", "--force", "--volumes", name)
         self._forget(start.fleet, start.device)
         self._throttled.pop((start.fleet, start.device), None)
-        self.client.begin(name, self._words(start, "device", words))
+        self.client.begin(name, self._words(start, words))
 
     def run(self, start: Start, words: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[bytes]:
         name = f"{options.name_of(start.fleet, start.device)}.run"
-        command = ("run", "--name", name, *self._words(start, "run", words))
+        command = ("run", "--name", name, *self._words(start, words))
         try:
             done = self.client.call(*command, timeout_s=timeout_s)
         finally:
@@ -197,9 +197,11 @@ class Containers:
 
     def remove(self, fleet: str) -> None:
         """Devices before their networks, which they hold, and disks last."""
-        for part in ("run", "device", "link"):
-            if names := self.client.names(f"{options.FLEET}={fleet}", f"{options.PART}={part}"):
-                self.client.must("rm", "--force", "--volumes", *names)
+        names = self.client.names(f"{options.FLEET}={fleet}")
+        links = tuple(name for name in names if name.endswith(options.LINK))
+        for some in (tuple(name for name in names if name not in links), links):
+            if some:
+                self.client.must("rm", "--force", "--volumes", *some)
         for disk in disks.disks(fleet):
             disks.remove_disk(disk)
         for key in [key for key in (*self._last, *self._throttled) if key[0] == fleet]:
@@ -236,11 +238,11 @@ class Containers:
             self.client.call("rm", "--force", name)
         return int(numbers[0]), int(numbers[1])
 
-    def _words(self, start: Start, part: str, words: Sequence[str]) -> tuple[str, ...]:
+    def _words(self, start: Start, words: Sequence[str]) -> tuple[str, ...]:
         """The options, image and command of a device; its folders are its user's then."""
         user = self._user(options.image_of(start))
         _own((start.etc, start.state), user)
-        return options.device_words(start, part, words, user)
+        return options.device_words(start, words, user)
 
     def _look(self, fleet: str, device: str) -> state.Running | None:
         """The device if it runs."""

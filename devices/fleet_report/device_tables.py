@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from devices.fleet.calibration import TOLERANCE
 from devices.fleet.record import DeviceRecord, FleetRecord
 from devices.fleet_report.axis import horizon
 from devices.fleet_report.courses import memory_course, memory_text
-from devices.fleet_report.limits import MOST_ERROR, far_off, limit_text, not_in_force, step_error
+from devices.fleet_report.limits import far_off, limit_text, not_in_force, step_error
 from devices.page import Cell, Html, clean, folded, html, table
 from devices.text import MISSING, bytes_text, decimal_text, duration_text, number_text, percent_text
 
@@ -61,7 +62,7 @@ def device_tables(record: FleetRecord) -> str:
         '<p class="note">Cores, memory and disk are as read back from where the kernel keeps them; both figures are'
         " given where that is not what was asked for. The step is the reference training step on one core, in"
         " milliseconds of the emulated clock: what the catalogue gives the board, and what was timed here within the"
-        f" quota. An error over {MOST_ERROR * 100:.0f} % is marked.</p>"
+        f" quota. An error over {TOLERANCE * 100:.0f} % is marked.</p>"
     )
     if len(record.devices) <= FEW:
         return (
@@ -159,7 +160,7 @@ def _boards(record: FleetRecord) -> str:
         "Runs as",
         "Cores",
         "Memory",
-        f"Over {MOST_ERROR * 100:.0f} % off",
+        f"Over {TOLERANCE * 100:.0f} % off",
         "Largest error",
         "Peak memory",
         "Sent up",

@@ -4,13 +4,12 @@ import math
 from dataclasses import dataclass
 
 from devices.engines.engine import Limits
+from devices.fleet.calibration import TOLERANCE
 from devices.fleet.record import DeviceRecord, FleetRecord
 from devices.text import MISSING
 
-# The kernel keeps a quota in whole microseconds and memory in whole pages.
-_TOLERANCE = 0.02
-# Of the reference step against the catalogue (issue 9's target).
-MOST_ERROR = 0.15
+# Of a limit as read back: the kernel keeps a quota in whole microseconds and memory in whole pages.
+_ROUNDING = 0.02
 _NAMES = {"cores": "cores", "memory_mib": "memory", "disk_mib": "disk"}
 
 
@@ -38,7 +37,7 @@ def not_in_force(device: DeviceRecord) -> list[NotInForce]:
 def far_off(device: DeviceRecord) -> bool:
     """Whether its calibrated step is further from the catalogue than it may be."""
     error = step_error(device)
-    return error is not None and abs(error) > MOST_ERROR
+    return error is not None and abs(error) > TOLERANCE
 
 
 def step_error(device: DeviceRecord) -> float | None:
@@ -63,7 +62,7 @@ def limit_text(asked: Limits, held: Limits, key: str) -> str:
 
 
 def _holds(asked: float | None, held: float | None) -> bool:
-    return asked is not None and held is not None and math.isclose(asked, held, rel_tol=_TOLERANCE)
+    return asked is not None and held is not None and math.isclose(asked, held, rel_tol=_ROUNDING)
 
 
 def _figure(value: float | None, key: str) -> str:

@@ -4,10 +4,11 @@ import math
 from typing import Literal
 
 from devices.engines.engine import Limits
+from devices.fleet.calibration import TOLERANCE
 from devices.fleet.record import FleetRecord
 from devices.fleet_report.axis import factor
 from devices.fleet_report.device_tables import energy_text, sum_of
-from devices.fleet_report.limits import MOST_ERROR, asked_cores, far_off, not_in_force, step_error
+from devices.fleet_report.limits import asked_cores, far_off, not_in_force, step_error
 from devices.page import clean, figures
 from devices.text import MISSING, bytes_text, duration_text, number_text, percent_text
 
@@ -68,7 +69,7 @@ def concerns(record: FleetRecord) -> list[str]:
         ),
         (
             sum(map(far_off, devices)),
-            f"took over {MOST_ERROR * 100:.0f} % longer or shorter for a step than the catalogue says,"
+            f"took over {TOLERANCE * 100:.0f} % longer or shorter for a step than the catalogue says,"
             f" by up to {worst * 100:.0f} %",
         ),
         (

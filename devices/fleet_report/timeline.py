@@ -54,7 +54,7 @@ def _names(lanes: Sequence[Lane], axes: Sequence[_Axis], bottom: float, wide: in
     most = int((wide - 10) / _LETTER)
     for lane in lanes:
         if lane.label:
-            y = lane.top + 12 + (lane.height - 34 if lane.label == "fleet" and lane.device is None else 0) / 4
+            y = lane.top + (15 if lane.device is None else 12)
             title = clean(f"{lane.label} {lane.note}".strip())
             parts.append(f'<text x="0" y="{y:.1f}"><title>{title}</title>{clean(_short(lane.label, most))}</text>')
         if lane.note:
@@ -107,7 +107,14 @@ def _round_text(committed: Committed) -> str:
 
 def _plot(lanes: Sequence[Lane], rounds: Sequence[Committed], scale: Scale, bottom: float) -> str:
     """All bars of a kind are one path: a page of hundreds of lanes stays small."""
-    paths: dict[str, list[str]] = {"off": [], "on": [], "cut": [], "folded": [], "lasting": []}
+    paths: dict[str, list[str]] = {
+        "off": [],
+        "on": [],
+        "cut": [],
+        "folded": [],
+        "lasting second": [],
+        "lasting bad": [],
+    }
     hovers = []
     folded: dict[str, list[Committed]] = {}
     for committed in rounds:
@@ -126,10 +133,9 @@ def _plot(lanes: Sequence[Lane], rounds: Sequence[Committed], scale: Scale, bott
         own = folded.get(lane.device.device, [])
         paths["folded"] += [f"M{scale.units(c.at_s)} {lane.bar - 1:g}v{lane.tall + 2:g}" for c in own]
         if lane.signs is not None:
-            paths["lasting"] += [
-                f"M{scale.units(fault.begin_s)} {lane.bar - 3:g}H{scale.units(fault.end_s)}"
-                for fault in lasting(lane.happenings, scale.end_s)
-            ]
+            for fault in lasting(lane.happenings, scale.end_s):
+                line = f"M{scale.units(fault.begin_s)} {lane.bar - 3:g}H{scale.units(fault.end_s)}"
+                paths[f"lasting {fault.kind.style}"].append(line)
         hovers.append(
             f'<rect class="hover" x="0" y="{lane.bar - 1:g}" width="{UNITS}" height="{lane.tall + 2:g}">'
             f"<title>{clean(_lane_text(lane.device, own))}</title></rect>"

@@ -37,22 +37,23 @@ class Root:
     included: tuple[str, ...] = ()
     downloaded: tuple[str, ...] = ()
     slim: bool = False
+    suite: str = SUITE
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(repr((SUITE, self._words())).encode()).hexdigest()[:12]
+        return hashlib.sha256(repr((self.suite, self._words())).encode()).hexdigest()[:12]
 
     @property
     def image(self) -> str:
         """The name that it is imported under."""
-        return f"localhost/sparsefleet-root:{SUITE}-{self.architecture}-{self.digest}"
+        return f"localhost/sparsefleet-root:{self.suite}-{self.architecture}-{self.digest}"
 
     def file(self, cache: Path) -> Path:
-        return cache / f"{SUITE}-{self.architecture}-{self.digest}.tar"
+        return cache / f"{self.suite}-{self.architecture}-{self.digest}.tar"
 
     def command(self, to: Path) -> tuple[str, ...]:
         """The command line that makes it. mmdebstrap chooses its mode: as root, or in a user namespace."""
-        return ("mmdebstrap", "--quiet", "--variant=minbase", "--format=tar", *self._words(), SUITE, str(to))
+        return ("mmdebstrap", "--quiet", "--variant=minbase", "--format=tar", *self._words(), self.suite, str(to))
 
     def _words(self) -> Sequence[str]:
         included = (*(("usr-is-merged",) if self.slim else ()), *self.included)
@@ -84,7 +85,7 @@ def made(root: Root, cache: Path) -> Path:
 
 def files(cache: Path) -> list[Path]:
     """All that `made` has left there, of whatever recipe."""
-    return sorted(cache.glob(f"{SUITE}-*-*.tar"))
+    return sorted(cache.glob("*-*-????????????.tar"))
 
 
 def imported(root: Root, cache: Path, engine: EngineName) -> str:

@@ -64,6 +64,9 @@ class DataSettings:
     most_left_out: the share of examples, and of files, that may be left out because they cannot be used. settle_s:
     files of a folder that changed in the last so many seconds wait for the next task. memory_mib: what the examples may
     take; larger .npy files stay on the disk.
+
+    hold_out: the share of the examples that is not trained on, drawn by hold_out_seed, and on which every round's model
+    is tried before it is trained; 0 for none. hold_out_path: other files to try it on, in place of a share.
     """
 
     path: str | None = None
@@ -80,6 +83,9 @@ class DataSettings:
     memory_mib: int = 256
     wav: WavSettings = field(default_factory=WavSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
+    hold_out: float = 0.0
+    hold_out_seed: int = 0
+    hold_out_path: str | None = None
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.source is None):
@@ -98,6 +104,12 @@ class DataSettings:
             raise ValueError(f'query: is for kind = "sqlite", and kind is {self.kind!r}')
         if not 0 <= self.most_left_out < 1:
             raise ValueError(f"most_left_out: {self.most_left_out} is outside 0..1, 1 excluded")
+        if not 0 <= self.hold_out <= 0.9:
+            raise ValueError(f"hold_out: {self.hold_out} must be from 0 to 0.9; 0.1 is usual, 0 is for none")
+        if not 0 <= self.hold_out_seed < 1 << 32:
+            raise ValueError(f"hold_out_seed: {self.hold_out_seed} is outside 0..{(1 << 32) - 1}")
+        if self.hold_out_path is not None and (self.hold_out or self.source is not None):
+            raise ValueError("hold_out_path: is in place of hold_out, and for data that `path` names; leave one out")
         if not 0 <= self.settle_s <= 3600:
             raise ValueError(f"settle_s: {self.settle_s} is outside 0..3600 seconds")
         if not 1 <= self.memory_mib <= 1 << 20:

@@ -130,18 +130,23 @@ def adamw(home: Home) -> Task:
     return replace(home.coordinator.task(1, MODEL, steps=40, codec="topk:0.3/int8"), optimizer=OptimizerSpec("adamw"))
 
 
+def quasi_global(home: Home) -> Task:
+    optimizer = OptimizerSpec("qg", momentum=0.9, mu=0.5)
+    return replace(home.coordinator.task(1, MODEL * np.float32(0.9), steps=40), optimizer=optimizer)
+
+
 def masked(home: Home) -> Task:
     return replace(task_of(home, 1, report=2), local_steps=40)
 
 
 def test_a_child_sends_the_bytes_that_the_agents_own_process_sends(make: Make) -> None:
     child, same = make("child"), make("same", training=replace(TRAINING, process="same"))
-    for number, wanted in enumerate((plain, adamw, masked), 1):
+    for number, wanted in enumerate((plain, adamw, masked, quasi_global, quasi_global), 1):
         for home in (child, same):
             home.coordinator.say(replace(wanted(home), round=number))
         assert child.payload(number) == same.payload(number)
     assert isinstance(same.agent._trainer, SameProcess)
-    assert [r.state for r in child.coordinator.reports] == ["accepted"] * 3
+    assert [r.state for r in child.coordinator.reports] == ["accepted"] * 5
     assert {(r.examples, r.backend) for r in child.coordinator.reports} == {(40, "numpy")}
     assert len(child.children) == 1, "one child for all tasks of a bundle"
     offers = [offer for offer in child.coordinator.of(Offer) if isinstance(offer, Offer)]

@@ -89,7 +89,7 @@ def test_retry_asks_the_running_agent_and_says_when_a_stopped_one_will(
     assert (code, "when the agent starts" in said) == (0, True)
     assert not (tmp_path / "state" / RETRY_FILE).exists()
     store = AgentStore(tmp_path / "state", 1 << 20)
-    assert "within a minute" in asked(config, capsys, "retry")[1]
+    assert "within seconds" in asked(config, capsys, "retry")[1]
     assert (tmp_path / "state" / RETRY_FILE).exists()
     store.close()
 

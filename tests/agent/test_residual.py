@@ -90,6 +90,8 @@ def test_one_that_an_older_agent_left_is_carried_on(tmp_path: Path) -> None:
     with store.database:
         for column in ("run", "round"):
             store.database.execute(f"ALTER TABLE residual DROP COLUMN {column}")
+        store.database.execute("ALTER TABLE outbox DROP COLUMN momentum")
+        store.database.execute("DROP TABLE momentum")
         store.database.execute("UPDATE meta SET value = 1 WHERE key = 'schema'")
     store = reopen(store)
     assert carried(store, task(100)) == LEFT

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from edge_agent.cli import main
+from edge_agent.daemon import LONGEST_WAIT_S, RETRY_SEEN_S, _loop
 from edge_agent.findings import exit_code
 from edge_agent.job import Job
 from edge_agent.self_check import Given, broker, every_check, identity
@@ -261,3 +262,34 @@ def test_an_agent_is_asked_to_offer_once(tmp_path: Path) -> None:
     (tmp_path / RETRY_FILE).touch()
     assert keeper.asked_to_retry()
     assert not keeper.asked_to_retry()
+
+
+class Idle:
+    """An agent that has nothing to do, with updates to offer or without, and its link: they end after one turn."""
+
+    status = ""
+
+    def __init__(self, *, offers: bool) -> None:
+        self.offers, self.waits = offers, [0.0]
+        self.number, self.waiting = None, False
+
+    def advance(self, now: float) -> float:
+        return 1000.0
+
+    def standing(self) -> Standing:
+        return Standing()
+
+    def poll(self, timeout_s: float) -> None:
+        self.waits.append(timeout_s)
+
+    def received(self) -> bool:
+        return self.waits[-1] > 0.0
+
+
+def test_an_agent_looks_for_whoever_asks_within_seconds_if_it_has_something_to_offer(tmp_path: Path) -> None:
+    for offers, expected in ((True, RETRY_SEEN_S), (False, LONGEST_WAIT_S)):
+        idle, keeper = Idle(offers=offers), StatusKeeper(tmp_path, FIRST)
+        # What it is about is written already.
+        keeper.note(idle.standing(), 0.0, float("inf"))
+        _loop(idle, idle, idle, status=keeper)  # type: ignore[arg-type]
+        assert idle.waits[-1] == expected

@@ -16,7 +16,11 @@ _CAME: dict[int, tuple[tuple[str, str], ...]] = {
     8: (("devices", "doubled_s"),),
     9: (("updates", "norm"), ("updates", "buffers_norm"), ("models", "trust")),
     10: (("devices", "left_out"), ("devices", "paused")),
+    11: (),
+    12: (("models", "folded"),),
 }
+# And which tables.
+_TABLES: dict[int, tuple[str, ...]] = {11: ("held_out",)}
 # And which indexes, over such columns.
 _INDEXES: dict[int, tuple[str, ...]] = {7: ("waiting_updates", "folded_updates", "carried_tasks")}
 
@@ -28,6 +32,8 @@ def age(state: Path, version: int) -> None:
     for number in range(version + 1, VERSION + 1):
         for index in _INDEXES.get(number, ()):
             database.execute(f"DROP INDEX {index}")
+        for table in _TABLES.get(number, ()):
+            database.execute(f"DROP TABLE {table}")
         for table, column in _CAME[number]:
             database.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
     database.execute(f"PRAGMA user_version = {version}")

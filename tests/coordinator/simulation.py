@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coordinator.daemon import Coordinator
+from coordinator.distiller import Distiller
 from coordinator.evaluate import Examine
 from coordinator.events import Event, Finished, RoundCommitted, UpdateRejected
 from coordinator.link import last_will
@@ -151,6 +152,7 @@ class FakeAgent:
         self.boot, self.sequence, self.updates, self.sent_bytes = 1, 0, 0, 0
         self.memory_mib: int | None = None
         self.instance: int | None = None
+        self.skills: tuple[str, ...] = ()
         self.examples = 10 + sum(device.encode()) % 7
         self.task: Task | None = None
         self.fetching: Receiving | None = None
@@ -214,7 +216,7 @@ class FakeAgent:
 
     def hello(self) -> None:
         task = self.task.name if self.task else None
-        self.send(Hello("test", "auto", task, len(self.outbox), self.memory_mib, self.instance))
+        self.send(Hello("test", "auto", task, len(self.outbox), self.memory_mib, self.instance, skills=self.skills))
 
     def obey(self, body: Body, now: float) -> None:
         match body:
@@ -320,6 +322,7 @@ class Simulation:
     now: float = 100.0
     wall_s: float = 1_000_000.0
     examine: Examine = examine
+    distiller: Distiller | None = None
     client: str = "coordinator"
 
     @classmethod
@@ -352,6 +355,7 @@ class Simulation:
             self.events.append,
             self.examine,
             lambda: self.wall_s,
+            distiller=self.distiller,
         )
 
     def kill(self) -> None:

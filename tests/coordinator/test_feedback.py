@@ -1,10 +1,14 @@
 """Reports of gradients: bounded by the median of their round, whatever a device tells."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from coordinator.feedback import motion
+from coordinator.feedback import motion, reach
 from coordinator.rows import AcceptedUpdate
+from edge_agent.momentum import settings_of
+from edge_agent.runtimes import optimizers
 from edge_agent.runtimes.engine import Vector
 from protocol.messages import BlobRef, OptimizerSpec, SharedMask, Task
 
@@ -44,3 +48,22 @@ def test_reports_that_are_alike_are_not_touched() -> None:
     bounded = motion(updates(5), lambda u: reports[u.device], N, whole, 2.0)
     assert bounded.tobytes() == motion(updates(5), lambda u: reports[u.device], N, whole).tobytes()
     assert not motion(updates(5, TASK), lambda u: reports[u.device], N, whole, 2.0).any()
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        OptimizerSpec(),
+        OptimizerSpec(momentum=0.9),
+        OptimizerSpec(momentum=0.9, nesterov=True),
+        OptimizerSpec(momentum=0.9, keep_momentum=True),
+        OptimizerSpec("qg", momentum=0.9),
+        OptimizerSpec("qg", momentum=0.9, nesterov=True, mu=0.5),
+    ],
+)
+def test_a_steady_gradient_reaches_as_far_as_the_devices_optimiser_would_go(optimizer: OptimizerSpec) -> None:
+    settings = settings_of(optimizer)
+    state, x = optimizers.init(settings, 1), np.zeros(1, np.float32)
+    for _ in range(TASK.local_steps):
+        state, x = optimizers.step(settings, state, x, np.ones(1, np.float32), TASK.learning_rate)
+    assert reach(replace(TASK, optimizer=optimizer), 10) == pytest.approx(-float(x[0]), rel=1e-5)

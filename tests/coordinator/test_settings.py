@@ -120,7 +120,12 @@ MISTAKES = {
     "limits.device_bytes_per_day: -1 must be at least 0": MINIMAL + "[limits]\ndevice_bytes_per_day = -1\n",
     "training.optimizer.momentum: 1.5 must be at least 0 and below 1": MINIMAL + "optimizer = {momentum = 1.5}\n",
     "training.optimizer.nesterov: true must come with momentum": MINIMAL + "optimizer = {nesterov = true}\n",
-    "training.optimizer.name: 'lion' is not one of": MINIMAL + 'optimizer = {name = "lion"}\n',
+    "training.post_local: counts steps": MINIMAL.replace("local_steps = 5", "local_epochs = 1") + "post_local = 3\n",
+    "training.post_local: a budget says": MINIMAL + "post_local = 3\nbudget = {steps = 9, mib = 1}\n",
+    "training.budget.steps: give both": MINIMAL + "budget = {steps = 9}\n",
+    "training.optimizer.keep_momentum: true is for": MINIMAL + "optimizer = {name = 'qg', keep_momentum = true}\n",
+    "server.step: momentum moves": MINIMAL + "optimizer = {name = 'qg'}\n[server]\nstep = 'momentum'\n",
+    "training.optimizer.name: 'lion' must be one of": MINIMAL + 'optimizer = {name = "lion"}\n',
     "server.step: 'yogi' is not one of 'add', 'momentum', 'adam'": MINIMAL + '[server]\nstep = "yogi"\n',
     "server.beta2: 1.0 must be": MINIMAL + "[server]\nbeta2 = 1.0\n",
     "server.epsilon: 0.0 must be": MINIMAL + "[server]\nepsilon = 0\n",
@@ -154,7 +159,12 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_what_a_task_says_of_the_optimiser_is_all_that_a_device_can_set() -> None:
     """The wire's record and the runtimes' are two, because the runtimes know nothing of messages."""
-    assert write_record(OptimizerSpec()) == dataclasses.asdict(OptimizerSettings())
+    every = OptimizerSpec(mu=0.9, keep_momentum=False)
+    assert write_record(every) == dataclasses.asdict(OptimizerSettings())
+
+
+def test_a_task_of_an_optimiser_of_before_says_nothing_that_was_not_said_before() -> None:
+    assert not {"mu", "keep_momentum"} & set(write_record(OptimizerSpec()))
 
 
 FOLDS = {

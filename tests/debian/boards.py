@@ -1,4 +1,5 @@
-"""Debian 12 in containers that stand for boards: one of this architecture, blank, and an emulated arm64 one."""
+"""Debian 12 in containers that stand for boards: one of this architecture, blank or with systemd as its first process,
+and an emulated arm64 one."""
 
 import contextlib
 import subprocess
@@ -11,13 +12,31 @@ from devices.images.commands import ULIMITS, engine_words
 from devices.images.roots import Root
 from tests.arm64 import machine
 from tests.arm64.machine import MachineError
+from tests.waiting import until
 
 # Already downloaded in the blank root, and not installed: a board's two commands are timed without their download, and
 # the tests go without a network.
 DOWNLOADED = ("python3", "adduser", "libstdc++6", "mosquitto")
+# Of a board whose first process is systemd; what it then needs of the others is there already.
+MANAGED = ("systemd", "systemd-sysv", "dbus", "python3", "adduser", "libstdc++6")
 ROOT = Path(__file__).parents[2]
+# The suite after SUITE.
+NEWER = "trixie"
+_SLEEP = "while sleep 3600; do :; done"
 _PODMAN = engine_words("podman")
 _LIMITS = (*ULIMITS, "--network", "host")
+# systemd mounts and makes control groups, in namespaces of its own: nothing of it is seen outside. podman's own
+# --systemd is left aside, for under cgroup v1 it gives the machine's groups to the container.
+_MANAGED = (
+    *("--systemd", "false", "--cgroupns", "private", "--cap-add", "SYS_ADMIN", "--stop-signal", "RTMIN+3"),
+    *("--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp", "-e", "container=podman"),
+    *("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
+)
+# Its own control groups, of either version, are mounted read only.
+_INIT = (
+    "for each in /sys/fs/cgroup /sys/fs/cgroup/*; do mountpoint -q $each && mount -o remount,bind,rw $each; done; "
+    "exec /lib/systemd/systemd"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +75,26 @@ class Board:
 def board(architecture: str, cache: Path, mounts: dict[str, Path]) -> Iterator[Board]:
     """A board that lives for the block. mounts: folder there -> folder here, read only."""
     name = machine.image(cache) if architecture == "arm64" else _blank(cache)
-    with running(name, {}, mounts, "sh", "-c", "while sleep 3600; do :; done") as container:
+    with running(name, {}, mounts, "sh", "-c", _SLEEP) as container:
         yield Board(container, architecture)
+
+
+@contextlib.contextmanager
+def managed_board(cache: Path, mounts: dict[str, Path]) -> Iterator[Board]:
+    """A board that systemd has booted, as its first process. mounts: as of `board`."""
+    name = roots.imported(Root("amd64", MANAGED, DOWNLOADED), cache, "podman")
+    with running(name, {}, mounts, "sh", "-c", _INIT, options=_MANAGED) as container:
+        there = Board(container, "amd64")
+        until(lambda: there.run("systemctl", "is-system-running").stdout.strip() == "running", "systemd has booted")
+        yield there
+
+
+@contextlib.contextmanager
+def newer_board(cache: Path, mounts: dict[str, Path]) -> Iterator[Board]:
+    """A board of the next Debian, whose Python is another. mounts: as of `board`."""
+    name = roots.imported(Root("amd64", ("python3", "python3-venv"), suite=NEWER), cache, "podman")
+    with running(name, {}, mounts, "sh", "-c", _SLEEP) as container:
+        yield Board(container, "amd64")
 
 
 @contextlib.contextmanager

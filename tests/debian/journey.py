@@ -53,9 +53,9 @@ def make_fleet(folder: Path, bundle: Path) -> RealFleet:
 def travel(board: Board, fleet: RealFleet, old: str, new: str, image: str | None, say: Say) -> None:
     """All of it. old, new: the packages' file names on the board, in /packages. image: of packaging/Containerfile."""
     fleet.start_coordinator(exit_when_finished=False)
-    fleet.until(lambda: any(event["event"] == "listening" for event in fleet.events))
-    port = next(event["enrolment"] for event in fleet.events if event["event"] == "listening")
-    (fleet.folder / DEVICE / "token").write_text(fleet.token())
+    port = enrolment_port(fleet)
+    token = fleet.folder / DEVICE / "token"
+    token.write_text(fleet.token())
     manager = _manager(fleet.folder / DEVICE / NOTIFY)
     arguments = ("--coordinator", f"127.0.0.1:{port}", "--device", DEVICE, "--data", "/device/shard.npz")
 
@@ -69,7 +69,7 @@ def travel(board: Board, fleet: RealFleet, old: str, new: str, image: str | None
         until(lambda: len(fleet.committed()) > before, "a round is committed", PATIENCE_S)
 
     started = time.monotonic()
-    say(install(old).strip())
+    say(install(new).strip())
     installed_s = time.monotonic() - started
     trains()
     trained_s = time.monotonic() - started
@@ -83,19 +83,11 @@ def travel(board: Board, fleet: RealFleet, old: str, new: str, image: str | None
     checked = board.run(*AS_USER.split(), "edge-agent", "check", "--json", "--config", CONFIG)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
-    before = _identity(board)
-    said = install(new)
-    assert f"over {_version(old)}" in said, said
-    assert "enrolled already" in said, said
-    assert _identity(board) == before
-    trains()
-    _stop(board, fleet)
-    say(f"{board.architecture}: upgraded from {_version(old)} to {_version(new)}, the same identity trained on")
+    before = identity(board)
     assert "is installed already" in install(new)
-
     board.must(*INSTALL, "--uninstall")
     assert not board.has("/usr/bin/edge-agent")
-    assert _identity(board) == before
+    assert identity(board) == before
     assert board.has(CONFIG)
     assert "nothing to do" in board.must(*INSTALL, "--uninstall")
     assert "enrolled already" in install(new)
@@ -107,16 +99,40 @@ def travel(board: Board, fleet: RealFleet, old: str, new: str, image: str | None
         _runs_in_a_container(board, fleet, image)
         say(f"{board.architecture}: went on in a container, with the same configuration and state")
 
-    board.must(*INSTALL, "--uninstall", "--purge")
-    left = [
-        path for path in (STATE, "/etc/edge-agent", "/usr/lib/edge-agent", "/usr/bin/edge-agent") if board.has(path)
-    ]
-    assert left == []
-    assert board.run("getent", "passwd", "edge-agent").returncode != 0
-    assert "nothing to do" in board.must(*INSTALL, "--uninstall", "--purge")
+    assert not [event for event in fleet.events if event["event"] == "rejected"]
+    _purges(board)
     say(f"{board.architecture}: purged; state, configuration and user are gone")
+
+    # Who was there before needs a token of its own.
+    token.write_text(fleet.token("--device", DEVICE))
+    install(old)
+    trains()
+    _stop(board, fleet)
+    before = identity(board)
+    said = install(new)
+    assert f"over {_version(old)}" in said, said
+    assert "enrolled already" in said, said
+    assert identity(board) == before
+    trains()
+    _stop(board, fleet)
+    say(f"{board.architecture}: upgraded from {_version(old)} to {_version(new)}, the same identity trained on")
+    _purges(board)
     (row,) = fleet.ask("devices")["devices"]
-    assert (row["device"], row["accepted"], row["rejected"]) == (DEVICE, len(fleet.committed()), 0)
+    assert (row["device"], row["accepted"]) == (DEVICE, len(fleet.committed())), row
+    # A device that lost its state counts its starts anew: its first words look like old ones, and are said again.
+    rejected = {event["reason"] for event in fleet.events if event["event"] == "rejected"}
+    assert rejected <= {"replay"}, rejected
+
+
+def enrolment_port(fleet: RealFleet) -> int:
+    """Where the coordinator enrols devices, which it says when it listens."""
+    fleet.until(lambda: any(event["event"] == "listening" for event in fleet.events))
+    return int(next(event["enrolment"] for event in fleet.events if event["event"] == "listening"))
+
+
+def identity(board: Board) -> str:
+    """A digest of the device's certificate."""
+    return board.must("sha256sum", f"{STATE}/identity/identity.pem").split()[0]
 
 
 def refuses(board: Board, new: str, other: str | None) -> None:
@@ -135,6 +151,16 @@ def refuses(board: Board, new: str, other: str | None) -> None:
         done = board.run(*INSTALL, *words)
         assert (done.returncode, text in done.stderr) == (code, True), f"{words}: {done.returncode} {done.stderr}"
     assert not board.has("/usr/bin/edge-agent")
+
+
+def _purges(board: Board) -> None:
+    board.must(*INSTALL, "--uninstall", "--purge")
+    left = [
+        path for path in (STATE, "/etc/edge-agent", "/usr/lib/edge-agent", "/usr/bin/edge-agent") if board.has(path)
+    ]
+    assert left == []
+    assert board.run("getent", "passwd", "edge-agent").returncode != 0
+    assert "nothing to do" in board.must(*INSTALL, "--uninstall", "--purge")
 
 
 def _manager(path: Path) -> socket.socket:
@@ -184,10 +210,6 @@ def _is_configured(board: Board) -> None:
     drop_in = board.must("cat", "/run/units/edge-agent.service.d/50-limits.conf")
     assert "MemoryMax=384M" in drop_in
     assert "CPUQuota=50%" in drop_in
-
-
-def _identity(board: Board) -> str:
-    return board.must("sha256sum", f"{STATE}/identity/identity.pem").split()[0]
 
 
 def _version(package: str) -> str:

@@ -116,6 +116,16 @@ def test_files_of_agent_d_have_the_last_word_on_limits(tmp_path: Path) -> None:
     assert f"MemoryMax={100 + BESIDES_TRAINING_MIB}M" in text
 
 
+def test_variables_of_the_service_have_the_last_word_on_limits_and_need_no_file(tmp_path: Path) -> None:
+    variables = tmp_path / "default"
+    variables.write_text('# ours\nEDGE_AGENT_LIMITS_MEMORY_MIB="100"\nEDGE_AGENT_LIMITS_CPU_PERCENT=many\nOTHER=1\n')
+    assert main([str(tmp_path / "agent.toml"), str(tmp_path / "units"), str(variables)]) == 0
+    text = (tmp_path / "units/edge-agent.service.d/50-limits.conf").read_text()
+    assert text.splitlines()[1:] == ["[Service]", f"MemoryMax={100 + BESIDES_TRAINING_MIB}M"]
+    assert main([str(tmp_path / "agent.toml"), str(tmp_path / "none"), str(tmp_path / "absent")]) == 0
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_configuration_that_cannot_be_read_sets_no_limits_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,9 @@ def wrong():
 def hard():
     return TrainingSpec(nn.Sequential(nn.Linear(3, 2), nn.RReLU()), torch.randn(4, 3), torch.randn(4, 2), "mse")
 
+def classes():
+    return TrainingSpec(nn.Linear(3, 2), torch.randn(4, 3), torch.randint(0, 2, (4,)), "cross_entropy", ("accuracy",))
+
 NUMBER = 3
 """
 
@@ -51,6 +54,24 @@ def test_a_function_in_a_file_becomes_a_bundle_and_json_facts(
     assert json.loads(capsys.readouterr().out)["line"] == "small-model"
     assert main(["show", str(out)]) == 0
     assert "ort-training/training_model.onnx" in capsys.readouterr().out
+
+
+def test_a_model_that_tells_classes_apart_may_have_a_bundle_for_distillation_beside(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, student = tmp_path / "small", tmp_path / "student"
+    words = [f"{source}:classes", "--out", str(out), "--backends", "portable", "--distillation", str(student)]
+    assert main(words) == 0
+    own, taught = open_bundle(out).manifest, open_bundle(student).manifest
+    assert own.tensors == taught.tensors
+    assert [(t.dtype, t.shape) for t in taught.targets] == [("float32", (2,))]
+    assert taught.line == "classes-distillation"
+    assert main(words) == 3, "both are there already"
+    assert main([*words[:3], "--distillation", str(out)]) == 3
+    assert "--distillation" in capsys.readouterr().err
+    assert main([f"{source}:Small_Model", "--out", str(tmp_path / "mse"), "--distillation", str(tmp_path / "x")]) == 3
+    assert "this one's loss is mse" in capsys.readouterr().err
+    assert not (tmp_path / "mse").exists()
 
 
 @pytest.mark.parametrize(

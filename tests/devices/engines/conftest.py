@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from devices.engines.containers import Containers
-from tests.cache import cache_folder
+from devices.images.cache import cache_folder
 from tests.debian import boards
 from tests.waiting import until
 
@@ -22,7 +22,7 @@ def image() -> str:
     for tool in ("podman", "mmdebstrap"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
-    return boards._blank("amd64", cache_folder())
+    return boards._blank(cache_folder())
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 from devices.engines import disks
 from devices.engines.containers import Containers
 from devices.engines.engine import EngineError, Limits, Start
+from devices.engines.namespaces import Shape, has_netem
 from tests.waiting import until
 
 FLEET = f"containers-{os.getpid()}"
 LIMITS = Limits(cores=0.5, memory_mib=48, disk_mib=16)
+_GREET = 'IO::Socket::INET->new("127.0.0.1:1883")->print("hello")'
 _FOREVER = ("sh", "-c", "echo begun; while sleep 1; do :; done")
 
 
@@ -132,3 +135,17 @@ def test_a_check_tries_the_engine_and_finds_its_limits_in_force(podman: Containe
     findings = {finding.name: finding for finding in podman.check()}
     assert {"podman", "permission", "container", "limits", "network"} == set(findings)
     assert all(finding.state == "ok" for finding in findings.values()), findings
+
+
+def test_its_link_is_shaped_by_netem_where_the_kernel_has_it(podman: Containers, device: Start) -> None:
+    with podman.listen(FLEET, "a", 1883) as listener:
+        if not has_netem():
+            with pytest.raises(EngineError, match="proxy alone"):
+                podman.shape(FLEET, "a", Shape(latency_ms=100))
+            return
+        podman.shape(FLEET, "a", Shape(latency_ms=100, jitter_ms=1))
+        listener.settimeout(10)
+        began = time.monotonic()
+        podman.start(device, ("perl", "-MIO::Socket::INET", "-e", _GREET))
+        listener.accept()[0].close()
+        assert time.monotonic() - began > 0.2

@@ -1,0 +1,61 @@
+"""A fleet from its file and options, with everything that can be refused before anything starts."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from devices.conductor import folder, joining, room
+from devices.conductor.engines import chosen_engine, named_engine
+from devices.conductor.preparing import Fleet
+from devices.conductor.telling import Telling
+from devices.engines.engine import Engine
+from devices.fleet.fleet_file import load_fleet
+from devices.fleet.plan import FleetPlan
+from protocol.errors import ConfigurationError
+
+
+def checked_plan(options: argparse.Namespace) -> tuple[FleetPlan, Path]:
+    """The plan with the options laid over it, and its folder. Raises ConfigurationError."""
+    plan = load_fleet(options.file)
+    if options.rounds is not None:
+        try:
+            plan = replace(plan, rounds=options.rounds)
+        except ValueError as error:
+            raise ConfigurationError(f"--{error}") from None
+    return plan, (options.out or folder.default_folder(plan.name)).resolve()
+
+
+def fleet_of(options: argparse.Namespace, console: Console) -> Fleet:
+    """Raises ConfigurationError that names the thing, the value and the remedy."""
+    plan, place = checked_plan(options)
+    engine = chosen_engine(options.engine or plan.engine)
+    light = engine if engine.name == "processes" else named_engine("processes")
+    engines = {device.name: light if device.light else engine for device in plan.devices}
+    if plan.coordinator is not None:
+        joining.enrolment(plan.coordinator)
+        joining.tokens(plan.coordinator, len(plan.devices))
+    _check_names(plan, (engine, light))
+    room.check_disk(plan, place)
+    room.check_memory(plan)
+    if engine.name != "processes":
+        room.check_containers(plan)
+    telling = Telling(console, plan.rounds, options.json)
+    return Fleet(plan, place, engine, engines, telling, keep=options.keep)
+
+
+def _check_names(plan: FleetPlan, engines: tuple[Engine, ...]) -> None:
+    for entry in folder.entries():
+        if entry.fleet == plan.name:
+            state = "is running already" if folder.conducted(plan.name) else "was left"
+            raise ConfigurationError(
+                f"fleet {plan.name!r} {state} in {entry.folder}; fleet-emulate down {plan.name} ends it, "
+                "or give this one another name"
+            )
+    for engine in engines:
+        if plan.name in engine.fleets():
+            raise ConfigurationError(
+                f"fleet {plan.name!r}: {engine.name} has devices of that name already; "
+                f"fleet-emulate down {plan.name} takes them away, or give this one another name"
+            )
