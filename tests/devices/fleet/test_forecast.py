@@ -52,10 +52,10 @@ def test_the_notes_say_what_the_emulation_is_not() -> None:
 
 
 def test_a_quota_below_what_the_kernel_gives_is_said() -> None:
-    fleet = FleetPlan("fleet", (Device("slow", board(step_ms=200.0)),), "digits", 1, clock=2.0)
+    fleet = FleetPlan("fleet", (Device("slow", board(step_ms=800.0)),), "digits", 1, clock=2.0)
     found = forecast(fleet, _MACHINE)
-    assert found.limits["slow"].cores == 0.01
-    assert any(note.startswith("slow: the kernel gives no quota below 0.01") for note in found.notes)
+    assert found.limits["slow"].cores == 0.002
+    assert any(note.startswith("slow: the kernel gives no quota below 0.002") for note in found.notes)
 
 
 def test_a_clock_that_this_machine_cannot_keep_is_refused() -> None:
