@@ -38,7 +38,7 @@ def outcome(record: FleetRecord) -> tuple[Verdict, str]:
         done = f"{_count(len(record.rounds), 'round')} in {duration_text(record.seconds)}"
         sentence = f"{sentence.rstrip('.')}{colon} {done}"
         sentence += f"{of}, accuracy {percent_text(accuracy(record))}" if accuracy(record) is not None else of
-    return ("reached" if good else "not-reached"), f"{sentence.rstrip('.')}."
+    return ("reached" if good else "not-reached"), sentence if sentence[-1] in ".?!" else f"{sentence}."
 
 
 def header(record: FleetRecord) -> str:
@@ -65,7 +65,7 @@ def concerns(record: FleetRecord) -> list[str]:
         ),
         (
             sum(d.asked == Limits() for d in devices),
-            "ran without any limit: what such a device took of this machine says nothing of its board",
+            "ran without any limit: the speed of such a device, and what it took of this machine, are not its board's",
         ),
         (
             sum(map(far_off, devices)),
@@ -73,7 +73,7 @@ def concerns(record: FleetRecord) -> list[str]:
             f" by up to {worst * 100:.0f} %",
         ),
         (
-            sum(d.calibration is None and d.enrolled_s is not None for d in devices),
+            sum(d.calibration is None and d.enrolled_s is not None and d.asked != Limits() for d in devices),
             "ran without a calibration: the speed is this machine's, not the board's",
         ),
         (sum(d.out_of_memory > 0 for d in devices), "ran out of memory, and the kernel killed something"),

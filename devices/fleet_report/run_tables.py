@@ -6,6 +6,9 @@ from devices.fleet.record import FleetRecord
 from devices.page import Html, clean, folded, table
 from devices.text import MISSING, bytes_text, decimal_text, duration_text, percent_text
 
+# Names of folded devices, over all rounds of the table; a record of thousands of rounds must stay a page.
+_NAMES = 10_000
+
 
 def happenings_table(record: FleetRecord) -> str:
     """All happenings in the order of time."""
@@ -20,6 +23,7 @@ def happenings_table(record: FleetRecord) -> str:
 def rounds_table(record: FleetRecord) -> str:
     """All committed rounds, with who was folded."""
     head = ("Round", "At", "Real time", "Accuracy", "Loss", "Folded", "Sent up", "Sent down", "Seconds", "Devices")
+    most = max(3, _NAMES // max(1, len(record.rounds)))
     rows = [
         (
             str(c.round.round),
@@ -31,8 +35,13 @@ def rounds_table(record: FleetRecord) -> str:
             bytes_text(c.round.bytes_up),
             bytes_text(c.round.bytes_down),
             decimal_text(c.round.seconds, 2, " s"),
-            Html(f'<span class="who">{clean(", ".join(c.devices)) or MISSING}</span>'),
+            Html(f'<span class="who">{_names(c.devices, most)}</span>'),
         )
         for c in record.rounds
     ]
     return folded(f"Rounds ({len(rows)})", table("Rounds", head, rows)) if rows else ""
+
+
+def _names(devices: tuple[str, ...], most: int) -> str:
+    more = f" and {len(devices) - most} more" if len(devices) > most else ""
+    return clean(", ".join(devices[:most])) + more or MISSING

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from devices.charts import nice_step
 from devices.fleet.record import Committed, DeviceRecord, FleetRecord
 from devices.fleet_report.axis import factor, horizon, ticks
 from devices.fleet_report.happenings import KINDS, UNMARKED, Mark, kind_of, lasting, marks, word
@@ -14,6 +15,9 @@ from devices.text import duration_text, percent_text
 _MARK = 16
 _ROUND = 26
 _AXIS = 20
+# Of more rounds than this the marks are put to every so manieth unit of the plot.
+_MANY_ROUNDS = 200
+_COARSE = 40
 # The width of a letter in the names.
 _LETTER = 7.0
 
@@ -21,8 +25,8 @@ _Axis = tuple[str, Sequence[tuple[float, str]], float]
 
 
 def timeline(record: FleetRecord) -> str:
-    """The figure, with its legend; empty for a fleet of no devices."""
-    if not record.devices and not record.happenings:
+    """The figure, with its legend; empty where nothing has a time."""
+    if not (record.happenings or record.rounds or any(d.presence for d in record.devices)):
         return ""
     roomy = len(record.devices) <= ROOMY
     scale = Scale(horizon(record))
@@ -72,6 +76,8 @@ def _short(text: str, most: int) -> str:
 def _bands(record: FleetRecord, scale: Scale, bottom: float) -> str:
     parts, numbers = list[str](), list[str]()
     before, labelled = 0.0, -math.inf
+    every = max(1, round(nice_step(len(record.rounds), WIDTH // _ROUND)))
+    most = 12 if len(record.rounds) <= _MANY_ROUNDS else 2
     for i, committed in enumerate(record.rounds):
         if not math.isfinite(committed.at_s):
             continue
@@ -80,10 +86,10 @@ def _bands(record: FleetRecord, scale: Scale, bottom: float) -> str:
         x, wide = scale.units(begin), max(1, scale.units(committed.at_s) - scale.units(begin))
         parts.append(
             f'<rect class="band{" odd" if i % 2 else ""}" x="{x}" y="0" width="{wide}" height="{bottom:.0f}">'
-            f"<title>{clean(_round_text(committed))}</title></rect>"
+            f"<title>{clean(_round_text(committed, most))}</title></rect>"
         )
         middle = (begin + committed.at_s) / 2
-        if middle - labelled >= scale.seconds(_ROUND):
+        if committed.round.round % every == 0 and middle - labelled >= scale.seconds(_ROUND):
             labelled = middle
             numbers.append(
                 f'<text class="tick" x="{scale.percent(middle)}" y="{TOP - 9}" text-anchor="middle">'
@@ -93,9 +99,9 @@ def _bands(record: FleetRecord, scale: Scale, bottom: float) -> str:
     return _nested("".join(parts), bottom) + "".join(numbers)
 
 
-def _round_text(committed: Committed) -> str:
-    names = ", ".join(committed.devices[:12])
-    more = f" and {len(committed.devices) - 12} more" if len(committed.devices) > 12 else ""
+def _round_text(committed: Committed, most: int) -> str:
+    names = ", ".join(committed.devices[:most])
+    more = f" and {len(committed.devices) - most} more" if len(committed.devices) > most else ""
     accuracy = committed.round.accuracy
     reached = f", accuracy {percent_text(accuracy)}" if accuracy is not None else ""
     who = f": {names}{more}" if names else ""
@@ -120,6 +126,8 @@ def _plot(lanes: Sequence[Lane], rounds: Sequence[Committed], scale: Scale, bott
     for committed in rounds:
         for name in committed.devices if math.isfinite(committed.at_s) else ():
             folded.setdefault(name, []).append(committed)
+    # Of thousands of rounds no more marks than can be told apart.
+    fine = 1 if len(rounds) <= _MANY_ROUNDS else _COARSE
     for lane in lanes:
         if lane.device is None:
             continue
@@ -131,7 +139,8 @@ def _plot(lanes: Sequence[Lane], rounds: Sequence[Committed], scale: Scale, bott
             if wide > 0 and tall:
                 paths[span.presence].append(f"M{x} {middle - tall / 2:g}h{wide}v{tall:g}h-{wide}z")
         own = folded.get(lane.device.device, [])
-        paths["folded"] += [f"M{scale.units(c.at_s)} {lane.bar - 1:g}v{lane.tall + 2:g}" for c in own]
+        at = dict.fromkeys(scale.units(c.at_s) // fine * fine for c in own)
+        paths["folded"] += [f"M{x} {lane.bar - 1:g}v{lane.tall + 2:g}" for x in at]
         if lane.signs is not None:
             for fault in lasting(lane.happenings, scale.end_s):
                 line = f"M{scale.units(fault.begin_s)} {lane.bar - 3:g}H{scale.units(fault.end_s)}"
@@ -140,6 +149,8 @@ def _plot(lanes: Sequence[Lane], rounds: Sequence[Committed], scale: Scale, bott
             f'<rect class="hover" x="0" y="{lane.bar - 1:g}" width="{UNITS}" height="{lane.tall + 2:g}">'
             f"<title>{clean(_lane_text(lane.device, own))}</title></rect>"
         )
+    if fine > 1:
+        paths["folded many"] = paths.pop("folded")
     drawn = "".join(f'<path class="{name}" d="{"".join(path)}"/>' for name, path in paths.items() if path)
     thin = "".join(_ticks(lane, scale) for lane in lanes if lane.signs is None)
     return _nested(drawn + "".join(hovers) + thin, bottom)

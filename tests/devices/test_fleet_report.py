@@ -67,6 +67,12 @@ def test_hundreds_of_devices_are_a_small_page_with_boards_first() -> None:
     assert len(list(before.iter("tr"))) == 1 + len({d.board for d in record.devices})
 
 
+def test_a_thousand_rounds_are_a_page_too() -> None:
+    text = render_fleet(samples.fleet(220, rounds=1_000, seed=5, clock=1.0, faults=("kill",) * 2_000))
+    assert len(text.encode()) < 4_000_000
+    assert "Round 1000: committed at" in text
+
+
 def test_what_is_not_in_force_and_what_is_far_off_stand_out() -> None:
     root = _parse(render_fleet(samples.mixed()))
     alarms = [one.text for one in root.iter("em")]
@@ -120,11 +126,23 @@ def test_the_sentence_says_what_became_of_the_run() -> None:
     assert outcome(replace(samples.small(), rounds=()))[0] == "not-reached"
     assert concerns(samples.failed()) == ["4 devices never enrolled"]
     assert concerns(samples.small()) == []
+    asks = replace(samples.failed(), outcome="light-1 was refused; is it there?")
+    assert outcome(asks)[1].endswith("is it there?")
     assert [text[:30] for text in concerns(samples.mixed())] == [
         "1 device ran with a limit that",
         "1 device took over 15 % longer",
         "1 device ran out of memory, an",
     ]
+
+
+def test_devices_without_limits_are_said_once_and_nothing_is_drawn_of_no_time() -> None:
+    record = samples.small()
+    bare = [replace(d, asked=Limits(), in_force=InForce(Limits()), calibration=None) for d in record.devices]
+    assert [text[:30] for text in concerns(replace(record, devices=tuple(bare)))] == ["3 devices ran without any limi"]
+    there = tuple(replace(d, presence=()) for d in bare)
+    nothing = replace(record, devices=there, rounds=(), happenings=())
+    assert "Timeline" not in render_fleet(nothing)
+    assert "Timeline" in render_fleet(record)
 
 
 def test_marks_that_would_lie_on_each_other_are_one_and_ends_are_lines() -> None:
