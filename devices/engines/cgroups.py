@@ -11,7 +11,7 @@ _MIB = 1 << 20
 # What the kernel takes at least, whatever the share; so a small share is one of its longest period.
 _MIN_QUOTA_US = 1000
 _PERIOD_US, _LONG_PERIOD_US = 100_000, 1_000_000
-_SMALL_CORES = 0.02
+_SMALL_CORES = 0.012
 
 
 class CgroupError(Exception):

@@ -18,8 +18,8 @@ TOLERANCE = 0.15
 MAX_STEPS = 5_000
 # Of the kernel's, which are a second for small quotas: one more or less is then a twentieth.
 _PERIODS = 20
-# Within these no correction is worth its measurement.
-_CLOSE = 0.03
+# Within these no correction is worth its measurement, which takes half a minute for a slow board.
+_CLOSE = 0.07
 
 
 @dataclass(frozen=True, slots=True)
