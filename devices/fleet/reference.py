@@ -82,10 +82,10 @@ def read_timing(printed: bytes, *, full_speed: bool = False) -> float:
     """Real milliseconds a step, from what the command printed. Raises ConfigurationError where it is something else.
 
     Within a quota it is the mean of all steps but the first, for the kernel's periods are in it; at full speed the
-    median, for what else runs on this machine is in the mean.
+    median of the processor's own time, for what else runs on this machine is in everything else.
     """
     try:
-        return float(json.loads(printed)["ms_per_step" if full_speed else "mean_ms_per_step"])
+        return float(json.loads(printed)["cpu_ms_per_step" if full_speed else "mean_ms_per_step"])
     except (ValueError, KeyError, TypeError):
         raise ConfigurationError(
             f"reference step: {printed[:200]!r} is not what edge-agent train --json prints; look at the device's log"

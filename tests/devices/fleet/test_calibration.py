@@ -69,7 +69,7 @@ def test_quotas_are_what_the_kernel_can_give() -> None:
 
 
 def test_a_timing_is_read_from_what_train_prints_and_anything_else_is_refused() -> None:
-    printed = b'{"ms_per_step": 1.5, "mean_ms_per_step": 20.25, "steps": 9}'
+    printed = b'{"cpu_ms_per_step": 1.5, "ms_per_step": 1.75, "mean_ms_per_step": 20.25, "steps": 9}'
     assert (read_timing(printed), read_timing(printed, full_speed=True)) == (20.25, 1.5)
     for printed in (b"", b"{}", b"[1]", b'{"ms_per_step": 1, "mean_ms_per_step": null}'):
         with pytest.raises(ConfigurationError, match="reference step"):
