@@ -52,7 +52,7 @@ def train(options: argparse.Namespace) -> int:
         mask=mask,
         resume=resume,
     )
-    losses, milliseconds = [], []
+    losses, milliseconds, busy_ms = [], [], []
     first_step_s = 0.0
     if not options.json:
         print(f"backend {choice.engine.name}: {choice.reason}; variant {options.variant}; {len(dataset)} examples")
@@ -61,7 +61,9 @@ def train(options: argparse.Namespace) -> int:
         if resume is not None:
             print(f"going on from {options.checkpoint}, after step {resume.done}")
     while not training.finished:
+        busy_s = time.process_time()
         step = training.step()
+        busy_ms.append((time.process_time() - busy_s) * 1e3)
         first_step_s = first_step_s or time.monotonic() - started
         losses.append(step.loss)
         milliseconds.append(step.seconds * 1e3)
@@ -78,6 +80,8 @@ def train(options: argparse.Namespace) -> int:
         "steps": training.done,
         "loss": losses,
         "ms_per_step": round(float(np.median(milliseconds)), 3),
+        # Of the processor alone: what else runs on this machine is not in it.
+        "cpu_ms_per_step": round(float(np.median(busy_ms)), 3),
         # Without the first, which warms up. Under a quota of processor time only the mean says how long steps take.
         "mean_ms_per_step": round(float(np.mean(milliseconds[1:] or milliseconds)), 3),
         "first_step_s": round(first_step_s, 3),

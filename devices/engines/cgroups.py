@@ -8,13 +8,20 @@ from pathlib import Path
 # Version 1 says "no limit" by the largest number of pages; anything near it is none.
 _NO_LIMIT_BYTES = 1 << 60
 _MIB = 1 << 20
-# What the kernel takes at least, whatever the share.
+# What the kernel takes at least, whatever the share; so a small share is one of its longest period.
 _MIN_QUOTA_US = 1000
-_PERIOD_US = 100_000
+_PERIOD_US, _LONG_PERIOD_US = 100_000, 1_000_000
+_SMALL_CORES = 0.012
 
 
 class CgroupError(Exception):
     """A file of a control group is not there, or does not take what is written."""
+
+
+def bandwidth(cores: float) -> tuple[int, int]:
+    """Microseconds of a core's time, and in how many, for a share of one core or several."""
+    period = _LONG_PERIOD_US if cores < _SMALL_CORES else _PERIOD_US
+    return max(_MIN_QUOTA_US, round(cores * period)), period
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +40,16 @@ class Cgroup:
 
     def set_cores(self, cores: float | None) -> None:
         """Writes the quota and reads it back. Raises CgroupError unless it holds."""
-        quota = None if cores is None else max(_MIN_QUOTA_US, round(cores * _PERIOD_US))
+        quota, period = (None, _PERIOD_US) if cores is None else bandwidth(cores)
         unified = self.folders.get("")
         if unified is not None and (unified / "cpu.max").exists():
-            _write(unified / "cpu.max", f"{'max' if quota is None else quota} {_PERIOD_US}")
+            _write(unified / "cpu.max", f"{'max' if quota is None else quota} {period}")
         elif "cpu" in self.folders:
-            _write(self.folders["cpu"] / "cpu.cfs_period_us", str(_PERIOD_US))
+            _write(self.folders["cpu"] / "cpu.cfs_period_us", str(period))
             _write(self.folders["cpu"] / "cpu.cfs_quota_us", str(-1 if quota is None else quota))
         else:
             raise CgroupError("the kernel's cpu controller is not there for this container")
-        expected, got = None if quota is None else quota / _PERIOD_US, self.cores()
+        expected, got = None if quota is None else quota / period, self.cores()
         if got != expected:
             raise CgroupError(f"a quota of {expected} cores was written, and {got} was read back")
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from devices.engines.cgroups import bandwidth
 from devices.engines.client import limits_of_users
 from devices.engines.engine import EngineError, Inside, Limits, Start
 
@@ -73,7 +74,10 @@ def device_words(start: Start, words: Sequence[str], user: tuple[int, int]) -> t
 
 def limit_words(limits: Limits) -> tuple[str, ...]:
     """Processor and memory. Swap would make memory of what a device has not."""
-    cores = () if limits.cores is None else ("--cpus", f"{limits.cores:.3f}")
+    cores: tuple[str, ...] = ()
+    if limits.cores is not None:
+        quota, period = bandwidth(limits.cores)
+        cores = ("--cpu-period", str(period), "--cpu-quota", str(quota))
     size = f"{limits.memory_mib}m"
     return cores if limits.memory_mib is None else (*cores, "--memory", size, "--memory-swap", size)
 

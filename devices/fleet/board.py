@@ -78,7 +78,10 @@ class Availability:
         for place, chance in enumerate(self.trace):
             check_range(f"trace[{place}]", chance, 0.0, 1.0, "the chance that the device is on in that part of a day")
         last = 0.0
-        for place, (begin, end) in enumerate(self.mains):
+        for place, span in enumerate(self.mains):
+            if len(span) != 2:
+                raise ValueError(f"mains[{place}]: {list(span)} is no span; say [BEGIN, END] in seconds of a day")
+            begin, end = span
             if not last <= begin < end <= self.day_s:
                 raise ValueError(
                     f"mains[{place}]: {begin:g} to {end:g} s; spans must be in order, not overlap, and end within "

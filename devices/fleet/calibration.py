@@ -1,13 +1,14 @@
 """Calibration: the share of a core with which the reference step takes the catalogue's time, measured and corrected.
 
 At full speed -> a first quota -> measured within it -> one correction -> measured again: that is what is reported. The
-kernel hands out a quota in periods of 100 ms, so that a short step takes no longer than ever, or most of a period.
-Only the mean over many periods means anything; a median does not.
+kernel hands out a quota in periods of 100 ms, or of a second, so that a short step takes no longer than ever, or most
+of a period. Only the mean over many periods means anything; a median does not.
 """
 
 import math
 from dataclasses import dataclass
 
+from devices.engines.cgroups import bandwidth
 from devices.fleet.clock import LEAST_QUOTA, Clock
 from devices.fleet.record import Calibration
 from devices.fleet.reference import LEAST_S, LEAST_STEPS
@@ -15,8 +16,10 @@ from devices.fleet.reference import LEAST_S, LEAST_STEPS
 # How far from the catalogue's time a step may be for a calibration to be good.
 TOLERANCE = 0.15
 MAX_STEPS = 5_000
-# Within these no correction is worth its measurement.
-_CLOSE = 0.03
+# Of the kernel's, which are a second for small quotas: one more or less is then a twentieth.
+_PERIODS = 20
+# Within these no correction is worth its measurement, which takes half a minute for a slow board.
+_CLOSE = 0.07
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,8 @@ class Goal:
     def steps(self) -> int:
         """How many steps are to be timed within the quota."""
         real_s = self.clock.real(self.catalogue_ms / 1e3)
-        return min(MAX_STEPS, max(LEAST_STEPS, math.ceil(LEAST_S / real_s)))
+        _, period_us = bandwidth(self.first)
+        return min(MAX_STEPS, max(LEAST_STEPS, math.ceil(max(LEAST_S, _PERIODS * period_us / 1e6) / real_s)))
 
     def measured(self, real_ms: float) -> Calibration:
         """What was found, for the record: real_ms is the mean step by a real clock."""

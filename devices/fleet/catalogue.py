@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from devices.fleet.board import Architecture, Availability, Board, Power
+from devices.fleet.board import Architecture, Availability, Board, Power, check_range
 from devices.fleet.reference import step_from_benchmark, step_from_profile
 from devices.links import PROFILES, Link, named_profile
 from devices.links import Profile as LinkProfile
@@ -47,6 +47,8 @@ class _BoardFile:
     def __post_init__(self) -> None:
         if sum(said is not None for said in (self.step_ms, self.calibration, self.benchmark_ms)) != 1:
             raise ValueError("step_ms: say exactly one of step_ms, calibration (a file) and benchmark_ms")
+        if self.benchmark_ms is not None:
+            check_range("benchmark_ms", self.benchmark_ms, 0.01, 1e6, "milliseconds of SqueezeNet in ncnn on one core")
 
 
 def catalogue() -> tuple[Board, ...]:

@@ -16,8 +16,8 @@ from protocol.errors import ConfigurationError
 
 # Of the cores that quotas may fill: the rest is the broker's, the coordinator's and our own.
 USED = 0.9
-# The kernel gives out no less than 1 ms of a period of 100 ms.
-LEAST_QUOTA = 0.01
+# The kernel gives out no less than 1 ms of a period, which is a second at most; twice that can still be corrected.
+LEAST_QUOTA = 0.002
 # The settings of a coordinator that are times, by table and key.
 _TIMES = (("rounds", "deadline_s"), ("rounds", "late_hours"), ("tiers", "target_s"))
 _MAX_LATENCY_MS = 3_600_000.0

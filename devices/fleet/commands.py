@@ -151,14 +151,15 @@ def _facts(plan: FleetPlan, machine: Machine, found: Forecast) -> dict[str, obje
 
 def _grouped(devices: Sequence[Device], machine: Machine, found: Forecast) -> list[tuple[str, ...]]:
     """One line for neighbours that are alike."""
-    groups: list[tuple[tuple[str, ...], list[str]]] = []
+    groups: list[tuple[Board, tuple[str, ...], list[str]]] = []
     for device in devices:
-        like = (device.board.name, _kind(device, machine), *_columns(found.limits[device.name]))
-        if groups and groups[-1][0] == like:
-            groups[-1][1].append(device.name)
+        said = (device.board.name, _kind(device, machine), *_columns(found.limits[device.name]))
+        # The board is a whole one, with link and availability.
+        if groups and groups[-1][:2] == (device.board, said):
+            groups[-1][2].append(device.name)
         else:
-            groups.append((like, [device.name]))
-    return [(f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0], *like) for like, names in groups]
+            groups.append((device.board, said, [device.name]))
+    return [(f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0], *said) for _, said, names in groups]
 
 
 def _kind(device: Device, machine: Machine) -> str:

@@ -117,7 +117,7 @@ class FleetPlan:
     settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_name("fleet", self.name)
+        check_name("name", self.name)
         check_range("rounds", self.rounds, 1, MAX_ROUNDS, "rounds until the fleet is done")
         check_range("seed", self.seed, 0, (1 << 31) - 1, "a whole number; the same seed draws the same")
         if self.clock is not None:

@@ -23,6 +23,7 @@ _ORDER: dict[DeedKind, int] = {
     "kill": 8,
 }
 _PURPOSE = 2
+_BEYOND_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ def deeds(plan: FleetPlan, until_s: float, from_s: float = 0.0) -> tuple[Deed, .
     Links and disks keep what befell them. A power-off at 0 is a device that is not there yet.
     """
     places = {device.name: place for place, device in enumerate(plan.devices)}
-    all_of_them = [deed for device in plan.devices for deed in _of_device(plan, device, until_s)]
+    # What ends where the look ends is no event, and what is too short to be one must be so in every look.
+    all_of_them = [deed for device in plan.devices for deed in _of_device(plan, device, until_s + _BEYOND_S)]
     wanted = [deed for deed in all_of_them if from_s <= deed.at_s < until_s]
     return tuple(sorted(wanted, key=lambda deed: (deed.at_s, _ORDER[deed.do], places[deed.device])))
 

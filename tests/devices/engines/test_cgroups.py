@@ -78,6 +78,9 @@ def test_version_1_is_read_from_each_controllers_own_place(tmp_path: Path) -> No
     assert found.out_of_memory_kills() == 1
     found.set_cores(0.5)
     assert (cpu / "cpu.cfs_quota_us").read_text() == "50000"
+    # Of a tenth of a second the kernel would give no less than a hundredth of a core.
+    found.set_cores(0.004)
+    assert (found.cores(), (cpu / "cpu.cfs_period_us").read_text()) == (0.004, "1000000")
     found.set_cores(None)
     assert found.cores() is None
 

@@ -74,6 +74,7 @@ def _values(profile: Profile, prices: dict[str, float]) -> tuple:  # type: ignor
         ("step_ms = 30.0\n", "step_ms = 30.0\nbenchmark_ms = 100.0\n", r"step_ms: say exactly one of"),
         ("step_ms = 30.0\n", "", r"step_ms: say exactly one of"),
         ("step_ms = 30.0", "step_ms = -1.0", r"step_ms: -1 is outside .*milliseconds"),
+        ("step_ms = 30.0", "benchmark_ms = 0.0", r"benchmark_ms: 0 is outside .*SqueezeNet"),
         ("step_ms = 30.0", "step_ms = nan", r"step_ms: nan is outside"),
         ("cores = 4", "cores = 0", r"cores: 0 is outside 1\.\.1024"),
         ("busy_w = 2.0", "busy_w = 0.5", r"power\.busy_w: 0\.5 is outside 1\.\.10000"),

@@ -4,7 +4,7 @@ import itertools
 from typing import get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from devices.fleet.board import Availability
@@ -79,8 +79,16 @@ def test_nothing_is_killed_or_throttled_without_power_and_a_throttle_outlives_an
                 assert factor == min([1.0, *active])
 
 
+def _away(phase_s: float) -> FleetPlan:
+    kind = board(availability=Availability(duty=0.5, period_s=40.0, phase_s=phase_s))
+    return plan(Device("aa", kind))
+
+
 @settings(deadline=None, max_examples=60)
 @given(whole=_plans(), edge=st.floats(0, 400))
+@example(whole=_away(1.8744706882033904), edge=1.8744706882033904)
+@example(whole=_away(1.8744706882033904), edge=1.8744707)
+@example(whole=_away(1.8744706882033904), edge=1.8744706)
 def test_looking_in_two_windows_finds_the_same_as_looking_once(whole: FleetPlan, edge: float) -> None:
     assert deeds(whole, edge) + deeds(whole, 400.0, edge) == deeds(whole, 400.0)
 
