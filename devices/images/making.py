@@ -46,8 +46,14 @@ def recipe(architecture: Architecture, base: str | None = None, package: Path | 
 def ensure(architecture: Architecture, engine: EngineName, progress: Progress = quiet) -> str:
     """The name of the image of this code for an architecture, which the engine has afterwards.
 
-    Raises ConfigurationError or ImageError, before anything is made where it can be known before.
+    Raises ConfigurationError or ImageError, before anything is made where it can be known before. Without a source
+    tree it is the newest that `images build --deb` has made.
     """
+    if not agent_package.has_source():
+        needs.choose_engine(engine)
+        for image in found(engine):
+            if (image.kind, image.architecture) == ("device", architecture):
+                return image.name
     return make(recipe(architecture), engine, progress)
 
 

@@ -241,9 +241,21 @@ def test_an_installed_wheel_has_no_source_and_asks_for_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agent_package, "SOURCE", tmp_path)
-    with pytest.raises(ConfigurationError, match="give one with --deb FILE"):
+    with pytest.raises(ConfigurationError, match="give one: fleet-emulate images build --deb FILE"):
         agent_package.check("amd64", None)
     assert making.current() == frozenset()
+
+
+def test_without_a_source_a_fleet_takes_the_image_that_was_built_of_a_package(
+    engine: FakeEngine, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_package, "SOURCE", tmp_path)
+    with pytest.raises(ConfigurationError, match="--deb FILE"):
+        ensure("amd64", "podman")
+    name = make(recipe("amd64", BASE, package), "podman")
+    assert ensure("amd64", "podman") == name
+    with pytest.raises(ConfigurationError, match="--deb FILE"):
+        ensure("arm64", "podman")
 
 
 def test_images_are_built_listed_and_removed_by_command(
