@@ -47,7 +47,8 @@ def check(architecture: Architecture, given: Path | None) -> None:
     if given is None:
         if not has_source():
             raise ConfigurationError(
-                f"no source tree round {SOURCE / 'devices'} to build the agent's package from; give one with --deb FILE"
+                f"no source tree round {SOURCE / 'devices'} to build the agent's package from; "
+                "give one: fleet-emulate images build --deb FILE"
             )
     elif not given.is_file():
         raise ConfigurationError(f"--deb {given}: no such file")

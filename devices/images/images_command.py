@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from devices.images.making import Image
     from devices.images.recipe import Recipe
 
+# An engine has it before names that are of no registry, and takes them without.
+LOCAL = "localhost/"
 EPILOG = """\
 examples:
   fleet-emulate images build                                # for this machine's architecture
@@ -136,10 +138,11 @@ def _list(options: argparse.Namespace) -> int:
         return 0
     if not images:
         raise NothingToDoError(f"{engine} has no images of devices; fleet-emulate images build makes them")
-    table = Table("image", "kind", "architecture", "version", "size", "of this code")
+    table = Table("image", "size", "of")
+    table.columns[0].overflow = "fold"
     for image in images:
-        mark = "yes" if image.name in current else "no" if image.kind == "device" else ""
-        table.add_row(image.name, image.kind, image.architecture, image.version, bytes_text(image.size_bytes), mark)
+        made_of = "a Debian root" if image.kind == "root" else "this code" if image.name in current else "other code"
+        table.add_row(image.name.removeprefix(LOCAL), bytes_text(image.size_bytes), made_of)
     Console().print(table)
     return 0
 
@@ -167,9 +170,10 @@ def _remove(options: argparse.Namespace) -> int:
 
 def _chosen(options: argparse.Namespace, images: "tuple[Image, ...]", current: frozenset[str]) -> "list[Image]":
     """Those to be removed, devices' before the roots that they are made on."""
-    unknown = set(options.names) - {image.name for image in images}
+    asked = {LOCAL + name.removeprefix(LOCAL) for name in options.names}
+    unknown = asked - {image.name for image in images}
     if unknown:
         raise ConfigurationError(f"{min(unknown)}: no image of ours; fleet-emulate images list shows them")
     devices = [image for image in images if image.kind == "device" and not (options.old and image.name in current)]
     chosen = devices + [image for image in images if image.kind == "root" and options.roots]
-    return [image for image in images if image.name in options.names] if options.names else chosen
+    return [image for image in images if image.name in asked] if asked else chosen

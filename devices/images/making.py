@@ -12,9 +12,10 @@ from devices.fleet.board import Architecture
 from devices.images import agent_package, needs, roots
 from devices.images.cache import alone, cache_folder
 from devices.images.commands import EngineName, ImageError, do, engine_words, succeeds
-from devices.images.recipe import REGISTRY, Recipe, build_command, fill
+from devices.images.recipe import NAME, REGISTRY, Recipe, build_command, fill
 from protocol.errors import ConfigurationError
 
+KINDS = {"device": NAME, "root": roots.NAME}
 # Says what is being done, for as long as the block lasts.
 Progress = Callable[[str], AbstractContextManager[object]]
 
@@ -45,8 +46,14 @@ def recipe(architecture: Architecture, base: str | None = None, package: Path | 
 def ensure(architecture: Architecture, engine: EngineName, progress: Progress = quiet) -> str:
     """The name of the image of this code for an architecture, which the engine has afterwards.
 
-    Raises ConfigurationError or ImageError, before anything is made where it can be known before.
+    Raises ConfigurationError or ImageError, before anything is made where it can be known before. Without a source
+    tree it is the newest that `images build --deb` has made.
     """
+    if not agent_package.has_source():
+        needs.choose_engine(engine)
+        for image in found(engine):
+            if (image.kind, image.architecture) == ("device", architecture):
+                return image.name
     return make(recipe(architecture), engine, progress)
 
 
@@ -136,10 +143,14 @@ def _images(facts: Sequence[dict[str, object]]) -> Iterator[Image]:
         config = one.get("Config")
         labels = (config.get("Labels") if isinstance(config, dict) else None) or {}
         tags = one.get("RepoTags")
-        for name in tags if isinstance(tags, list) and tags else [str(one["Id"])]:
+        for name in map(str, tags if isinstance(tags, list) else []):
+            # An image that somebody builds on one of ours has its labels, and another name.
+            kind = next((kind for kind, ours in KINDS.items() if name.startswith(f"{ours}:")), None)
+            if kind is None:
+                continue
             yield Image(
-                str(name),
-                str(labels.get("sparsefleet.kind", "")),
+                name,
+                kind,
                 str(one.get("Architecture", "")),
                 str(labels.get("sparsefleet.version", "")),
                 int(str(one.get("Size", 0))),

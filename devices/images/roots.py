@@ -13,6 +13,7 @@ from devices.images.commands import EngineName, do, engine_words, succeeds
 SUITE = "bookworm"
 # The Python of that suite: wheels are chosen for it.
 PYTHON = "3.11"
+NAME = "localhost/sparsefleet-root"
 # What a container does not need of its packages; dpkg leaves it out of later ones too. Character sets are iconv's, and
 # Python has its own.
 UNWANTED = (
@@ -46,7 +47,7 @@ class Root:
     @property
     def image(self) -> str:
         """The name that it is imported under."""
-        return f"localhost/sparsefleet-root:{self.suite}-{self.architecture}-{self.digest}"
+        return f"{NAME}:{self.suite}-{self.architecture}-{self.digest}"
 
     def file(self, cache: Path) -> Path:
         return cache / f"{self.suite}-{self.architecture}-{self.digest}.tar"

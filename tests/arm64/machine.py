@@ -22,7 +22,8 @@ TOOLS = {**needs.ROOT_TOOLS, **needs.EMULATION_TOOLS, "podman": "podman", "runc"
 ROOT = Root("arm64", (*PACKAGES, "mosquitto"), slim=True)
 DIST_PACKAGES = f"/usr/local/lib/python{PYTHON}/dist-packages"
 _PODMAN = engine_words("podman")
-_RUN = (*ULIMITS, "--network", "host")
+# Of its architecture, or podman warns of it on the way.
+_RUN = (*ULIMITS, "--network", "host", "--platform", "linux/arm64")
 
 
 class MachineError(Exception):

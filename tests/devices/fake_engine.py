@@ -59,6 +59,11 @@ class FakeEngine:
         """What lay in the folder of the last build."""
         return list(json.loads((self.folder / "context").read_text()))
 
+    def has(self, name: str, labels: dict[str, str]) -> None:
+        """Gives it the one image, as if somebody had built it."""
+        image = {"Id": name, "RepoTags": [name], "Config": {"Labels": labels}}
+        (self.folder / "images").write_text(json.dumps({name: image}))
+
     def fail(self) -> None:
         """From now on nothing can be built or imported."""
         (self.folder / "fails").touch()

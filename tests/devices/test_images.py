@@ -241,9 +241,21 @@ def test_an_installed_wheel_has_no_source_and_asks_for_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agent_package, "SOURCE", tmp_path)
-    with pytest.raises(ConfigurationError, match="give one with --deb FILE"):
+    with pytest.raises(ConfigurationError, match="give one: fleet-emulate images build --deb FILE"):
         agent_package.check("amd64", None)
     assert making.current() == frozenset()
+
+
+def test_without_a_source_a_fleet_takes_the_image_that_was_built_of_a_package(
+    engine: FakeEngine, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_package, "SOURCE", tmp_path)
+    with pytest.raises(ConfigurationError, match="--deb FILE"):
+        ensure("amd64", "podman")
+    name = make(recipe("amd64", BASE, package), "podman")
+    assert ensure("amd64", "podman") == name
+    with pytest.raises(ConfigurationError, match="--deb FILE"):
+        ensure("arm64", "podman")
 
 
 def test_images_are_built_listed_and_removed_by_command(
@@ -260,9 +272,9 @@ def test_images_are_built_listed_and_removed_by_command(
     (listed,) = json.loads(capsys.readouterr().out)["images"]
     assert (listed["name"], listed["current"]) == (built["name"], False)
     assert main(["images", "remove", "no-such-image"]) == 3
-    assert main(["images", "remove", "--old"]) == 0
-    assert [words[1:] for words in engine.told("rmi")] == [[built["name"]]]
-    assert main(["images", "remove"]) == 2
+    assert main(["images", "remove", built["name"].removeprefix("localhost/")]) == 0
+    assert engine.told("rmi") == [["rmi", built["name"]]]
+    assert main(["images", "remove", "--old"]) == 2
     assert main(["images", "list"]) == 2
 
 
@@ -277,6 +289,14 @@ def test_roots_are_removed_only_when_asked_for_with_their_files(
     assert main(["images", "remove", "--roots"]) == 0
     assert engine.told("rmi") == [["rmi", root.image]]
     assert not root.file(tmp_path / "cache").exists()
+
+
+def test_what_others_built_on_an_image_of_ours_is_not_ours(
+    engine: FakeEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.has("localhost/edge-agent:test", {"sparsefleet.kind": "root"})
+    assert main(["images", "remove", "--roots"]) == 2
+    assert engine.told("rmi") == []
 
 
 def test_packages_of_architectures_that_are_not_asked_for_are_refused(engine: FakeEngine, package: Path) -> None:
