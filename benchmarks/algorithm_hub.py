@@ -34,8 +34,8 @@ class Settings:
 
 SETTINGS = {
     "hapt": Settings(400, 8, 0.2, 0.02, 0.1),
-    "fashion": Settings(600, 8, 0.2, 0.1, 0.2),
-    "fsdd": Settings(400, 8, 0.1, 0.02, 0.05),
+    "fashion": Settings(600, 8, 0.3, 0.1, 0.2),
+    "fsdd": Settings(400, 8, 0.2, 0.02, 0.1),
 }
 
 
