@@ -19,7 +19,7 @@ from edge_agent.data import Dataset
 from edge_agent.momentum import Memory, carried, memory_of
 from edge_agent.runtimes.engine import Vector
 from edge_agent.runtimes.optimizers import OptimizerSettings
-from edge_agent.training import LocalTraining, Recipe
+from edge_agent.training import DivergedError, LocalTraining, Recipe
 from protocol.layout import layout_of, take
 from protocol.manifest import FULL
 from protocol.messages import BlobRef, OptimizerSpec, Task
@@ -46,13 +46,18 @@ class Plan:
 
 
 def run(problem: Problem, plan: Plan, seed: int) -> Row:
-    """Trains the fleet of a problem, and measures the last model."""
+    """Trains the fleet of a problem, and measures the last model. Where training diverged that is the last finite one,
+    and the row has the fewer rounds that led to it.
+    """
     fleet = _Fleet(problem, plan, seed)
     model, state, spent, done = problem.initial, initial_state(), list[int](), 0
     while done < plan.steps:
         steps = min(plan.steps - done, steps_of(plan.rule, len(spent) + 1, spent))
         rate = plan.learning_rate * 0.5 * (1 + math.cos(math.pi * done / plan.steps))
-        folded, cost = fleet.round(model, len(spent) + 1, steps, rate)
+        try:
+            folded, cost = fleet.round(model, len(spent) + 1, steps, rate)
+        except DivergedError:
+            break
         state, model = server_step(ServerSettings(), state, model, folded)
         spent.append(cost)
         done += steps

@@ -157,7 +157,7 @@ class SameProcess:
         bench = self._workshop.bench(bundle, assets.variant_of(task), selected, model, task.model.digest)
         shared = assets.shared(task, bundle.manifest)
         recipe = recipe_of(task, shared)
-        self._held_out = self._workshop.tried(bundle, bench, model)
+        self._held_out = self._workshop.tried(bench, model)
         self.progress = Progress(
             *(assets.blobs, task, bundle, bench, recipe, shared), wanted.checkpoint_s, wanted.threads
         )

@@ -14,7 +14,7 @@ from edge_agent.datasets.pinning import Pinned
 from edge_agent.held_out import divided, measured
 from edge_agent.momentum import settings_of
 from edge_agent.probes import compared_by, recall, remember
-from edge_agent.runtimes.backends import Choice, Selection, load_evaluator, open_selected, runtime_name
+from edge_agent.runtimes.backends import Choice, Selection, open_selected, runtime_name
 from edge_agent.runtimes.engine import Vector
 from edge_agent.settings import TrainingSettings
 from edge_agent.training import LocalTraining, Recipe, TrainingState
@@ -131,13 +131,12 @@ class Workshop:
             momentum,
         )
 
-    def tried(self, bundle: Bundle, bench: Bench, model: Vector) -> HeldOut | None:
+    def tried(self, bench: Bench, model: Vector) -> HeldOut | None:
         """How float32[total] `model` does on what is held out; None where nothing is."""
         if bench.held_out is None:
             return None
-        # Made for this, and let go: a second session for the whole of a training would cost its memory.
-        evaluator = load_evaluator(bundle, self._training.threads, bench.variant)
-        found = measured(lambda batch: evaluator.evaluate(model, batch), bench.held_out)
+        # By the backend that trains: of the others the device has no files.
+        found = measured(lambda batch: bench.choice.engine.evaluate(model, batch), bench.held_out)
         log.info("held out examples=%d loss=%.4f accuracy=%s", found.examples, found.loss, found.accuracy)
         return found
 

@@ -16,7 +16,7 @@ from protocol.layers import default_of, known_keys, read_settings, variable_of
 from tests.agent.test_cli import GOOD, write
 
 # Keys that only make sense for some data, and are shown as comments.
-COMMENTED = {"data.source", "data.columns"}
+COMMENTED = {"data.source", "data.columns", "data.hold_out_path"}
 
 
 def test_the_sample_has_every_key_with_its_default_and_what_it_means(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from edge_agent.masks import MaskShelf
+from edge_agent.momentum import unpack_memory
+from edge_agent.runtimes.engine import Vector
 from protocol.errors import Rejection
 from protocol.layout import layout_of
-from protocol.messages import BlobRef, SharedMask, Task
+from protocol.messages import BlobRef, OptimizerSpec, SharedMask, Task
 from protocol.transport import MemoryBroker
 from sparse.codecs import Shared, decode_report, decode_update, encode_mask
 from sparse.masks import Mask, mask_digest, masked
@@ -180,3 +182,28 @@ def test_a_shelf_holds_one_mask_and_tells_one_that_rotted(tmp_path: Path) -> Non
     (tmp_path / mask_digest(OTHER).hex()).write_bytes(b"\0")
     assert shelf.read(next_.digest, TOTAL) is None
     assert isinstance(shelf.take(next_, TOTAL, encode_mask(OTHER, MASK)), Rejection)
+
+
+@pytest.mark.parametrize("optimizer", [OptimizerSpec(momentum=0.9, keep_momentum=True), OptimizerSpec("qg", 0.9)])
+def test_momentum_goes_on_where_both_masks_keep_and_nowhere_else(fleet: Fleet, optimizer: OptimizerSpec) -> None:
+    layout = layout_of(fleet.coordinator.bundle.manifest, "full")
+
+    def remembered(number: int, mask: Mask, moved: float) -> Vector:
+        task = replace(task_of(fleet, number, mask), optimizer=optimizer)
+        model = fleet.coordinator.add((MODEL[mask] * np.float32(moved)).astype("<f4").tobytes())
+        done(fleet, replace(task, model=model))
+        kept = fleet.store.momentum(layout.digest)
+        found = None if kept is None else unpack_memory(kept)
+        assert found is not None
+        assert found.mask is not None
+        assert (found.mask == mask).all()
+        return found.vector
+
+    remembered(1, MASK, 1.0)
+    # Quasi-global momentum is what the fleet did; velocity, what this device did under the mask of its last round.
+    second = remembered(2, MASK, 0.5)
+    assert ((second != 0) == MASK).all()
+    third = remembered(3, OTHER, 0.25)
+    assert not third[~OTHER].any()
+    if optimizer.name == "qg":
+        assert ((third != 0) == (MASK & OTHER)).all()

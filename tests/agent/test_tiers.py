@@ -12,11 +12,12 @@ import pytest
 from edge_agent.agent import Agent
 from edge_agent.cli import main
 from edge_agent.memory import available_mib
+from edge_agent.momentum import unpack_memory
 from edge_agent.runtimes.certificate import certify
 from edge_agent.settings import TrainingSettings
 from protocol.errors import ConfigurationError
 from protocol.layout import layout_of
-from protocol.messages import Hello, Offer, Task
+from protocol.messages import Hello, Offer, OptimizerSpec, Task
 from protocol.transport import MemoryBroker
 from protocol.width import first_channels, narrowed, places
 from sparse.codecs import decode_update
@@ -221,3 +222,22 @@ def test_to_verify_a_tier_is_refused_with_what_can_be_verified(tmp_path: Path) -
     bundle = write_bundle(tmp_path / "bundle")
     with pytest.raises(ConfigurationError, match=r"'tier-050', a width tier, are not recorded.* those of full"):
         certify(bundle, variant=TIER)
+
+
+def test_momentum_goes_on_for_the_same_channels_alone(tmp_path: Path) -> None:
+    fleet = made(tmp_path)
+    kept = OptimizerSpec(momentum=0.9, keep_momentum=True)
+    found = []
+    for number, units in enumerate(([0, 1], [0, 1], [1, 2]), 1):
+        said = replace(task(fleet, number, units), optimizer=kept)
+        fleet.coordinator.say(said)
+        finish(fleet, number)
+        layout = layout_of(narrowed(fleet.coordinator.bundle.manifest, TIER), TIER)
+        found.append(fleet.store.momentum(layout.digest + (said.channels or b"")))
+        assert fleet.store.database.execute("SELECT count(*) FROM momentum").fetchone() == (1,)
+    assert None not in found
+    first, second, other = (unpack_memory(data) for data in found if data is not None)
+    assert first is not None
+    assert second is not None
+    assert other is not None
+    assert second.vector.tobytes() != first.vector.tobytes()
