@@ -29,14 +29,14 @@ TREE = "binary-tree"
 TOPK, SIGN = "topk:0.01/float16/rice", "all/sign"
 _BATCH = 32
 _ROUNDS = {"fashion": 1000, "hapt": 1000}
-# Of each algorithm the rate that was best on validation: see the module's command.
+# Of each algorithm the best of a few rates on validation, in 300 rounds with seed 1: see the module's command.
 _RATES = {
-    "gossip SGD": {"fashion": 0.1, "hapt": 0.1},
-    "gossip SGD, local momentum": {"fashion": 0.02, "hapt": 0.02},
-    "gossip SGD, quasi-global momentum": {"fashion": 0.05, "hapt": 0.05},
-    "CHOCO-SGD": {"fashion": 0.1, "hapt": 0.1},
-    "RelaySGD": {"fashion": 0.1, "hapt": 0.1},
-    "RelaySGD, local momentum": {"fashion": 0.02, "hapt": 0.02},
+    "gossip SGD": {"fashion": 0.3, "hapt": 0.1},
+    "gossip SGD, local momentum": {"fashion": 0.1, "hapt": 0.04},
+    "gossip SGD, quasi-global momentum": {"fashion": 0.1, "hapt": 0.01},
+    "CHOCO-SGD": {"fashion": 0.3, "hapt": 0.1},
+    "RelaySGD": {"fashion": 0.3, "hapt": 0.3},
+    "RelaySGD, local momentum": {"fashion": 0.04, "hapt": 0.04},
 }
 
 

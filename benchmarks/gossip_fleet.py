@@ -120,7 +120,10 @@ def run(given: Problem, plan: Plan, seed: int) -> Row:
 
 
 def train(given: Problem, plan: Plan, seed: int) -> tuple[list[Vector], int]:
-    """Every device's model at the end, float32[total], and the bytes of all messages, sent and received."""
+    """Every device's model at the end, float32[total], and the bytes of all messages, sent and received.
+
+    A run that diverges ends with the last models that were finite.
+    """
     assert given.manifest.parameters == given.manifest.total, "gossip of running statistics is not meant here"
     n, rule = len(given.fleet), QuasiGlobal(nesterov=True)
     exchange = _exchange(given, plan, parse_topology(plan.topology, n, np.random.default_rng(seed)))
@@ -134,6 +137,8 @@ def train(given: Problem, plan: Plan, seed: int) -> tuple[list[Vector], int]:
             gradient = given.engine.step(x, next(batches[i]), 0).gradient + np.float32(WEIGHT_DECAY) * x
             momenta[i], y = _step(plan.momentum, rule, momenta[i], x, gradient, rate)
             ys.append(y)
+        if not all(np.isfinite(y).all() for y in ys):
+            break
         exchanged = exchange.exchange(ys, number)
         sent += exchanged.bytes
         if plan.momentum == "quasi-global":
@@ -151,8 +156,9 @@ def _step(
         return held, (x - np.float32(rate) * gradient).astype(np.float32)
     if momentum == "quasi-global":
         return held, quasi_global.step(rule, held, x, gradient, rate)
-    held = (rule.beta * held + gradient).astype(np.float32)
-    return held, (x - rate * (gradient + rule.beta * held)).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        held = (rule.beta * held + gradient).astype(np.float32)
+        return held, (x - rate * (gradient + rule.beta * held)).astype(np.float32)
 
 
 def _exchange(given: Problem, plan: Plan, graph: Graph) -> _Exact | _Choco | _Relayed:

@@ -32,12 +32,15 @@ class QuasiGlobal:
 
 
 def step(rule: QuasiGlobal, momentum: Vector, x: Vector, gradient: Vector, rate: float) -> Vector:
-    """y, a new vector: float32[d]. gradient: with weight decay in it."""
-    m = rule.beta * momentum + gradient
-    return (x - rate * (gradient + rule.beta * m if rule.nesterov else m)).astype(np.float32)
+    """y, a new vector: float32[d]. gradient: with weight decay in it. A diverging run gives infinities or NaN without a
+    warning: look at the result."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        m = rule.beta * momentum + gradient
+        return (x - rate * (gradient + rule.beta * m if rule.nesterov else m)).astype(np.float32)
 
 
 def refresh(rule: QuasiGlobal, momentum: Vector, before: Vector, after: Vector, rate: float, steps: int = 1) -> Vector:
     """The next mh: float32[d]. before: the model that the steps began at; after: that which the exchange gave."""
-    direction = (before - after) / (rate * steps)
-    return (rule.mu * momentum + (1 - rule.mu) * direction).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        direction = (before - after) / (rate * steps)
+        return (rule.mu * momentum + (1 - rule.mu) * direction).astype(np.float32)

@@ -80,6 +80,11 @@ def test_the_rate_falls_to_a_tenth_at_half_and_at_three_quarters() -> None:
     assert [plan.rate_at(t) for t in range(8)] == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
+def test_a_run_that_diverges_ends_with_models_that_are_finite(given: Problem) -> None:
+    models, _ = train(given, replace(PLAN, rate=1e12, exchange="choco", gamma=0.5), seed=1)
+    assert np.isfinite(models).all()
+
+
 def test_a_data_set_that_gossip_is_not_compared_on_has_no_rows() -> None:
     assert list(algorithm_gossip.rows("fsdd", [1], True)) == []
 
