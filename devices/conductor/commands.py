@@ -15,7 +15,7 @@ UP_EPILOG = """\
 examples:
   fleet-emulate up examples/mixed-fleet.toml
   fleet-emulate up examples/mixed-fleet.toml --engine processes --rounds 2 --json
-  fleet-emulate up examples/mixed-fleet.toml --detach && fleet-emulate ps
+  fleet-emulate up examples/mixed-fleet.toml --detach            # then fleet-emulate ps
 
 --json prints an event a line: stage, device-started, happening, round-committed; the last one is the result.
 exit codes: 0 all rounds done, 1 failed, 3 configuration (nothing was started), 130 interrupted

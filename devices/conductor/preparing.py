@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from devices.conductor.calibrating import Bench, Calibrated, calibrate
+from devices.conductor.calibrating import Bench, Calibrated, Share, calibrate
 from devices.conductor.coordinating import Coordinating
 from devices.conductor.fleet_settings import SHARD
 from devices.conductor.folder import Noted
@@ -107,7 +107,8 @@ def prepare(fleet: Fleet) -> None:
     if any(device.calibrated for device in fleet.plan.devices):
         _calibrate(fleet)
     else:
-        fleet.calibrated = Calibrated(Clock(fleet.plan.clock or 1.0))
+        given = {device.name: Share(device.cores) for device in fleet.plan.devices if device.cores is not None}
+        fleet.calibrated = Calibrated(Clock(fleet.plan.clock or 1.0), shares=given)
     fleet.notes += fleet.calibrated.notes
 
 

@@ -15,12 +15,14 @@ from devices.fleet.clock import runs
 from devices.fleet.plan import Device, FleetPlan
 from devices.images.clock import clock_environment, set_clock
 from devices.images.needs import here
-from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.errors import ConfigurationError, SparsefleetError, UnreachableError
 from protocol.mqtt import BrokerAddress
 from protocol.private_files import write_private
 
 # An emulated processor is slow, and a board of a twentieth of a core slower still.
 _ENROL_S = 300.0
+_TRIES = 5
+_AGAIN_S = 1.0
 CONFIG = "agent.toml"
 _TOKEN = "token"
 # As the package's unit has them.
@@ -106,7 +108,12 @@ async def enrol(acts: Acts, member: Member, inside: Inside, token: str) -> None:
     )
     began = asyncio.get_running_loop().time()
     unlimited = replace(member.start, limits=replace(member.start.limits, cores=None))
-    done = await acts.by_hand(member, member.engine.run, unlimited, words, _ENROL_S)
+    for _ in range(_TRIES):
+        done = await acts.by_hand(member, member.engine.run, unlimited, words, _ENROL_S)
+        # A bad link, or a crowd at the door: an operator would call the same again.
+        if done.returncode != UnreachableError.exit_code:
+            break
+        await asyncio.sleep(acts.clock.real(_AGAIN_S))
     secret.unlink(missing_ok=True)
     if done.returncode != 0:
         said = (done.stderr or done.stdout).decode(errors="replace").strip()
