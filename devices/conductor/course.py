@@ -41,10 +41,11 @@ class Course:
         return self.acts.clock.emulated(asyncio.get_running_loop().time() - self.began) if self.began else 0.0
 
     def begin(self) -> None:
-        """The emulated clock begins."""
+        """The emulated clock begins: links, which were held until now, are open."""
         self.began = asyncio.get_running_loop().time()
         self.acts.telling.clock = self.now_s
         for member in self.members.values():
+            member.cable.hold(cut=False)
             member.mark(0.0)
 
     async def follow(self) -> None:
