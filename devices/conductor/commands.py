@@ -15,7 +15,7 @@ UP_EPILOG = """\
 examples:
   fleet-emulate up examples/mixed-fleet.toml
   fleet-emulate up examples/mixed-fleet.toml --engine processes --rounds 2 --json
-  fleet-emulate up examples/mixed-fleet.toml --detach && fleet-emulate ps
+  fleet-emulate up examples/mixed-fleet.toml --detach            # then fleet-emulate ps
 
 --json prints an event a line: stage, device-started, happening, round-committed; the last one is the result.
 exit codes: 0 all rounds done, 1 failed, 3 configuration (nothing was started), 130 interrupted
@@ -36,6 +36,9 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     up.add_argument("--rounds", type=int, metavar="N", help="so many rounds (default: the file's)")
     up.add_argument("--detach", action="store_true", help="come back once it runs; it goes on by itself")
     up.add_argument("--keep", action="store_true", help="leave the ended devices there for logs and exec, until down")
+    up.add_argument(
+        "--compose", type=Path, metavar="FILE", help="start nothing: write the folder and a compose file of its devices"
+    )
     up.add_argument("--json", action="store_true", help="events as JSON lines; what people read goes to stderr")
     up.set_defaults(command=_up)
     _add(
@@ -78,6 +81,7 @@ def _up(options: argparse.Namespace) -> int:
     # Imported here, as below, so that --help and mistakes answer at once.
     from rich.console import Console
 
+    from devices.conductor.composing import write_compose
     from devices.conductor.detached import begin
     from devices.conductor.planning import fleet_of
     from devices.conductor.up import run_fleet
@@ -85,6 +89,11 @@ def _up(options: argparse.Namespace) -> int:
     if options.detach:
         return begin(options)
     fleet = fleet_of(options, Console(stderr=options.json))
+    if options.compose is not None:
+        write_compose(fleet, options.compose)
+        fleet.telling.event("compose", file=str(options.compose), folder=str(fleet.folder))
+        fleet.telling.line(f"wrote {options.compose}; its first lines say what else is to be started")
+        return 0
     record = run_fleet(fleet)
     telling = fleet.telling
     accuracy = record.rounds[-1].round.accuracy if record.rounds else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from devices.conductor.acts import Acts
 from devices.conductor.control import Words
 from devices.conductor.members import Member
+from devices.engines.engine import EngineError
 from devices.facts import Event, Finished, RoundCommitted, UpdateRejected
 from devices.fleet.plan import FleetPlan
 from devices.fleet.timeline import Deed, DeedKind, deeds
@@ -15,6 +16,8 @@ from protocol.errors import ConfigurationError, SparsefleetError
 # Between two looks at all devices; light ones, which may be hundreds, are looked at in every tenth.
 _LOOK_S = 1.0
 _LIGHT = 10
+# Looking at hundreds must not be what the fleet's time goes into: so much longer than a turn took nobody looks.
+_REST = 5.0
 # Nothing comes of a fleet that has been silent for so many emulated seconds.
 STALL_S = 1800.0
 _AHEAD_S = 3600.0
@@ -38,14 +41,22 @@ class Course:
         return self.acts.clock.emulated(asyncio.get_running_loop().time() - self.began) if self.began else 0.0
 
     def begin(self) -> None:
-        """The emulated clock begins."""
+        """The emulated clock begins: links, which were held until now, are open."""
         self.began = asyncio.get_running_loop().time()
         self.acts.telling.clock = self.now_s
         for member in self.members.values():
+            member.cable.hold(cut=False)
             member.mark(0.0)
 
     async def follow(self) -> None:
         """Until the run is over, or `end` is called. Raises PartFailedError when the coordinator fails."""
+        try:
+            await self._all_at_once()
+        except ExceptionGroup as failed:
+            # What failed first ended the others.
+            raise failed.exceptions[0] from None
+
+    async def _all_at_once(self) -> None:
         async with asyncio.TaskGroup() as group:
             others = [
                 group.create_task(self._carry_out()),
@@ -125,11 +136,17 @@ class Course:
 
     async def _look(self, *, light: bool) -> None:
         members = [member for member in self.members.values() if member.device.light is light]
+        loop = asyncio.get_running_loop()
         while members:
+            began = loop.time()
             for member in members:
-                await self.acts.look(member)
-                await self.acts.serve(member)
-            await asyncio.sleep(_LOOK_S * (_LIGHT if light else 1))
+                try:
+                    await self.acts.look(member)
+                    await self.acts.serve(member)
+                except EngineError as error:
+                    # An engine that fails once for one device is no end of the fleet.
+                    self.acts.telling.happened(member.name, "engine", str(error))
+            await asyncio.sleep(max(_LOOK_S * (_LIGHT if light else 1), _REST * (loop.time() - began)))
 
     async def answer(self, words: Words) -> Words:
         """What an operator asks for, in another terminal."""

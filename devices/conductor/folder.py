@@ -61,7 +61,7 @@ class Noted:
         """Those that still run are known from now on."""
         found = tuple(one for one in map(process, pids) if one is not None)
         known = self.entry.processes
-        self.entry = replace(self.entry, processes=known + tuple(one for one in found if one not in known))
+        self.entry = replace(self.entry, processes=tuple(dict.fromkeys(known + found)))
         note(self.file, self.entry)
 
 

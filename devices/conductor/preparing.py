@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from devices.conductor.calibrating import Bench, Calibrated, calibrate
+from devices.conductor.calibrating import Bench, Calibrated, Share, calibrate
 from devices.conductor.coordinating import Coordinating
 from devices.conductor.fleet_settings import SHARD
 from devices.conductor.folder import Noted
@@ -86,23 +86,29 @@ class Fleet:
         return Coordinating(self.parts.coordinator, self.folder)
 
 
-def prepare(fleet: Fleet) -> None:
-    """Raises ConfigurationError, and PartFailedError where the export fails."""
+def prepare_files(fleet: Fleet) -> None:
+    """Examples and the bundle. Raises ConfigurationError, and PartFailedError where the export fails."""
     if DEVICE in fleet.plan.data:
         _copy_data(fleet)
     else:
         _prepare_data(fleet)
     if fleet.plan.coordinator is None:
         _prepare_bundle(fleet, fleet.folder, PRESETS[fleet.plan.data].model)
+
+
+def prepare(fleet: Fleet) -> None:
+    """All of it. Raises ConfigurationError, and PartFailedError where the export fails."""
+    prepare_files(fleet)
     if not fleet.contained:
         fleet.calibrated = Calibrated(Clock(fleet.plan.clock or 1.0))
         fleet.notes.append("Devices were plain processes: neither processor, memory nor disk was limited.")
         return
-    _prepare_images(fleet)
+    prepare_images(fleet)
     if any(device.calibrated for device in fleet.plan.devices):
         _calibrate(fleet)
     else:
-        fleet.calibrated = Calibrated(Clock(fleet.plan.clock or 1.0))
+        given = {device.name: Share(device.cores) for device in fleet.plan.devices if device.cores is not None}
+        fleet.calibrated = Calibrated(Clock(fleet.plan.clock or 1.0), shares=given)
     fleet.notes += fleet.calibrated.notes
 
 
@@ -145,7 +151,7 @@ def _prepare_bundle(fleet: Fleet, folder: Path, model: str) -> None:
         said.append(f"{model}, {'kept from the last run' if kept else 'exported, parity with torch proven'}")
 
 
-def _prepare_images(fleet: Fleet) -> None:
+def prepare_images(fleet: Fleet) -> None:
     """Those of the architectures that devices in containers run."""
     wanted = sorted({runs(device, needs.here()) for device in fleet.plan.devices if not device.light})
     with fleet.telling.stage("images") as said:

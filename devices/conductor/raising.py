@@ -2,9 +2,10 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from devices.conductor.acts import Acts
 from devices.conductor.fleet_settings import agent_toml
@@ -15,12 +16,16 @@ from devices.fleet.clock import runs
 from devices.fleet.plan import Device, FleetPlan
 from devices.images.clock import clock_environment, set_clock
 from devices.images.needs import here
-from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.errors import ConfigurationError, UnreachableError
 from protocol.mqtt import BrokerAddress
 from protocol.private_files import write_private
 
+T = TypeVar("T")
+
 # An emulated processor is slow, and a board of a twentieth of a core slower still.
 _ENROL_S = 300.0
+_TRIES = 5
+_AGAIN_S = 1.0
 CONFIG = "agent.toml"
 _TOKEN = "token"
 # As the package's unit has them.
@@ -106,7 +111,12 @@ async def enrol(acts: Acts, member: Member, inside: Inside, token: str) -> None:
     )
     began = asyncio.get_running_loop().time()
     unlimited = replace(member.start, limits=replace(member.start.limits, cores=None))
-    done = await acts.by_hand(member, member.engine.run, unlimited, words, _ENROL_S)
+    for _ in range(_TRIES):
+        done = await acts.by_hand(member, member.engine.run, unlimited, words, _ENROL_S)
+        # A bad link, or a crowd at the door: an operator would call the same again.
+        if done.returncode != UnreachableError.exit_code:
+            break
+        await asyncio.sleep(acts.clock.real(_AGAIN_S))
     secret.unlink(missing_ok=True)
     if done.returncode != 0:
         said = (done.stderr or done.stdout).decode(errors="replace").strip()
@@ -132,7 +142,7 @@ async def start(acts: Acts, member: Member, inside: Inside, *, wanted: bool) -> 
     member.wanted = wanted
     if not wanted:
         await acts.by_hand(member, engine.stop, fleet, member.name, 0.0)
-    member.saw(await acts.by_hand(member, engine.condition, fleet, member.name), acts.telling.clock())
+    member.now = await acts.by_hand(member, engine.condition, fleet, member.name)
 
 
 async def raise_all(
@@ -143,22 +153,38 @@ async def raise_all(
     tokens: Sequence[str],
     absent: frozenset[str],
 ) -> None:
-    """All devices, as many at once as there are hands. The first error ends it."""
-    slots = asyncio.Semaphore(max(1, acts.parallel))
+    """All devices, as many at once as there are hands. The first error ends it.
 
-    async def one(number: int, member: Member) -> None:
+    Links are held from the first agent's start on, until the emulated clock begins: no round may begin, let alone end,
+    while others are still being set up.
+    """
+    slots = asyncio.Semaphore(acts.parallel)
+
+    async def set_up(number: int, member: Member) -> Inside:
         async with slots:
             inside = await prepare(acts, plan, member, ports, plan.seed + 2 * number)
             if tokens:
                 await enrol(acts, member, inside, tokens[number])
-            await start(acts, member, inside, wanted=member.name not in absent)
-            acts.telling.event("device-started", device=member.name, enrolled_s=member.enrolled_s)
+                acts.telling.event("device-enrolled", device=member.name, enrolled_s=member.enrolled_s)
+            return inside
 
-    tasks = [asyncio.get_running_loop().create_task(one(number, member)) for number, member in enumerate(members)]
+    async def begin(member: Member, inside: Inside) -> None:
+        async with slots:
+            await start(acts, member, inside, wanted=member.name not in absent)
+            acts.telling.event("device-started", device=member.name)
+
+    found = await _together([set_up(number, member) for number, member in enumerate(members)])
+    for member in members:
+        member.cable.hold(cut=True)
+    await _together([begin(member, inside) for member, inside in zip(members, found, strict=True)])
+
+
+async def _together(doing: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all come to; where one fails the others are ended first."""
+    tasks = [asyncio.get_running_loop().create_task(one) for one in doing]
     try:
-        await asyncio.gather(*tasks)
-    except SparsefleetError:
+        return await asyncio.gather(*tasks)
+    finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        raise

@@ -149,20 +149,25 @@ async def _stop(acts: Acts, member: Member) -> None:
 def _record(fleet: Fleet, outcome: str) -> FleetRecord:
     """Writes what there is to be known, which after a failure is less."""
     seconds = time.monotonic() - fleet.began_at
+    answers = _answers(fleet)
     run = Run(fleet.plan, fleet.engine.name, fleet.clock.real_s, fleet.began, seconds, outcome, tuple(fleet.notes))
-    record = record_of(run, fleet.members, fleet.telling, _answers(fleet))
+    record = record_of(run, fleet.members, fleet.telling, answers)
     write_record(fleet.folder / folder.RECORD, record)
     (fleet.folder / folder.REPORT).write_text(render_fleet(record), encoding="utf-8")
     return record
 
 
 def _answers(fleet: Fleet) -> Answers:
+    """What the coordinator's store says; a record without it is better than none."""
     if not fleet.telling.committed:
         return Answers()
-    asked = fleet.coordinating
-    numbers = [str(committed.round.round) for committed in fleet.telling.committed]
-    rounds = by_number(parse_round_answer(line) for line in asked.ask("round", *numbers).splitlines())
-    return Answers(parse_device_answers(asked.ask("devices")), rounds)
+    ask, numbers = fleet.coordinating.ask, [str(committed.round.round) for committed in fleet.telling.committed]
+    try:
+        rounds = by_number(parse_round_answer(line) for line in ask("round", *numbers).splitlines())
+        return Answers(parse_device_answers(ask("devices")), rounds)
+    except SparsefleetError as error:
+        fleet.notes.append(f"The coordinator could not say whose updates it folded: {error}")
+        return Answers()
 
 
 def _take_away(fleet: Fleet) -> None:

@@ -73,7 +73,8 @@ def _notes_on_time(plan: FleetPlan, machine: Machine, clock: Clock, least: Neede
     if clock.real_s != 1.0:
         said.append(
             f"One second of the emulated clock lasts {clock.real_s:g} real ones; links, faults and deadlines are "
-            f"scaled alike, the agents' own intervals are not. It lasts at least {least.real_s:.3g}: {least.because}."
+            "scaled alike, and so are agents' keep-alives and restarts, but not all of their own intervals. It lasts "
+            f"at least {least.real_s:.3g}: {least.because}."
         )
     if len(devices) > machine.cores:
         said.append(
