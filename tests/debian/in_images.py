@@ -125,7 +125,8 @@ def _trains(architecture: str, image: str, fleet: RealFleet, place: Path, say: S
     started = time.monotonic()
     with boards.running(image, {}, {}, options=options) as container:
         until(lambda: boards.is_healthy(container), "the agent is connected", journey.PATIENCE_S)
-        say(f"{architecture}: connected {time.monotonic() - started:.1f} s after its container's start")
+        # Its status is written every five seconds.
+        say(f"{architecture}: healthy {time.monotonic() - started:.1f} s after its container's start")
         until(fleet.committed, "a round is committed", journey.PATIENCE_S)
         said = json.loads((place / "state/status.json").read_text())
         assert abs(said["written_s"] - time.time() - SECONDS_S) < 60, said
