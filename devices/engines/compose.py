@@ -76,7 +76,7 @@ def _service(service: Service) -> Mapping[str, Value]:
 def _limits(start: Start) -> Mapping[str, Value]:
     said: dict[str, Value] = {"pids_limit": PIDS}
     if start.limits.cores is not None:
-        said["cpus"] = round(start.limits.cores, 3)
+        said["cpus"] = round(start.limits.cores, 5)
     if start.limits.memory_mib is not None:
         # The same for both: no swap beside it.
         said |= {"mem_limit": f"{start.limits.memory_mib}m", "memswap_limit": f"{start.limits.memory_mib}m"}

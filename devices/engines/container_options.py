@@ -45,15 +45,20 @@ def image_of(start: Start) -> str:
 
 def asked(limits: Limits) -> str:
     """The limits that were asked for, for a label: what is not in force must be told later too."""
-    return ",".join(name for name in ("cores", "memory_mib", "disk_mib") if getattr(limits, name) is not None)
+    given = {"cores": limits.cores, "memory_mib": limits.memory_mib, "disk_mib": limits.disk_mib}
+    return ",".join(f"{name}={value:.7g}" for name, value in given.items() if value is not None)
+
+
+def read_asked(label: str) -> dict[str, float]:
+    """What such a label says, by the limit's name."""
+    return {name: float(value) for name, _, value in (part.partition("=") for part in label.split(",") if part)}
 
 
 def link_words(start: Start) -> tuple[str, ...]:
     """What follows `run --detach --name`: a process that only sleeps, in a network with a loopback and nothing else."""
-    label = ("--label", f"{ASKED}={asked(start.limits)}")
     user = f"{NOBODY[0]}:{NOBODY[1]}"
     return (
-        *(*_labels(start), *label, *BARE, *limits_of_users(), "--network", "none", "--pids-limit", "4"),
+        *(*_labels(start), *BARE, *limits_of_users(), "--network", "none", "--pids-limit", "4"),
         *("--user", user, "--entrypoint", "sleep", image_of(start), "infinity"),
     )
 
@@ -62,7 +67,8 @@ def device_words(start: Start, words: Sequence[str], user: tuple[int, int]) -> t
     """The same of a device, or of a command in one like it, in the network of its link."""
     environment = {"HOME": str(INSIDE.state), "PYTHONUNBUFFERED": "1", **start.environment}
     return (
-        *(*_labels(start), *BARE, *limits_of_users(), *limit_words(start.limits), "--pids-limit", str(PIDS)),
+        *(*_labels(start), "--label", f"{ASKED}={asked(start.limits)}", *BARE, *limits_of_users()),
+        *(*limit_words(start.limits), "--pids-limit", str(PIDS)),
         *(word for place, how in SCRATCH.items() for word in ("--tmpfs", f"{place}:{how}")),
         *("--user", f"{user[0]}:{user[1]}", "--workdir", str(INSIDE.state)),
         *("--network", f"container:{link_of(start.fleet, start.device)}"),

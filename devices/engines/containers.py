@@ -29,6 +29,8 @@ from devices.engines.namespaces import Shape, listen_in, shape_in
 
 _POLL_S = 0.05
 _END_S = 60
+# A quota is a whole number of microseconds, and the least of them 1000 (`bandwidth`).
+_TOLERANCE = 0.01
 # What the commands themselves end with when they could not do it.
 _REFUSED = 125
 
@@ -102,17 +104,19 @@ class Containers:
         running = self._look(fleet, device)
         if running is None:
             raise EngineError(f"{fleet}/{device} does not run; its limits are the kernel's only while it does")
-        link = self.client.inspect(options.link_of(fleet, device)) or {}
-        asked = str(state.labels(link).get(options.ASKED, "")).split(",")
-        disk = disks.disk_of(fleet, device)
-        group = running.cgroup
+        found = self.client.inspect(options.name_of(fleet, device)) or {}
+        asked = options.read_asked(state.labels(found).get(options.ASKED, ""))
+        disk, group = disks.disk_of(fleet, device), running.cgroup
         got = Limits(group.cores(), group.memory_mib(), disk.size_mib if disk else None)
-        reasons = {
-            "cores": f"{self.name} set no quota (cpu controller)",
-            "memory_mib": f"{self.name} set no limit (memory controller)",
-            "disk_mib": disks.why_not() or "its state is not on a disk of its own",
-        }
-        why = {name: reasons[name] for name in reasons if name in asked and getattr(got, name) is None}
+        why = {}
+        for name, wanted in asked.items():
+            value = getattr(got, name)
+            if value is None:
+                why[name] = self._lack(name)
+            elif abs(value - wanted) > _TOLERANCE * wanted and not (
+                name == "cores" and (fleet, device) in self._throttled
+            ):
+                why[name] = f"{wanted:g} was asked for, and the kernel has {value:g}"
         if got.memory_mib is not None and (group.swap_mib() or 0) > 0:
             why["memory_mib"] = f"it may use {group.swap_mib()} MiB of swap beside it"
         return InForce(got, why)
@@ -246,6 +250,12 @@ class Containers:
         user = self._user(options.image_of(start))
         _own((start.etc, start.state), user)
         return options.device_words(start, words, user)
+
+    def _lack(self, name: str) -> str:
+        """Why there is no such limit at all."""
+        if name == "disk_mib":
+            return disks.why_not() or "its state is not on a disk of its own"
+        return f"{self.name} set none: the kernel lacks the controller, or the engine may not use it"
 
     def _is_up(self, fleet: str, device: str) -> bool:
         """Whether there is something of it to end."""

@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,16 @@ def test_limits_are_those_of_the_kernel_and_a_throttle_is_read_back_and_outlives
     assert podman.in_force(FLEET, "a").limits.cores == 0.125
     podman.throttle(FLEET, "a", 0.5)
     assert podman.in_force(FLEET, "a").limits == LIMITS
+
+
+def test_a_limit_that_the_kernel_has_not_as_asked_is_told_with_both_figures(podman: Containers, device: Start) -> None:
+    podman.start(replace(device, limits=replace(LIMITS, cores=0.25)), _FOREVER)
+    assert podman.in_force(FLEET, "a").why == {}
+    assert Containers("podman").in_force(FLEET, "a").limits.cores == 0.25
+    podman.throttle(FLEET, "a", 0.125)
+    assert podman.in_force(FLEET, "a").why == {}
+    # Whoever does not know of the throttle sees what differs.
+    assert Containers("podman").in_force(FLEET, "a").why == {"cores": "0.25 was asked for, and the kernel has 0.125"}
 
 
 def test_a_device_that_takes_more_memory_than_it_has_is_out_of_memory(podman: Containers, device: Start) -> None:
