@@ -1,23 +1,29 @@
-"""The coordinator's package in a container: installed, configured from its sample, running with mosquitto, purged."""
+"""The coordinator's package where systemd is the first process: installed, configured from its sample, started with its
+private mosquitto, started again after SIGKILL, stopped, removed and purged."""
 
 from pathlib import Path
 
 from protocol.mqtt import free_port
-from tests.debian.boards import Board, board
+from tests.debian.boards import Board, managed_board
+from tests.debian.managed import shown
 from tests.waiting import until
 
+UNIT = "fleet-coordinator.service"
 STATE = "/var/lib/fleet-coordinator"
 CONFIG = "/etc/fleet-coordinator/coordinator.toml"
 SAMPLE = "/usr/share/fleet-coordinator/coordinator.toml.sample"
-AS_USER = ("setpriv", "--reuid", "fleet-coordinator", "--regid", "fleet-coordinator", "--init-groups")
 
 
 def travel(cache: Path, packages: Path, bundle: Path) -> None:
     """From installation to purge; each step is asserted."""
     (package,) = (path.name for path in packages.glob("fleet-coordinator_*_amd64.deb"))
-    with board("amd64", cache, {"/packages": packages, "/bundle": bundle}) as there:
+    with managed_board(cache, {"/packages": packages, "/bundle": bundle}) as there:
+        # The broker's package would start one of its own, on a port of this machine.
+        there.must("systemctl", "mask", "mosquitto")
         there.must("apt-get", "-qq", "-y", "install", f"/packages/{package}")
         assert there.has("/usr/sbin/mosquitto"), "apt-get takes what is recommended, and did not"
+        there.must("systemctl", "start", UNIT)
+        assert shown(there, UNIT, "ActiveState", "ConditionResult") == "inactive no"
         there.must("cp", "-r", "/bundle", f"{STATE}/bundle")
         there.must("chown", "-R", "fleet-coordinator:fleet-coordinator", f"{STATE}/bundle")
         there.must("sh", "-c", _configured(free_port(), free_port()))
@@ -37,10 +43,15 @@ def _configured(broker: int, enrolment: int) -> str:
 
 
 def _runs(there: Board) -> None:
-    """As its unit starts it: its private broker listens, tokens are made, and it ends well when it is told to."""
-    run = " ".join((*AS_USER, "fleet-coordinator", "run", "--config", CONFIG))
-    there.must("sh", "-c", f"sh -c 'echo $$ > /run/c.pid; exec {run}' > /run/c.log 2>&1 &")
-    until(lambda: "listening" in there.must("cat", "/run/c.log"), "the coordinator listens")
-    assert there.must(*AS_USER, "fleet-coordinator", "token", "--config", CONFIG).startswith("sft1")
-    there.must("sh", "-c", "kill -TERM $(cat /run/c.pid)")
-    until(lambda: there.run("sh", "-c", "kill -0 $(cat /run/c.pid)").returncode != 0, "the coordinator ends")
+    """Its private broker listens, root makes tokens with no word of configuration, and it ends well when told to."""
+    there.must("systemctl", "start", UNIT)
+    assert shown(there, UNIT, "Type", "ActiveState") == "notify active"
+    assert there.must("fleet-coordinator", "token").startswith("sft1")
+    owners = there.must("find", STATE, "-not", "-user", "fleet-coordinator").strip()
+    assert owners == ""
+    there.must("systemctl", "kill", "--kill-whom=main", "--signal=KILL", UNIT)
+    until(lambda: shown(there, UNIT, "NRestarts", "ActiveState") == "1 active", "systemd starts another")
+    assert there.must("fleet-coordinator", "token").startswith("sft1")
+    there.must("systemctl", "stop", UNIT)
+    assert shown(there, UNIT, "ActiveState", "Result", "ExecMainStatus") == "inactive success 0"
+    assert "listening" in there.must("journalctl", "--unit", UNIT, "--output", "cat", "--no-pager")

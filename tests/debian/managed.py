@@ -183,11 +183,15 @@ def _folds(fleet: RealFleet) -> None:
     until(lambda: len(fleet.committed()) > before + 1, "rounds are committed", PATIENCE_S)
 
 
-def _shown(there: Board, *names: str) -> str:
-    """Values of the unit's properties, as systemd has them, in this order."""
-    lines = there.must("systemctl", "show", UNIT, *(f"--property={name}" for name in names)).splitlines()
+def shown(there: Board, unit: str, *names: str) -> str:
+    """Values of a unit's properties, as systemd has them, in this order."""
+    lines = there.must("systemctl", "show", unit, *(f"--property={name}" for name in names)).splitlines()
     found = dict(line.split("=", 1) for line in lines)
     return " ".join(found[name] for name in names)
+
+
+def _shown(there: Board, *names: str) -> str:
+    return shown(there, UNIT, *names)
 
 
 def _pid(there: Board) -> str:
