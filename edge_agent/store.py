@@ -174,9 +174,9 @@ class AgentStore:
         return tuple(load_sealed(Offer, row[0]) for row in rows)
 
     def settle(self, digest: bytes, task: str, *, accepted: bool, reason: str) -> Settled | None:
-        """Ends the update that a receipt names: its residual takes force if it was accepted, and only then. What other
-        layouts (another model or variant, other channels of a tier) left unsent goes: it would be stale when they came
-        back.
+        """Ends the update that a receipt names: its residual and momentum take force if it was accepted, and only then.
+        What other layouts (another model or variant, other channels of a tier) left goes: it would be stale when they
+        came back.
 
         None when there is no such update, as for a receipt that came twice.
         """

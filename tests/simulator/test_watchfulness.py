@@ -70,8 +70,10 @@ def test_a_receipt_before_its_transaction_is_found_out(monkeypatch: pytest.Monke
 def test_a_residual_that_does_not_wait_for_its_receipt_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     keep = AgentStore.keep_update
 
-    def hasty(store: AgentStore, offer: Offer, layout: bytes, residual: npt.NDArray[np.float32]) -> None:
-        keep(store, offer, layout, residual * np.float32(2))
+    def hasty(
+        store: AgentStore, offer: Offer, layout: bytes, residual: npt.NDArray[np.float32], momentum: bytes | None
+    ) -> None:
+        keep(store, offer, layout, residual * np.float32(2), momentum)
 
     monkeypatch.setattr(AgentStore, "keep_update", hasty)
     assert "does not balance" in found(power_cut)
