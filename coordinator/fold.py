@@ -9,10 +9,12 @@ polynomial; FedBuff: Nguyen et al. 2022, section 5, with a = 1/2). As there, the
 late updates alone is a smaller step, where weights that sum to one would hide that they are late.
 
 Running statistics are those of the widest models of the round alone: a channel that sees a quarter of the channels
-before it has other means and variances than in the whole model, and their mixture is right for neither.
+before it has other means and variances than in the whole model, and their mixture is right for neither. And they are
+of the newest round alone: what a late update says of a variance is its difference to a base that is no more, and taken
+from one that those in time have moved already it makes it negative.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,15 +84,23 @@ def fold(
     ordered = in_order(updates)
     mean = np.zeros(n_parameters + n_buffers)
     weights = np.zeros(n_parameters + n_buffers, dtype=np.int64)
-    widest = max(width(update) for update in ordered)
+    telling = tell_statistics(ordered)
     for update in ordered:
         parameters, buffers = decode(update)
         _add(mean, weights, update, update.layout.parameters, parameters, update.clip, update.mask)
-        if width(update) == widest:
+        if (update.number, update.device) in telling:
             _add(mean, weights, update, update.layout.buffers, buffers, update.clip_buffers)
     # Nobody's coordinates are zero already.
     mean /= np.maximum(weights, 1)
     return Folded(mean[:n_parameters], mean[n_parameters:], weights[:n_parameters] > 0)
+
+
+def tell_statistics(updates: Sequence[Weighted]) -> frozenset[tuple[int, str]]:
+    """Round and device of those whose running statistics are folded: of the newest round, the widest models'."""
+    newest = max(update.number for update in updates)
+    fresh = [update for update in updates if update.number == newest]
+    widest = max(width(update) for update in fresh)
+    return frozenset((update.number, update.device) for update in fresh if width(update) == widest)
 
 
 def in_order(updates: Iterable[Weighted]) -> list[Weighted]:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coordinator.buckets import bucketed
-from coordinator.fold import Decoded, Delta, Folded, Weighted, in_order, width
+from coordinator.fold import Decoded, Delta, Folded, Weighted, in_order, tell_statistics
 from coordinator.spill import Rows, blocks, rows_for
 from coordinator.standing import NEW, Standing, remember
 from coordinator.trust_settings import FoldSettings
@@ -51,9 +51,9 @@ def robust_fold(
     ordered, after = in_order(updates), NEW
     n = n_parameters + n_buffers
     with rows_for(len(ordered), n, folder) as rows:
-        widest = max(width(update) for update in ordered)
+        telling = tell_statistics(ordered)
         for i, update in enumerate(ordered):
-            rows[i] = _row(update, decode(update), n, with_buffers=width(update) == widest)
+            rows[i] = _row(update, decode(update), n, with_buffers=(update.number, update.device) in telling)
         with bucketed(rows, ordered, settings.bucket, label, folder) as seen:
             if settings.rule in ("median", "trimmed-mean"):
                 values, counts = _by_coordinate(seen, 0.5 if settings.rule == "median" else settings.trim)

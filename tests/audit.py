@@ -108,12 +108,13 @@ def _refold(
     earlier: list[Sequence[float]] = []
     differing = None
     for number in rounds:
-        total, weights = np.zeros(moved), 0
+        total, weights = np.zeros(moved), np.zeros(moved)
         rows = store.execute(
             "SELECT device, round, digest, weight, discount, codec, norm, buffers_norm FROM updates WHERE fold = ? "
             "ORDER BY round, device",
             (number,),
         ).fetchall()
+        newest = max(row[1] for row in rows)
         most_weight = 2 * median_low(row[3] for row in rows) if bounded else np.inf
         limits = _limits([row[6:] for row in rows], earlier) if bounded else (np.inf, np.inf)
         for device, of_round, digest, weight, discount, codec, *norms in rows:
@@ -127,8 +128,10 @@ def _refold(
                 # What is late moves the model less; it is not made up for by the others.
                 counted = weight * discount * min(1.0, limit / norm if norm else 1.0)
                 parts.append(counted * values.astype(np.float64))
-            total += np.concatenate(parts)
-            weights += weight
+            # What is late says nothing of running statistics.
+            told = moved if of_round == newest else manifest.parameters
+            total[:told] += np.concatenate(parts)[:told]
+            weights[:told] += weight
             taken.append((device, of_round))
         # The newest first, in a fold by round, then device.
         earlier = [row[6:] for row in sorted(rows, key=lambda row: (-row[1], row[0]))] + earlier

@@ -27,6 +27,11 @@ class Cable:
     def bytes_down(self) -> int:
         return sum(proxy.counts.bytes_down for proxy in self.proxies)
 
+    @property
+    def tried(self) -> bool:
+        """Whether its agent has come to the broker's end: it is up."""
+        return bool(self.proxies) and self.proxies[0].counts.opened > 0
+
     def hold(self, *, cut: bool) -> None:
         self.cut = cut
         for proxy in self.proxies:

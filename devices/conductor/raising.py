@@ -25,6 +25,9 @@ T = TypeVar("T")
 # An emulated processor is slow, and a board of a twentieth of a core slower still.
 _ENROL_S = 300.0
 _TRIES = 5
+# An agent under emulation needs half a minute to start; one that never comes must not keep the others.
+_UP_S = 120.0
+_LOOK_S = 0.1
 _AGAIN_S = 1.0
 CONFIG = "agent.toml"
 _TOKEN = "token"
@@ -177,6 +180,14 @@ async def raise_all(
     for member in members:
         member.cable.hold(cut=True)
     await _together([begin(member, inside) for member, inside in zip(members, found, strict=True)])
+    await _until_up([member for member in members if member.wanted])
+
+
+async def _until_up(members: Sequence[Member]) -> None:
+    """Until every agent is up, so that the emulated clock begins with all of them; for the slowest only so long."""
+    end = asyncio.get_running_loop().time() + _UP_S
+    while not all(member.cable.tried for member in members) and asyncio.get_running_loop().time() < end:
+        await asyncio.sleep(_LOOK_S)
 
 
 async def _together(doing: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

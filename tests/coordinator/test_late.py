@@ -5,12 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from coordinator.carried import has_lost
-from coordinator.fold import discount
+from coordinator.fold import Decoded, Weighted, discount, fold
 from coordinator.reports import Reports
+from coordinator.robust import robust_fold
 from coordinator.settings import RoundSettings
+from coordinator.trust_settings import FoldSettings
+from protocol.layout import Layout
 from protocol.messages import CHUNK_BYTES, WINDOW, Task, Withdraw
 from tests.audit import refold
 from tests.coordinator.old_stores import age
@@ -238,3 +242,21 @@ def test_the_discount_is_the_polynomial_of_the_papers() -> None:
 def test_settings_that_cannot_be_are_refused_by_name(said: str, rounds: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"^{said}: "):
         RoundSettings(count=3, devices=3, deadline_s=60.0, **rounds)  # type: ignore[arg-type]
+
+
+def test_a_late_update_does_not_take_a_variance_below_zero_that_those_in_time_have_taken_down_already(
+    tmp_path: Path,
+) -> None:
+    layout = Layout(parameters=(slice(0, 1),), buffers=(slice(1, 2),), digest=bytes(8))
+    # The base's variance of 1 went to 0.05 by round 1; what was late for that round says the same once more.
+    late, in_time = Weighted("slow", 10, layout, number=1, discount=0.7), Weighted("quick", 10, layout, number=2)
+    told = {"slow": -0.95, "quick": 0.01}
+
+    def decode(update: Weighted) -> Decoded:
+        return np.ones(1, np.float32), np.array([told[update.device]], np.float32)
+
+    folded = fold([late, in_time], decode, 1, 1)
+    assert folded.parameters[0] == pytest.approx((0.7 + 1.0) / 2)
+    assert folded.buffers[0] == pytest.approx(0.01)
+    robust = robust_fold(FoldSettings(rule="trimmed-mean", trim=0.01), [late, in_time], decode, 1, 1, tmp_path)
+    assert robust.buffers[0] == pytest.approx(0.01)

@@ -61,12 +61,14 @@ def values_of(fleet: Simulation, update: AcceptedUpdate) -> tuple[Vector, Vector
 def refolded(fleet: Simulation, number: int) -> Vector:
     """A version made from the one before, value by value and without the fold."""
     model, updates = model_at(fleet, number - 1), fleet.store.accepted(number)
-    widest = max(len(values_of(fleet, update)[2]) for update in updates)
+    newest = max(update.number for update in updates)
+    widest = max(len(values_of(fleet, update)[2]) for update in updates if update.number == newest)
     total, weights = np.zeros(len(model)), np.zeros(len(model))
     for update in updates:
         parameters, buffers, where = values_of(fleet, update)
         counted = update.weight * (1.0 + number - update.number) ** -0.5
-        moved = np.concatenate([parameters, buffers] if len(where) == widest else [parameters])
+        telling = update.number == newest and len(where) == widest
+        moved = np.concatenate([parameters, buffers] if telling else [parameters])
         for value, at in zip(moved, where, strict=False):
             total[at] += counted * np.float64(value)
             weights[at] += update.weight
