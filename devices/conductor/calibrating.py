@@ -9,7 +9,7 @@ from devices.conductor.fleet_settings import SHARD
 from devices.conductor.raising import agent_words
 from devices.engines.engine import Engine, EngineError, Limits, Start
 from devices.fleet.board import Architecture
-from devices.fleet.calibration import Goal, verdict
+from devices.fleet.calibration import TOLERANCE, Goal, verdict
 from devices.fleet.clock import Clock, runs
 from devices.fleet.forecast import Machine, forecast
 from devices.fleet.plan import FleetPlan
@@ -24,6 +24,8 @@ _EMULATED_STEPS = 15
 _RUNS = 3
 # One is enough on a quiet machine.
 _CORRECTIONS = 2
+# Half of what a calibration may be off.
+_GOOD = TOLERANCE / 2
 _RUN_S = 600.0
 # What a device cannot be called: nobody enrols as it.
 _REFERENCE = "reference-step"
@@ -123,7 +125,8 @@ def _share(bench: Bench, start: Start, goal: Goal, memory_mib: int) -> Share:
     """A first quota, what a step takes within it, and corrections; the best one is taken, and what it took reported."""
     tried: list[Share] = []
     quota: float | None = goal.first
-    while quota is not None and len(tried) <= _CORRECTIONS:
+    # A run begins with a start within the quota, which takes longer than its steps: no more of them than are needed.
+    while quota is not None and (not tried or (len(tried) <= _CORRECTIONS and _error(tried[-1]) > _GOOD)):
         measured = bench.time_ms(_within(start, quota, memory_mib), goal.steps)
         tried.append(Share(quota, goal.measured(measured)))
         quota = goal.corrected(quota, measured)

@@ -3,6 +3,7 @@
 Nothing is started. What links, coordinator and devices are started with is in the file and at its head.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from protocol.mqtt import free_port
 from protocol.records import write_record
 
 _LINK = "link.toml"
+_NOBODY = (65534, 65534)
 
 
 def write_compose(fleet: Fleet, path: Path) -> None:
@@ -43,6 +45,8 @@ def write_compose(fleet: Fleet, path: Path) -> None:
         settings = coordinator_toml(plan, expected.clock, broker)
         (fleet.folder / folder.SETTINGS).write_text(settings, encoding="utf-8")
         services = []
+        # Nobody special owns what devices write; without root they run as whoever calls.
+        user = _NOBODY if os.geteuid() == 0 else (os.geteuid(), os.getegid())
         for number, device in enumerate(one for one in plan.devices if not one.light):
             start = raising.start_of(
                 plan, device, fleet.folder, fleet.engine, fleet.images[runs(device, needs.here())],
@@ -56,7 +60,9 @@ def write_compose(fleet: Fleet, path: Path) -> None:
             text = agent_toml(plan, device, fleet.engine.inside(start), f"mqtts://{HOST}:{port}", expected.clock)
             (start.etc / raising.CONFIG).write_text(text, encoding="utf-8")
             link = _link_words(device, expected.clock.link(device.board.link), start.etc.parent, port, broker, number)
-            services.append(Service(start, link))
+            for place in (start.etc, start.state):
+                os.chown(place, *user)
+            services.append(Service(start, link, user))
         words = ("fleet-coordinator", "run", "--config", str(fleet.folder / folder.SETTINGS))
         path.write_text(compose_text(plan.name, words, services), encoding="utf-8")
 
