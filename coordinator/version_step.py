@@ -13,6 +13,7 @@ from coordinator.privacy import fold_label
 from coordinator.rows import AcceptedUpdate
 from coordinator.server_step import ServerState, server_step
 from coordinator.settings import ServerSettings
+from coordinator.statistics import kept_above_zero
 from coordinator.views import View
 from edge_agent.runtimes.engine import Vector
 from protocol.failpoints import reached
@@ -88,4 +89,5 @@ def version_step(
         folded = with_feedback(folded, mask, moved)
     clamped = sum(before.weight != after.weight for before, after in zip(accepted, bounded, strict=True))
     stepped, after = server_step(server, state, dense, folded)
+    after = kept_above_zero(manifest, dense, after)
     return Stepped(replace(stepped, standing=found.folded.standing), after, found.clipped, clamped)
