@@ -1,7 +1,11 @@
-"""Calibration carried out: the reference step is timed in devices, at full speed and within quotas, one by one."""
+"""Calibration carried out: the reference step is timed in devices, at full speed one kind by one.
+
+Within quotas all kinds of board are timed at once, as they will run: their quotas fit this machine together.
+"""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -58,9 +62,9 @@ class Bench:
     bundle: Path
     shard: Path
 
-    def begin(self, fleet: str, architecture: Architecture) -> Start:
-        """A device that only times; its examples are beside its bundle."""
-        own = self.folder / f"{_REFERENCE}-{architecture}"
+    def begin(self, fleet: str, architecture: Architecture, kind: str) -> Start:
+        """A device that only times; its examples are beside its bundle. kind: tells those of an architecture apart."""
+        own = self.folder / f"{_REFERENCE}-{architecture}-{kind}"
         etc, state, data = (own / name for name in ("etc", "state", "data"))
         for path in (etc, state, data):
             path.mkdir(parents=True, exist_ok=True)
@@ -90,35 +94,57 @@ class Bench:
         return read_timing(done.stdout, full_speed=full_speed)
 
 
+# A board's name, its step and memory, and the architecture that it runs here.
+_Kind = tuple[str, float, int, Architecture]
+
+
 def calibrate(plan: FleetPlan, bench: Bench, machine: Machine, say: Callable[[str], None]) -> Calibrated:
-    """Full speed, the clock that follows, and a quota for each kind of device, measured and corrected once."""
+    """Full speed, the clock that follows, and a quota for each kind of device, measured and corrected."""
     host = machine.architecture
-    wanted = [device for device in plan.devices if device.calibrated]
-    starts: dict[Architecture, Start] = {}
+    kinds: dict[str, _Kind] = {
+        device.name: (device.board.name, device.board.step_ms, device.board.memory_mib, runs(device, host))
+        for device in plan.devices
+        if device.calibrated
+    }
     speed: dict[Architecture, float] = {}
-    for architecture in sorted({runs(device, host) for device in wanted}):
-        starts[architecture] = bench.begin(plan.name, architecture)
+    for architecture in sorted({kind[-1] for kind in kinds.values()}):
+        start = bench.begin(plan.name, architecture, "full-speed")
         steps = _FULL_SPEED_STEPS if architecture == host else _EMULATED_STEPS
-        speed[architecture] = min(bench.time_ms(starts[architecture], steps, full_speed=True) for _ in range(_RUNS))
+        speed[architecture] = min(bench.time_ms(start, steps, full_speed=True) for _ in range(_RUNS))
         say(f"{architecture}: {speed[architecture]:.2f} ms a step at full speed")
     expected = forecast(plan, replace(machine, full_speed_ms=speed))
-    clock = expected.clock
-    found: dict[tuple[str, float, int, Architecture], Share] = {}
-    shares: dict[str, Share] = {}
-    for device in plan.devices:
-        if device.cores is not None:
-            shares[device.name] = Share(device.cores)
-        if not device.calibrated:
-            continue
-        kind = (device.board.name, device.board.step_ms, device.board.memory_mib, runs(device, host))
-        if kind not in found:
-            goal = Goal(device.board.step_ms, speed[kind[-1]], clock)
-            found[kind] = _share(bench, starts[kind[-1]], goal, device.board.memory_mib)
-            calibration = found[kind].calibration
-            assert calibration is not None
-            say(f"{device.board.name}, {kind[-1]}: {verdict(calibration)}")
-        shares[device.name] = found[kind]
-    return Calibrated(clock, expected.notes, shares)
+    found = _shares(plan.name, bench, list(dict.fromkeys(kinds.values())), speed, expected.clock, say)
+    shares = {device.name: Share(device.cores) for device in plan.devices if device.cores is not None}
+    return Calibrated(expected.clock, expected.notes, shares | {name: found[kind] for name, kind in kinds.items()})
+
+
+def _shares(
+    fleet: str,
+    bench: Bench,
+    kinds: Sequence[_Kind],
+    speed: Mapping[Architecture, float],
+    clock: Clock,
+    say: Callable[[str], None],
+) -> dict[_Kind, Share]:
+    """Each kind's, timed in a device of its own, all at once."""
+    found: dict[_Kind, Share] = {}
+    pool = ThreadPoolExecutor(max(1, len(kinds)))
+    try:
+        timing = {}
+        for number, kind in enumerate(kinds, 1):
+            _, step_ms, memory_mib, architecture = kind
+            start = bench.begin(fleet, architecture, str(number))
+            goal = Goal(step_ms, speed[architecture], clock)
+            timing[pool.submit(_share, bench, start, goal, memory_mib)] = kind
+        for done in as_completed(timing):
+            kind, share = timing[done], done.result()
+            found[kind] = share
+            assert share.calibration is not None
+            say(f"{kind[0]}, {kind[-1]}: {verdict(share.calibration)}")
+    finally:
+        # Whoever is interrupted takes the devices away, which ends what is still timed in them.
+        pool.shutdown(wait=False, cancel_futures=True)
+    return found
 
 
 def _share(bench: Bench, start: Start, goal: Goal, memory_mib: int) -> Share:
