@@ -5,7 +5,7 @@ import json
 import resource
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,24 +52,13 @@ def train(options: argparse.Namespace) -> int:
         mask=mask,
         resume=resume,
     )
-    losses, milliseconds, busy_ms = [], [], []
-    first_step_s = 0.0
     if not options.json:
         print(f"backend {choice.engine.name}: {choice.reason}; variant {options.variant}; {len(dataset)} examples")
         if dataset.left_out.count:
             print(f"left out: {dataset.left_out}")
         if resume is not None:
             print(f"going on from {options.checkpoint}, after step {resume.done}")
-    while not training.finished:
-        busy_s = time.process_time()
-        step = training.step()
-        busy_ms.append((time.process_time() - busy_s) * 1e3)
-        first_step_s = first_step_s or time.monotonic() - started
-        losses.append(step.loss)
-        milliseconds.append(step.seconds * 1e3)
-        if not options.json:
-            print(f"step {step.number:4d}  loss {step.loss:.4f}  {milliseconds[-1]:.1f} ms", flush=True)
-        keeper.keep(training)
+    timed = _run(training, keeper, started, quiet=options.json)
     facts = {
         "backend": choice.engine.name,
         "reason": choice.reason,
@@ -78,13 +67,12 @@ def train(options: argparse.Namespace) -> int:
         "examples": len(dataset),
         "left_out": dataset.left_out.count,
         "steps": training.done,
-        "loss": losses,
-        "ms_per_step": round(float(np.median(milliseconds)), 3),
+        "loss": timed.losses,
+        "ms_per_step": round(float(np.median(timed.milliseconds)), 3),
         # Of the processor alone: what else runs on this machine is not in it.
-        "cpu_ms_per_step": round(float(np.median(busy_ms)), 3),
-        # Without the first, which warms up. Under a quota of processor time only the mean says how long steps take.
-        "mean_ms_per_step": round(float(np.mean(milliseconds[1:] or milliseconds)), 3),
-        "first_step_s": round(first_step_s, 3),
+        "cpu_ms_per_step": round(float(np.median(timed.busy_ms)), 3),
+        "mean_ms_per_step": round(timed.mean_ms, 3),
+        "first_step_s": round(timed.first_step_s, 3),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         **_sparsity(training.result().mask, bundle.manifest, options.variant),
     }
@@ -98,6 +86,39 @@ def train(options: argparse.Namespace) -> int:
         )
     print(f"{facts['ms_per_step']} ms per step (median), peak memory {facts['peak_mib']} MiB", file=sys.stdout)
     return 0
+
+
+@dataclass
+class _Timed:
+    """What steps took, in milliseconds: each by the clock and of the processor's time, and in the mean."""
+
+    losses: list[float] = field(default_factory=list)
+    milliseconds: list[float] = field(default_factory=list)
+    busy_ms: list[float] = field(default_factory=list)
+    first_step_s: float = 0.0
+    mean_ms: float = 0.0
+
+
+def _run(training: LocalTraining, keeper: "_Keeper", started: float, *, quiet: bool) -> _Timed:
+    """All steps that are left."""
+    timed, since = _Timed(), started
+    while not training.finished:
+        busy_s = time.process_time()
+        step = training.step()
+        timed.busy_ms.append((time.process_time() - busy_s) * 1e3)
+        if not timed.losses:
+            since = time.monotonic()
+            timed.first_step_s = since - started
+        timed.losses.append(step.loss)
+        timed.milliseconds.append(step.seconds * 1e3)
+        if not quiet:
+            print(f"step {step.number:4d}  loss {step.loss:.4f}  {timed.milliseconds[-1]:.1f} ms", flush=True)
+        keeper.keep(training)
+    after_first = len(timed.losses) - 1
+    # Without the first, which warms up, and by the clock from its end on: a process that is held back by a quota of
+    # processor time is so wherever it is, between steps too.
+    timed.mean_ms = (time.monotonic() - since) * 1e3 / after_first if after_first > 0 else sum(timed.milliseconds)
+    return timed
 
 
 class _Keeper:
