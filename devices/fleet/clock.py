@@ -16,6 +16,9 @@ from protocol.errors import ConfigurationError
 
 # Of the cores that quotas may fill: the rest is the broker's, the coordinator's and our own.
 USED = 0.9
+# Of a core for the device that needs most of one. A step within a quota costs up to a third more than at full speed,
+# for caches are cold after each wait, and what has a whole core already cannot be corrected.
+ALONE = 0.8
 # The kernel gives out no less than 1 ms of a period, which is a second at most; twice that can still be corrected.
 LEAST_QUOTA = 0.002
 # The settings of a coordinator that are times, by table and key.
@@ -94,7 +97,7 @@ def needed(
 ) -> Needed:
     """The least factor for devices whose step takes so long here at full speed, by whose instructions they run.
 
-    Two bounds: no device can be faster than this machine at full speed, and all quotas must fit USED of the cores that
+    Two bounds: no device can be faster than ALONE of a core, and all quotas must fit USED of the cores that
     devices with cores of their own leave. Light devices have no quota and are not counted. Raises ConfigurationError.
     """
     given = sum(device.cores for device in devices if device.cores is not None)
@@ -110,9 +113,9 @@ def needed(
     ratios = {device.name: full_speed_ms[runs(device, host)] / device.board.step_ms for device in calibrated}
     alone = max(ratios, key=lambda name: ratios[name])
     together = sum(ratios.values()) / room
-    if together > ratios[alone]:
+    if together > ratios[alone] / ALONE:
         return Needed(together, f"{len(calibrated)} devices share {room:g} cores")
-    return Needed(ratios[alone], f"{alone} needs all of a core to keep up")
+    return Needed(ratios[alone] / ALONE, f"{alone} needs {ALONE:.0%} of a core to keep up")
 
 
 def chosen(wanted: float | None, least: Needed) -> Clock:

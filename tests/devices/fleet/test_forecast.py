@@ -24,7 +24,7 @@ def test_quotas_fit_the_machine_and_every_device_keeps_its_boards_memory_and_dis
     assert sum(quotas) <= USED * 2 + 1e-9
     assert max(quotas) <= 1
     assert (found.limits["pi4-1"].memory_mib, found.limits["gateway"].disk_mib) == (4096, 61035)
-    assert found.clock.real_s == pytest.approx(80.0 / mixed.devices[0].board.step_ms, abs=0.05)
+    assert found.clock.real_s == pytest.approx(80.0 / 0.8 / mixed.devices[0].board.step_ms, abs=0.05)
 
 
 def test_the_notes_say_what_the_emulation_is_not() -> None:
@@ -37,7 +37,7 @@ def test_the_notes_say_what_the_emulation_is_not() -> None:
     found = forecast(fleet, _MACHINE)
     notes = "\n".join(found.notes)
     for said in (
-        "One second of the emulated clock lasts 4 real ones",
+        "One second of the emulated clock lasts 5 real ones",
         "4 devices run on 2 cores in time slots",
         "native, light, given run amd64 programs",
         "qemu run their boards' instructions under QEMU",
@@ -60,5 +60,5 @@ def test_a_quota_below_what_the_kernel_gives_is_said() -> None:
 
 def test_a_clock_that_this_machine_cannot_keep_is_refused() -> None:
     fleet = FleetPlan("fleet", (Device("qemu", board(), native=False),), "digits", 1, clock=1.0)
-    with pytest.raises(ConfigurationError, match=r"clock: 1 real .* needs, 4 \(qemu needs all of a core"):
+    with pytest.raises(ConfigurationError, match=r"clock: 1 real .* needs, 5 \(qemu needs 80% of a core"):
         forecast(fleet, _MACHINE)
