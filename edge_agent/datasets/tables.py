@@ -32,6 +32,11 @@ class _Picked:
             return _integer(settings, where, first)
         if isinstance(first, bytes):
             return np.frombuffer(first, "<f4").reshape(self.port.shape)
+        due = max(1, math.prod(self.port.shape))
+        if len(self.places) != due:
+            raise ValueError(
+                f"one number for {self.name}, which takes {due}; list its columns in data.columns.{self.name}"
+            )
         return [_number(row[place]) for place in self.places]
 
 

@@ -70,6 +70,7 @@ def test_a_bad_file_among_many_is_named_counted_and_left_out(tmp_path: Path) -> 
     [
         ("a,b\n1,2\n", {}, "no column 'y' for y (found: a, b); set data.columns.y, or data.inputs and data.target"),
         ("a,b,c,y\n1,2,3,0\n", {}, "3 columns for x, and values takes 2 values (2,)"),
+        ("a,y\n1,0\n", {}, "row 1: one number for x, which takes 2; list its columns in data.columns.x"),
         ("a,y\n1,0\n", {"columns": {"x": ("a", "gone")}}, "no column 'gone' for x"),
         ("", {}, "0 columns for x"),
         ("a,b,y\n", {}, "x is empty"),
