@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from protocol.errors import ConfigurationError, SparsefleetError
 
@@ -14,7 +14,10 @@ INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
-    """Usage mistakes are configuration mistakes: exit code 3."""
+    """Usage mistakes are configuration mistakes: exit code 3. Examples in its help stay on their line, to be copied."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | given)
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
