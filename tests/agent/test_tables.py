@@ -147,6 +147,20 @@ def test_a_query_that_is_none_is_refused_and_changes_nothing(database: Path, que
         assert sql.execute("SELECT count(*) FROM readings").fetchone() == (30,)
 
 
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("SELECT raw AS x, 9e999 AS y FROM readings", "inf is no whole number"),
+        ("SELECT raw AS x, 0.5 AS y FROM readings", "0.5 is no whole number"),
+        ("SELECT zeroblob(7) AS x, 0 AS y FROM readings", "7 bytes for x, which takes 2 float32 of 4 each"),
+        ("SELECT raw AS a, raw AS b, 0 AS y FROM readings", "bytes where a number is due"),
+        ("SELECT a AS x, 0 AS y FROM readings", "one number for x, which takes 2"),
+    ],
+)
+def test_a_value_that_is_not_what_its_column_should_hold_is_named(database: Path, query: str, says: str) -> None:
+    assert f"row 1: {says}" in refusal(database, (1, 2), query=query)
+
+
 def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.db").write_text("nothing of the kind, and long enough to have a header" * 40)
     assert "file is not a database; check data.path" in refusal(tmp_path / "a.db", (1,), query="SELECT a, y FROM t")
