@@ -17,6 +17,7 @@ import numpy as np
 from edge_agent import data
 from edge_agent.doubts import data_root
 from edge_agent.findings import Finding
+from edge_agent.held_out import divided
 from edge_agent.probes import compared_by, recall
 from edge_agent.runtimes.backends import AUTO, BACKENDS, runtime_name, select
 from edge_agent.runtimes.reference import SEED
@@ -64,12 +65,18 @@ def local_data(tried: Tried) -> Finding:
     """Whether there is data that the bundle can be trained on, and how much."""
     if tried.bundle is None:
         return _data_unread(tried.settings, tried.base)
+    manifest, remedy = narrowed(tried.bundle.manifest, tried.variant), "mend the data, or [data] in the configuration"
     try:
-        found = data.load(tried.settings.data, narrowed(tried.bundle.manifest, tried.variant), tried.base)
+        found = data.load(tried.settings.data, manifest, tried.base)
+        trained, held_out = divided(found, tried.settings.data, manifest, tried.base)
     except ConfigurationError as error:
-        return Finding("error", str(error), "mend the data, or [data] in the configuration", exit_code=error.exit_code)
-    said = f"{len(found):,} examples, labels in range, every value finite"
-    return Finding("ok", said, facts={"examples": len(found)})
+        return Finding("error", str(error), remedy, exit_code=error.exit_code)
+    held, left_out = 0 if held_out is None else len(held_out), found.left_out
+    facts = {"examples": len(trained), "held_out": held, "left_out": left_out.count}
+    said = f"{len(trained):,} examples, " + (f"and {held:,} held out, " if held else "")
+    if left_out.count:
+        return Finding("warning", f"{said}left out: {left_out}", remedy, facts=facts)
+    return Finding("ok", f"{said}labels in range, every value finite", facts=facts)
 
 
 def backend(tried: Tried) -> Finding:

@@ -170,6 +170,21 @@ def test_labels_that_the_model_cannot_have_are_found_before_a_task(tmp_path: Pat
     assert of("step") == ("skipped", "no data to take it on", "")
 
 
+def test_what_is_left_out_and_what_is_held_out_is_seen_before_a_task(tmp_path: Path) -> None:
+    config = configured(tmp_path, text=OFFLINE.replace('"shard.npz"', '"shard.npz"\nhold_out_path = "held.npz"'))
+    x = np.zeros((40, 3), np.float32)
+    x[7, 1] = np.nan
+    np.savez(tmp_path / "shard.npz", x=x, y=np.zeros(40, np.int64))
+    holding(tmp_path / "state")
+    _, of = check(config)
+    assert of("data")[0] == "error"
+    assert "held.npz" in of("data")[1]
+    np.savez(tmp_path / "held.npz", x=x[:5], y=np.zeros(5, np.int64))
+    _, of = check(config)
+    assert of("data")[0] == "warning"
+    assert of("data")[1].startswith("39 examples, and 5 held out, left out: labels=0 non_finite=1")
+
+
 def test_a_bundle_of_a_newer_format_is_named_by_its_number(tmp_path: Path) -> None:
     root = write_bundle(tmp_path / "bundle").root
     manifest = json.loads((root / MANIFEST_FILE).read_text())
