@@ -10,7 +10,9 @@ import platform
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -48,7 +50,7 @@ class Tried:
     reason: str = ""
 
 
-def runtime(tried: Tried) -> Finding:
+def runtime(tried: Tried | None) -> Finding:
     """Whether onnxruntime can be loaded here, and which it is."""
     del tried
     from edge_agent.runtimes.onnx_session import import_onnxruntime
@@ -136,18 +138,25 @@ CHECKS: Mapping[str, Callable[[Tried], Finding]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m edge_agent.training_check", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--config", type=Path, help="default: the runtime alone is tried")
     parser.add_argument("--backend")
     options = parser.parse_args()
     # What a source of data prints is no finding.
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
+        if options.config is None:
+            _found(out, "runtime", lambda: runtime(None))
+            return
         tried = _tried(options.config, options.backend)
         for name, check in CHECKS.items():
-            print(json.dumps({"begun": name}), file=out, flush=True)
-            finding = check(tried)
-            said = {name: getattr(finding, name) for name in ("status", "said", "remedy", "exit_code")}
-            print(json.dumps({"found": name, **said, "facts": dict(finding.facts)}), file=out, flush=True)
+            _found(out, name, partial(check, tried))
+
+
+def _found(out: TextIO, name: str, check: Callable[[], Finding]) -> None:
+    print(json.dumps({"begun": name}), file=out, flush=True)
+    finding = check()
+    said = {name: getattr(finding, name) for name in ("status", "said", "remedy", "exit_code")}
+    print(json.dumps({"found": name, **said, "facts": dict(finding.facts)}), file=out, flush=True)
 
 
 def _tried(config: Path, wanted: str | None) -> Tried:

@@ -89,6 +89,15 @@ def test_a_half_configured_device_is_told_what_to_set_and_ends_with_3(
     assert said in done.stdout + done.stderr
 
 
+def test_a_device_without_a_configuration_is_told_whether_it_would_do_at_all(tmp_path: Path) -> None:
+    code, of = check(tmp_path / "agent.toml")
+    assert code == 3
+    assert "cannot be read" in of("configuration")[1]
+    assert [of(name)[0] for name in ("clock", "runtime")] == ["ok", "ok"]
+    assert of("memory")[1].endswith("MiB are available")
+    assert of("data") == ("skipped", "not without a configuration", "")
+
+
 def test_a_device_that_is_not_enrolled_ends_with_5_and_says_how_to_enrol(tmp_path: Path) -> None:
     config = configured(tmp_path, text=ENROLLED)
     code, of = check(config)
