@@ -165,13 +165,6 @@ http://* | https://*)
     cp "$source" "$deb"
     ;;
 esac
-# What enrolling needs is asked for before anything is installed.
-if ! enrolled; then
-    [ -n "$coordinator" ] || fail 3 "where does this device enrol? say --coordinator HOST:8884; nothing was installed"
-    case $token in
-    @*) [ -r "${token#@}" ] || fail 3 "${token#@} cannot be read, which should hold the token; nothing was installed" ;;
-    esac
-fi
 if [ -n "$sha256" ]; then
     found=$(sha256sum "$deb")
     [ "${found%% *}" = "$sha256" ] || fail 1 "$source has the digest ${found%% *}, not $sha256; nothing was installed"
@@ -184,6 +177,13 @@ version=$(dpkg-deb -f "$deb" Version)
 chmod 0755 "$work"
 chmod 0644 "$deb"
 
+# What enrolling needs is asked for before anything is installed.
+if ! enrolled; then
+    [ -n "$coordinator" ] || fail 3 "where does this device enrol? say --coordinator HOST:8884; nothing was installed"
+    case $token in
+    @*) [ -r "${token#@}" ] || fail 3 "${token#@} cannot be read, which should hold the token; nothing was installed" ;;
+    esac
+fi
 before=$(dpkg-query -W -f='${Version}' $PACKAGE 2>/dev/null || true)
 if installed && [ "$before" = "$version" ]; then
     say "$PACKAGE $version is installed already"
