@@ -1,7 +1,7 @@
 """What a device holds out of its own data, and how the round's model does on it, before it is trained on.
 
-Whether an example is held out follows from its place and a seed alone, so that data to which more is added keeps what
-was held out, and nothing that was ever held out is trained on.
+Whether an example is held out follows from its place and a seed alone, so that data to which more is added at its end
+keeps what was held out, and nothing that was ever held out is trained on.
 """
 
 from collections.abc import Callable

@@ -156,7 +156,8 @@ def _purge(options: argparse.Namespace) -> int:
     # An age that nobody knows is not over any limit.
     going = [w for w, _ in chosen if older_s is None or (w.since_s is not None and time.time() - w.since_s > older_s)]
     if not going:
-        raise NothingToDoError(f"{state}: no update that waits in the outbox is meant")
+        waits = "nothing waits in the outbox" if older_s is None else f"no update has waited for {options.older}"
+        raise NothingToDoError(f"{state}: {waits}")
     tasks = [one.offer.task for one in going]
     if not options.yes:
         train_s = sum(one.offer.train_s for one in going)
@@ -219,8 +220,9 @@ def _named(state: Path, task: str) -> "tuple[Waiting, float | None]":
     there = waiting(state)
     found = [one for one in there if task in (one[0].offer.task, str(one[0].offer.round))]
     if len(found) != 1:
-        names = ", ".join(one.offer.task for one, _ in there) or "none"
-        raise ConfigurationError(f"{task}: names {len(found)} of the updates that wait: {names}")
+        names = ", ".join(one.offer.task for one, _ in there) or "nothing"
+        said = "no update of that task waits" if not found else "several updates are of that round; give RUN/ROUND"
+        raise ConfigurationError(f"{task}: {said}; waiting: {names}")
     return found[0]
 
 

@@ -69,8 +69,7 @@ def every_check(config: Path, backend: str | None = None) -> dict[str, Finding]:
         state = state_folder(settings, config)
     except SparsefleetError as error:
         said = Finding("error", str(error), "edge-agent config sample shows every key", exit_code=error.exit_code)
-        skipped = Finding("skipped", "not without a configuration")
-        return {"configuration": said} | dict.fromkeys((*CHECKS, *trying.CHECKS), skipped)
+        return _unconfigured(said, backend)
     closed = state_view.closed(state)
     if closed:
         found = {
@@ -85,20 +84,32 @@ def every_check(config: Path, backend: str | None = None) -> dict[str, Finding]:
     return found | trying.tried(config, backend)
 
 
+def _unconfigured(said: Finding, backend: str | None) -> dict[str, Finding]:
+    """What is seen of the device alone, where its configuration cannot be read: whether it would do at all."""
+    found = {"configuration": said, "clock": _clock(time.time(), []), "memory": _memory(0)}
+    found["runtime"] = trying.tried(None, backend)["runtime"]
+    skipped = Finding("skipped", "not without a configuration")
+    return {name: found.get(name, skipped) for name in ("configuration", *CHECKS, *trying.CHECKS)}
+
+
 def _good(config: Path) -> Finding:
     return Finding("ok", f"{config}: no mistake found")
 
 
 def clock(given: Given) -> Finding:
     """Whether the time can be right: certificates go by it."""
-    now = given.now_s
-    remedy = "set the clock: timedatectl set-ntp true, or a real-time clock; agents wait for it by themselves"
-    if not is_plausible(now):
-        return Finding("error", f"it is {day(now)} by this clock, which cannot be", remedy)
     seen = [given.said.written_s] if given.said else []
     # Who this device is, is another check's business.
     with suppress(SparsefleetError):
         seen.append(load_identity(given.state).issued_s - EARLY_S)
+    return _clock(given.now_s, seen)
+
+
+def _clock(now: float, seen: list[float]) -> Finding:
+    """seen: times that have been already."""
+    remedy = "set the clock: timedatectl set-ntp true, or a real-time clock; agents wait for it by themselves"
+    if not is_plausible(now):
+        return Finding("error", f"it is {day(now)} by this clock, which cannot be", remedy)
     if seen and now < max(seen):
         return Finding("error", f"it is {day(now)} by this clock, and has been {day(max(seen))} before", remedy)
     return Finding("ok", day(now))
@@ -153,7 +164,11 @@ def disk(given: Given) -> Finding:
 
 def memory(given: Given) -> Finding:
     """Whether there is memory to train in."""
-    free, granted = available_mib(0), given.settings.limits.memory_mib
+    return _memory(given.settings.limits.memory_mib)
+
+
+def _memory(granted: int) -> Finding:
+    free = available_mib(0)
     if free is None:
         return Finding("skipped", "this system does not say how much is free")
     facts = {"available_mib": free, "memory_mib": granted}

@@ -1,6 +1,7 @@
 """Every setting of an agent, with its bounds; read once, from agent.toml, agent.d/*.toml and EDGE_AGENT_* variables."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,10 @@ from protocol.mqtt import parse_url
 from protocol.topics import check_name
 
 PREFIX = "EDGE_AGENT_"
+# Variables that the service's unit reads; a command that is given by hand takes them too, so that it sees what the
+# service sees.
+SERVICE_VARIABLES = Path("/etc/default/edge-agent")
+_ASSIGNED = re.compile(rf"""(?m)^[ \t]*({PREFIX}[A-Z0-9_]+)=(["']?)(.*?)\2[ \t]*$""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +126,20 @@ class AgentSettings:
 
 
 def layers(path: Path, environ: Mapping[str, str] = os.environ) -> Layers:
-    """All sources of an agent's settings, the strongest last. CONFIG may be absent where variables say what is needed.
-    Raises ConfigurationError naming source and key."""
-    return read_layers(AgentSettings, path, environ, PREFIX, optional=path == CONFIG)
+    """All sources of an agent's settings, the strongest last. CONFIG may be absent where variables say what is needed,
+    of the environment or of the service. Raises ConfigurationError naming source and key."""
+    service = service_variables(SERVICE_VARIABLES) if path == CONFIG else {}
+    return read_layers(AgentSettings, path, {**service, **environ}, PREFIX, optional=path == CONFIG)
+
+
+def service_variables(path: Path) -> Mapping[str, str]:
+    """Our variables in a file of the form that systemd reads; none where it is not there, or not for this user, whom
+    the service manager gives them."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return {}
+    return {name: value for name, _, value in _ASSIGNED.findall(text)}
 
 
 def load(path: Path, backend: str | None = None) -> AgentSettings:

@@ -10,13 +10,16 @@ import platform
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
 from edge_agent import data
 from edge_agent.doubts import data_root
 from edge_agent.findings import Finding
+from edge_agent.held_out import divided
 from edge_agent.probes import compared_by, recall
 from edge_agent.runtimes.backends import AUTO, BACKENDS, runtime_name, select
 from edge_agent.runtimes.reference import SEED
@@ -47,7 +50,7 @@ class Tried:
     reason: str = ""
 
 
-def runtime(tried: Tried) -> Finding:
+def runtime(tried: Tried | None) -> Finding:
     """Whether onnxruntime can be loaded here, and which it is."""
     del tried
     from edge_agent.runtimes.onnx_session import import_onnxruntime
@@ -64,12 +67,18 @@ def local_data(tried: Tried) -> Finding:
     """Whether there is data that the bundle can be trained on, and how much."""
     if tried.bundle is None:
         return _data_unread(tried.settings, tried.base)
+    manifest, remedy = narrowed(tried.bundle.manifest, tried.variant), "mend the data, or [data] in the configuration"
     try:
-        found = data.load(tried.settings.data, narrowed(tried.bundle.manifest, tried.variant), tried.base)
+        found = data.load(tried.settings.data, manifest, tried.base)
+        trained, held_out = divided(found, tried.settings.data, manifest, tried.base)
     except ConfigurationError as error:
-        return Finding("error", str(error), "mend the data, or [data] in the configuration", exit_code=error.exit_code)
-    said = f"{len(found):,} examples, labels in range, every value finite"
-    return Finding("ok", said, facts={"examples": len(found)})
+        return Finding("error", str(error), remedy, exit_code=error.exit_code)
+    held, left_out = 0 if held_out is None else len(held_out), found.left_out
+    facts = {"examples": len(trained), "held_out": held, "left_out": left_out.count}
+    said = f"{len(trained):,} examples, " + (f"and {held:,} held out, " if held else "")
+    if left_out.count:
+        return Finding("warning", f"{said}left out: {left_out}", remedy, facts=facts)
+    return Finding("ok", f"{said}labels in range, every value finite", facts=facts)
 
 
 def backend(tried: Tried) -> Finding:
@@ -129,18 +138,25 @@ CHECKS: Mapping[str, Callable[[Tried], Finding]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m edge_agent.training_check", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--config", type=Path, help="default: the runtime alone is tried")
     parser.add_argument("--backend")
     options = parser.parse_args()
     # What a source of data prints is no finding.
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
+        if options.config is None:
+            _found(out, "runtime", lambda: runtime(None))
+            return
         tried = _tried(options.config, options.backend)
         for name, check in CHECKS.items():
-            print(json.dumps({"begun": name}), file=out, flush=True)
-            finding = check(tried)
-            said = {name: getattr(finding, name) for name in ("status", "said", "remedy", "exit_code")}
-            print(json.dumps({"found": name, **said, "facts": dict(finding.facts)}), file=out, flush=True)
+            _found(out, name, partial(check, tried))
+
+
+def _found(out: TextIO, name: str, check: Callable[[], Finding]) -> None:
+    print(json.dumps({"begun": name}), file=out, flush=True)
+    finding = check()
+    said = {name: getattr(finding, name) for name in ("status", "said", "remedy", "exit_code")}
+    print(json.dumps({"found": name, **said, "facts": dict(finding.facts)}), file=out, flush=True)
 
 
 def _tried(config: Path, wanted: str | None) -> Tried:

@@ -23,10 +23,10 @@ _DEATHS = {
 }
 
 
-def tried(config: Path, backend: str | None) -> dict[str, Finding]:
-    """What edge_agent.training_check finds, and of what it died, if it did."""
-    options = ("--backend", backend) if backend else ()
-    command = own_command("edge_agent.training_check", "--config", str(config), *options)
+def tried(config: Path | None, backend: str | None) -> dict[str, Finding]:
+    """What edge_agent.training_check finds, and of what it died, if it did. config: without one, the runtime alone."""
+    options = [*(("--config", str(config)) if config else ()), *(("--backend", backend) if backend else ())]
+    command = own_command("edge_agent.training_check", *options)
     try:
         done = subprocess.run(
             command,

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from export import cli
-from protocol.errors import SparsefleetError
+from protocol.command import not_installed
+from protocol.errors import ConfigurationError, SparsefleetError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGTERM, _interrupt)
-        return cli.main(argv)
+        return _run(argv)
     # A terminal sends Ctrl-C to both, and the child cleans up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, number))
@@ -25,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return code
+    from export import cli
+
     for folder in cli.unfinished(argv, child):
         shutil.rmtree(folder, ignore_errors=True)
     print(
@@ -34,6 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         file=sys.stderr,
     )
     return SparsefleetError.exit_code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    # Imported here, for on a device its libraries are not there.
+    try:
+        from export import cli
+
+        return cli.main(argv)
+    except ModuleNotFoundError as error:
+        said = not_installed(error)
+        if said is None:
+            raise
+        print(f"fleet-export: {said}", file=sys.stderr)
+        return ConfigurationError.exit_code
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

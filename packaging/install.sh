@@ -90,6 +90,7 @@ export DEBIAN_FRONTEND=noninteractive
 
 installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' $PACKAGE 2>/dev/null)" = installed ]; }
 systemd() { [ -d /run/systemd/system ]; }
+enrolled() { [ -e $STATE/identity/identity.json ] && [ -e $CONFIG ]; }
 
 if [ -n "$uninstall" ]; then
     [ -z "$source" ] || fail 3 "--uninstall takes no package and no token"
@@ -176,6 +177,13 @@ version=$(dpkg-deb -f "$deb" Version)
 chmod 0755 "$work"
 chmod 0644 "$deb"
 
+# What enrolling needs is asked for before anything is installed.
+if ! enrolled; then
+    [ -n "$coordinator" ] || fail 3 "where does this device enrol? say --coordinator HOST:8884; nothing was installed"
+    case $token in
+    @*) [ -r "${token#@}" ] || fail 3 "${token#@} cannot be read, which should hold the token; nothing was installed" ;;
+    esac
+fi
 before=$(dpkg-query -W -f='${Version}' $PACKAGE 2>/dev/null || true)
 if installed && [ "$before" = "$version" ]; then
     say "$PACKAGE $version is installed already"
@@ -194,10 +202,9 @@ fi
 
 # The identity.
 
-if [ -e $STATE/identity/identity.json ] && [ -e $CONFIG ]; then
+if enrolled; then
     say "this device is enrolled already; its token was not used (a new identity: edge-agent enroll --help)"
 else
-    [ -n "$coordinator" ] || fail 3 "where does this device enrol? say --coordinator HOST:8884"
     if [ -z "$device" ]; then
         device=$(tr '[:upper:]' '[:lower:]' </proc/sys/kernel/hostname | tr -c 'a-z0-9\n' '-' | sed 's/^-*//; s/-*$//' | cut -c 1-63)
     fi

@@ -67,6 +67,15 @@ def test_a_command_shows_examples_that_it_takes(command: str, path: tuple[str, .
     assert own or not runs, f"{command} {' '.join(path)} --help has no example of its own"
 
 
+def test_an_example_stays_on_its_line_to_be_copied(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        TREES["fleet-coordinator"].parse_args(["discard", "--help"])
+    assert "--reason 'its disk died' --config coordinator.toml\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", EXPORT)
 def test_an_example_of_fleet_export_is_one_that_it_takes(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -31,10 +31,19 @@ def test_a_contract_that_keeps_others_out_of_the_agent_names_every_module_but_th
         assert named == private, contract["name"]
 
 
+def headings(page: Path) -> set[str]:
+    """Of a page, as links name them."""
+    text = re.sub(r"(?ms)^```.*?^```$", "", page.read_text())
+    found = (re.sub(r"[^\w\- ]", "", line.lower()) for line in re.findall(r"(?m)^#+ (.*)$", text))
+    return {line.strip().replace(" ", "-") for line in found}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
-    assert [link for link in links if not (page.parent / link).exists()] == []
+def test_every_link_of_a_page_leads_to_a_file_and_to_a_heading_in_it(page: Path) -> None:
+    links = [link.partition("#") for link in re.findall(r"\]\(([^):]+)\)", page.read_text())]
+    there = [(page.parent / file if file else page, heading) for file, _, heading in links]
+    assert [path for path, _ in there if not path.exists()] == []
+    assert [heading for path, heading in there if heading and heading not in headings(path)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -35,8 +35,8 @@ def add_commands(commands: Any) -> None:
     validate = commands.add_parser(
         "validate",
         help="check a fleet's file, and say what it would start on this machine",
-        epilog="example: fleet-emulate validate examples/mixed-fleet.toml    # quotas and clock are a forecast: up "
-        "measures the reference step first. exit codes: 0 possible, 3 not",
+        epilog="example: fleet-emulate validate examples/mixed-fleet.toml\n\nQuotas and clock are a forecast: up "
+        "measures the reference step first.\nexit codes: 0 possible, 3 not",
     )
     validate.add_argument("fleet", type=Path, metavar="FLEET.toml")
     validate.add_argument(

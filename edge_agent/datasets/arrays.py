@@ -1,5 +1,6 @@
 """NumPy files: .npz archives with all arrays, or .npy files named after their array, in one shard or several."""
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from protocol.errors import DataError
 
 # A smaller .npy file is read at once; the rows of a larger one when a batch needs them.
 _SMALL_BYTES = 4 << 20
+# What NumPy raises for damaged files: a header is read as Python's words, by a tokenizer of its own.
+_UNREADABLE = (OSError, ValueError, EOFError, MemoryError, RuntimeError, tokenize.TokenError)
 
 
 def read(settings: DataSettings, ports: Ports, listing: Listing) -> Iterator[Shard | BadFile]:
@@ -69,7 +72,7 @@ def _archive(file: Path, names: tuple[str, ...]) -> Mapping[str, Any]:
                 return {}
             with content:
                 return {name: content[name] for name in names if name in content}
-    except (OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (*_UNREADABLE, zipfile.BadZipFile, zlib.error) as error:
         raise _refusal(file, error) from None
 
 
@@ -86,7 +89,7 @@ def _single(file: Path) -> Any:
             )
             shape, by_columns, dtype = read_header(stream)
             offset = stream.tell()
-    except (OSError, ValueError, EOFError, MemoryError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise _refusal(file, error) from None
     if dtype.hasobject:
         raise _refusal(file, ValueError("allow_pickle"))

@@ -71,7 +71,8 @@ def _picture(path: Path, channels: int, size: tuple[int, int], settings: ImageSe
         from PIL import Image, ImageOps
     except ImportError:
         raise DataError(
-            f"{path}: pictures need Pillow; install it: pip install 'sparsefleet[images]', or save arrays as .npz"
+            f"{path}: pictures need Pillow; install it: pip install 'sparsefleet[images]' (the Debian package has it "
+            "not), or save arrays as .npz"
         ) from None
     try:
         with warnings.catch_warnings():

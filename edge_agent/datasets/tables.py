@@ -30,8 +30,15 @@ class _Picked:
         first = row[self.places[0]]
         if self.port.dtype == "int64" and len(self.places) == 1:
             return _integer(settings, where, first)
-        if isinstance(first, bytes):
-            return np.frombuffer(first, "<f4").reshape(self.port.shape)
+        due = max(1, math.prod(self.port.shape))
+        if isinstance(first, bytes) and len(self.places) == 1:
+            if len(first) != 4 * due:
+                raise ValueError(f"{len(first)} bytes for {self.name}, which takes {due} float32 of 4 each")
+            return np.frombuffer(first, "<f4")
+        if len(self.places) != due:
+            raise ValueError(
+                f"one number for {self.name}, which takes {due}; list its columns in data.columns.{self.name}"
+            )
         return [_number(row[place]) for place in self.places]
 
 
@@ -120,6 +127,6 @@ def _integer(settings: DataSettings, where: str, cell: Cell) -> int:
         raise ValueError("no label")
     if isinstance(cell, str):
         return number_of(settings, cell, where)
-    if cell != int(cell):
+    if not math.isfinite(cell) or cell != int(cell):
         raise ValueError(f"{cell} is no whole number")
     return int(cell)

@@ -81,7 +81,9 @@ def _header(path: Path, settings: WavSettings, channels: int, samples: int, labe
             frames, rate_hz, found = file.getnframes(), file.getframerate(), file.getnchannels()
             width = file.getsampwidth()
     except (OSError, wave.Error, EOFError, RuntimeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}; save it as uncompressed PCM") from None
+        raise DataError(
+            f"{path}: cannot be read: {str(error) or 'it is cut short'}; save it as uncompressed PCM"
+        ) from None
     if not settings.rate_hz:
         raise DataError(f"{path}: has {rate_hz} Hz; say in data.wav.rate_hz at which rate the model was trained")
     if rate_hz != settings.rate_hz:
@@ -103,7 +105,9 @@ def _samples(clip: _Clip, channels: int) -> Array:
         with wave.open(str(clip.path), "rb") as file:
             data = file.readframes(clip.frames)
     except (OSError, wave.Error, EOFError, RuntimeError) as error:
-        raise DataError(f"{clip.path}: cannot be read: {error}; save it as uncompressed PCM") from None
+        raise DataError(
+            f"{clip.path}: cannot be read: {str(error) or 'it is cut short'}; save it as uncompressed PCM"
+        ) from None
     if len(data) != clip.frames * clip.width * channels:
         raise DataError(f"{clip.path}: ends after {len(data)} bytes of sound where its header says more; save it again")
     values: Array

@@ -89,6 +89,15 @@ def test_a_half_configured_device_is_told_what_to_set_and_ends_with_3(
     assert said in done.stdout + done.stderr
 
 
+def test_a_device_without_a_configuration_is_told_whether_it_would_do_at_all(tmp_path: Path) -> None:
+    code, of = check(tmp_path / "agent.toml")
+    assert code == 3
+    assert "cannot be read" in of("configuration")[1]
+    assert [of(name)[0] for name in ("clock", "runtime")] == ["ok", "ok"]
+    assert of("memory")[1].endswith("MiB are available")
+    assert of("data") == ("skipped", "not without a configuration", "")
+
+
 def test_a_device_that_is_not_enrolled_ends_with_5_and_says_how_to_enrol(tmp_path: Path) -> None:
     config = configured(tmp_path, text=ENROLLED)
     code, of = check(config)
@@ -168,6 +177,21 @@ def test_labels_that_the_model_cannot_have_are_found_before_a_task(tmp_path: Pat
     assert of("data")[0] == "error"
     assert "y[2] is 2, out of 0 to 1" in of("data")[1]
     assert of("step") == ("skipped", "no data to take it on", "")
+
+
+def test_what_is_left_out_and_what_is_held_out_is_seen_before_a_task(tmp_path: Path) -> None:
+    config = configured(tmp_path, text=OFFLINE.replace('"shard.npz"', '"shard.npz"\nhold_out_path = "held.npz"'))
+    x = np.zeros((40, 3), np.float32)
+    x[7, 1] = np.nan
+    np.savez(tmp_path / "shard.npz", x=x, y=np.zeros(40, np.int64))
+    holding(tmp_path / "state")
+    _, of = check(config)
+    assert of("data")[0] == "error"
+    assert "held.npz" in of("data")[1]
+    np.savez(tmp_path / "held.npz", x=x[:5], y=np.zeros(5, np.int64))
+    _, of = check(config)
+    assert of("data")[0] == "warning"
+    assert of("data")[1].startswith("39 examples, and 5 held out, left out: labels=0 non_finite=1")
 
 
 def test_a_bundle_of_a_newer_format_is_named_by_its_number(tmp_path: Path) -> None:

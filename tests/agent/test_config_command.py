@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent import settings
 from edge_agent.cli import main
 from edge_agent.redaction import HIDDEN, redacted, redacted_value
 from edge_agent.sample import SAMPLE
@@ -152,3 +153,18 @@ def test_what_is_no_secret_stays() -> None:
     assert redacted_value("inputs", ("x", "mqtt://u:p@h")) == ["x", f"mqtt://{HIDDEN}@h"]
     assert redacted_value("threads", 2) == 2
     assert redacted_value("labels", {"a": "b", "token": "c"}) == {"a": "b", "token": HIDDEN}
+
+
+def test_a_command_by_hand_sees_the_variables_of_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, variables = write(tmp_path, GOOD), tmp_path / "default"
+    variables.write_text('# ours\nEDGE_AGENT_DATA_PATH="of service.npz"\n EDGE_AGENT_LIMITS_DISK_MIB=77 \nPATH=/\n')
+    monkeypatch.setattr(settings, "SERVICE_VARIABLES", variables)
+    # Of the service's own configuration alone.
+    assert settings.load(config).data.path == "shard.npz"
+    monkeypatch.setattr(settings, "CONFIG", config)
+    found = settings.load(config)
+    assert (found.data.path, found.limits.disk_mib) == ("of service.npz", 77)
+    monkeypatch.setenv("EDGE_AGENT_DATA_PATH", "mine.npz")
+    assert settings.load(config).data.path == "mine.npz"
+    variables.unlink()
+    assert settings.load(config).limits.disk_mib != 77

@@ -232,6 +232,15 @@ def test_objects_are_never_unpickled(tmp_path: Path) -> None:
     assert "x.npy: cannot be read: it is no NumPy file, or holds Python objects" in refused(tmp_path)
 
 
+def test_a_damaged_header_of_a_numpy_file_is_a_refusal(tmp_path: Path) -> None:
+    np.save(tmp_path / "y.npy", np.zeros(4, np.int64))
+    np.save(tmp_path / "x.npy", np.zeros((4, 3), np.float32))
+    # The bracket before the shape: NumPy then looks for its end among Python's words.
+    damaged = (tmp_path / "x.npy").read_bytes().replace(b"(4, 3)", b"(4, 3 ")
+    (tmp_path / "x.npy").write_bytes(damaged)
+    assert "x.npy: cannot be read: " in refused(tmp_path)
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".npy"])
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path, suffix: str) -> None:
     whole = tmp_path / f"x{suffix}"

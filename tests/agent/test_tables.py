@@ -70,6 +70,7 @@ def test_a_bad_file_among_many_is_named_counted_and_left_out(tmp_path: Path) -> 
     [
         ("a,b\n1,2\n", {}, "no column 'y' for y (found: a, b); set data.columns.y, or data.inputs and data.target"),
         ("a,b,c,y\n1,2,3,0\n", {}, "3 columns for x, and values takes 2 values (2,)"),
+        ("a,y\n1,0\n", {}, "row 1: one number for x, which takes 2; list its columns in data.columns.x"),
         ("a,y\n1,0\n", {"columns": {"x": ("a", "gone")}}, "no column 'gone' for x"),
         ("", {}, "0 columns for x"),
         ("a,b,y\n", {}, "x is empty"),
@@ -144,6 +145,20 @@ def test_a_query_that_is_none_is_refused_and_changes_nothing(database: Path, que
     assert says in message
     with closing(sqlite3.connect(database)) as sql:
         assert sql.execute("SELECT count(*) FROM readings").fetchone() == (30,)
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("SELECT raw AS x, 9e999 AS y FROM readings", "inf is no whole number"),
+        ("SELECT raw AS x, 0.5 AS y FROM readings", "0.5 is no whole number"),
+        ("SELECT zeroblob(7) AS x, 0 AS y FROM readings", "7 bytes for x, which takes 2 float32 of 4 each"),
+        ("SELECT raw AS a, raw AS b, 0 AS y FROM readings", "bytes where a number is due"),
+        ("SELECT a AS x, 0 AS y FROM readings", "one number for x, which takes 2"),
+    ],
+)
+def test_a_value_that_is_not_what_its_column_should_hold_is_named(database: Path, query: str, says: str) -> None:
+    assert f"row 1: {says}" in refusal(database, (1, 2), query=query)
 
 
 def test_what_is_no_database_is_refused(tmp_path: Path) -> None:

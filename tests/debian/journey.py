@@ -143,6 +143,7 @@ def refuses(board: Board, new: str, other: str | None) -> None:
         (("--coordinator", "h:1", "http://h/p.deb", "t"), 3, "say --sha256"),
         (("--sha256", "00", package, "t"), 1, "nothing was installed"),
         ((package,), 3, "needs URL-OR-FILE and TOKEN"),
+        ((package, "t"), 3, "say --coordinator HOST:8884; nothing was installed"),
         (("--wrong", package, "t"), 3, "unknown option"),
     ]
     if other is not None:

@@ -21,6 +21,9 @@ STAND_INS = {
 }
 
 
+THERE = ("--coordinator", "h:1")
+
+
 @dataclass(frozen=True)
 class Board:
     """The script, with its folders below another."""
@@ -40,11 +43,11 @@ class Board:
         path = self.folder / "notes"
         return path.read_text().splitlines() if path.exists() else []
 
-    def install(self) -> subprocess.CompletedProcess[str]:
+    def install(self, *options: str, token: str = "token") -> subprocess.CompletedProcess[str]:
         given = {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "NOTES": f"{self.folder}/notes"}
         script, package = self.folder / "install.sh", self.folder / "edge-agent.deb"
         return subprocess.run(
-            ["sh", str(script), "--no-start", "--coordinator", "h:1", "--device", "pi-1", str(package), "token"],
+            ["sh", str(script), "--no-start", *options, "--device", "pi-1", str(package), token],
             env=given | {"CONFIG": str(self.config)},
             umask=0o077,
             capture_output=True,
@@ -71,7 +74,7 @@ def board(tmp_path: Path) -> Board:
 
 
 def test_the_data_folder_is_made_by_the_user_whose_folder_it_is_in(board: Board) -> None:
-    done = board.install()
+    done = board.install(*THERE)
     assert done.returncode == 0, done.stderr
     assert board.data.is_dir()
     assert f"-u edge-agent -- mkdir -p -m 0750 {board.data}" in board.notes
@@ -80,12 +83,27 @@ def test_the_data_folder_is_made_by_the_user_whose_folder_it_is_in(board: Board)
 def test_a_link_that_the_user_put_there_is_not_followed(board: Board) -> None:
     victim = board.folder / "victim"
     board.data.symlink_to(victim)
-    done = board.install()
+    done = board.install(*THERE)
     assert done.returncode == 3, done.stderr
     assert f"{board.data} is a link" in done.stderr
     assert not victim.exists()
 
 
 def test_the_services_user_can_read_the_configuration_whatever_roots_umask(board: Board) -> None:
-    assert board.install().returncode == 0
+    assert board.install(*THERE).returncode == 0
     assert board.config.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    ("options", "token", "said"),
+    [((), "token", "where does this device enrol?"), (THERE, "@/no/such/token", "/no/such/token cannot be read")],
+)
+def test_what_enrolling_lacks_is_said_before_anything_is_installed(
+    board: Board, options: tuple[str, ...], token: str, said: str
+) -> None:
+    (board.folder / "bin/dpkg-query").write_text("#!/bin/sh\nexit 1\n")
+    done = board.install(*options, token=token)
+    assert done.returncode == 3
+    assert said in done.stderr
+    assert "nothing was installed" in done.stderr
+    assert "installed edge-agent" not in done.stdout

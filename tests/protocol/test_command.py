@@ -86,3 +86,17 @@ sys.exit(run_command(parser, []))
         process.stdout.close()
         assert process.wait(30) == SparsefleetError.exit_code
         assert process.stderr.read() == b""
+
+
+def test_a_library_of_an_extra_that_is_not_installed_is_named_with_the_extra(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    missing = ModuleNotFoundError("No module named 'onnx.helper'", name="onnx.helper")
+    assert run_command(raising(missing), []) == ConfigurationError.exit_code
+    said = "fleet-test: needs onnx, which is not installed here; pip install 'sparsefleet[export]'\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_module_of_ours_that_is_missing_is_no_mistake_of_the_operators() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        run_command(raising(ModuleNotFoundError("No module named 'protocol.nothing'", name="protocol.nothing")), [])
