@@ -22,11 +22,13 @@ from coordinator.settings import EvaluationSettings, Settings, TierSettings, loa
 from coordinator.structure import Structure
 from coordinator.teachers import ClientModel, newest_clients
 from coordinator.trust_settings import PrivacySettings
+from edge_agent.runtimes.engine import Vector
 from edge_agent.runtimes.parameters import initial_model
 from protocol.bundle import open_bundle
 from protocol.errors import ConfigurationError, DataError, SparsefleetError
 from protocol.messages import OptimizerSpec
 from tests.coordinator.simulation import Simulation, make_settings
+from tests.coordinator.test_crashes import arm, run_through
 
 FEATURES, CLASSES = 5, 3
 RULE = {"steps": 40, "check_every": 10, "batch_size": 16}
@@ -117,17 +119,38 @@ def test_a_fleets_model_is_distilled_after_each_fold_and_its_history_folds_again
     history.close()
 
 
-def test_a_coordinator_that_dies_distils_the_same_bits_again(tmp_path: Path, exported: Path) -> None:
-    whole = run(fleet_of(settings_of(tmp_path / "one", exported, "narrow"), tmp_path / "one"))
-    broken = fleet_of(settings_of(tmp_path / "two", exported, "narrow"), tmp_path / "two")
-    broken.until(lambda: broken.coordinator.finished or broken.store.current().version == 2)  # type: ignore[union-attr]
-    broken.kill()
-    broken.start()
-    run(broken)
-    one, other = (open_history(fleet.folder / "state").dense(3) for fleet in (whole, broken))
-    assert one is not None
-    assert other is not None
-    assert np.array_equal(one, other)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, exported: Path) -> Vector:
+    """The last model of a fleet whose coordinator lived."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(fleet_of(settings_of(folder, exported, "narrow"), folder))
+    return last_model(folder)
+
+
+def last_model(folder: Path) -> Vector:
+    history = open_history(folder / "state")
+    found = history.dense(3)
+    history.close()
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("method", "when", "nth"),
+    [
+        ("commit_round", "before", 2),
+        ("commit_round", "after", 2),
+        ("put_model", "before", 5),
+        ("put_model", "after", 9),
+    ],
+)
+def test_a_coordinator_that_dies_while_it_distils_or_commits_gets_the_same_bits(
+    tmp_path: Path, exported: Path, undisturbed: Vector, method: str, when: str, nth: int
+) -> None:
+    fleet = fleet_of(settings_of(tmp_path, exported, "narrow"), tmp_path)
+    run_through(fleet, arm(fleet.store, method, when, nth))
+    fleet.kill()
+    assert np.array_equal(last_model(tmp_path), undisturbed)
 
 
 def test_devices_of_a_narrower_tier_teach_the_whole_model(
