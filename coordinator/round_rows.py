@@ -64,4 +64,5 @@ def round_row(sql: sqlite3.Connection, number: int) -> RoundRow | None:
 
 
 def _row(found: tuple[Any, ...]) -> RoundRow:
-    return RoundRow(*found[:-1], distilled=unpack(found[-1]))
+    *figures, distilled = found
+    return RoundRow(*(*figures, unpack(distilled)))
