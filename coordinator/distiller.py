@@ -30,6 +30,8 @@ log = logging.getLogger("coordinator")
 
 _THREADS = 1
 _BATCH = 256
+# Of labelled examples: one of fewer is more than a percent of accuracy.
+_FEW = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,11 @@ class Distiller:
         self._speaker, self._n = _Speaker(bundle), manifest.parameters
         self._inputs = load_inputs(Path(own.data), manifest, "distillation.data")
         self._validation = load_data(Path(own.validation), manifest, "distillation.validation")
+        if len(self._validation) < _FEW:
+            log.warning(
+                "distillation.validation: %d examples choose the best model almost by luck; give hundreds",
+                len(self._validation),
+            )
         self._peers = tuple(_Peer(peer, manifest) for peer in own.peers)
 
     def due(self, version: int) -> bool:
