@@ -10,7 +10,6 @@ import numpy as np
 from edge_agent.runtimes.engine import Vector
 from protocol.manifest import Manifest
 
-
 # As fleet-export names them, after torch. No other sign tells them: means begin at 0, and have to go below it.
 _VARIANCE = "running_var"
 
