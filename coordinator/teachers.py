@@ -52,8 +52,10 @@ def client_models(
         if view.mask is not None:
             parameters = np.where(view.mask, parameters, np.float32(0))
         model = view.model.copy()
-        put(model, view.layout.parameters, take(model, view.layout.parameters) + parameters)
-        put(model, view.layout.buffers, take(model, view.layout.buffers) + buffers)
+        # What is too large to be a number is looked for by who asks it.
+        with np.errstate(over="ignore"):
+            put(model, view.layout.parameters, take(model, view.layout.parameters) + parameters)
+            put(model, view.layout.buffers, take(model, view.layout.buffers) + buffers)
         yield ClientModel(update.device, update.variant, model)
 
 
