@@ -88,8 +88,10 @@ class Candidates:
         needed = skill_for(self._settings.training.optimizer)
         if needed is None:
             return self._fleet.present()
-        skilled = tuple(device for device in self._fleet.present() if needed in self._fleet.skills(device))
-        for device in set(self._fleet.present()) - set(skilled):
+        skills = {device: self._fleet.skills(device) for device in self._fleet.present()}
+        greeted = {device: said for device, said in skills.items() if said is not None}
+        skilled = tuple(device for device, said in greeted.items() if needed in said)
+        for device in sorted(greeted.keys() - set(skilled)):
             agent = self._fleet[device].agent
             why = f"{device}'s agent ({agent}) does not know {needed} (training.optimizer); upgrade it"
             self._turn_away(device, Rejection("agent-too-old", why), day_of(self._wall()))

@@ -350,6 +350,10 @@ def _reports(options: argparse.Namespace) -> Reports:
     return Reports(Path(coordinator_settings.load(options.config).state))
 
 
+# Columns of which a table shows nothing where nobody uses them.
+_SELDOM = frozenset({"distilled"})
+
+
 def _rows(options: argparse.Namespace, name: str, rows: tuple[Any, ...], apart: frozenset[str] = frozenset()) -> int:
     """Prints rows. apart: columns for a second table, where one would be wider than a terminal."""
     if options.json:
@@ -358,7 +362,7 @@ def _rows(options: argparse.Namespace, name: str, rows: tuple[Any, ...], apart: 
     if not rows:
         print(f"no {name} yet")
         return 0
-    names = [f.name for f in fields(rows[0])]
+    names = [f.name for f in fields(rows[0]) if f.name not in _SELDOM or any(getattr(r, f.name) for r in rows)]
     _table(name, *_columns([n for n in names if n not in apart], rows))
     if apart:
         _table(f"{name}, their work", *_columns([n for n in names if n in apart or n == names[0]], rows))

@@ -11,6 +11,7 @@ batch; and a student that says what its teachers say is left alone, for Adam mak
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +57,8 @@ class Distilled:
     divergence: float
 
 
-def mean_logits(of_each: Iterable[Logits]) -> Logits:
-    """The mean of logits, float64[inputs, classes], summed in the order in which they come."""
+def mean_logits(of_each: Iterable[npt.NDArray[np.floating[Any]]]) -> Logits:
+    """The mean of logits, float64[inputs, classes], summed in the order in which they come, one held at a time."""
     total, count = None, 0
     for logits in of_each:
         total = logits.astype(np.float64) if total is None else total + logits
@@ -99,12 +100,13 @@ def distil(
     judge: Callable[[Vector], float],
     rule: Rule,
     trained: Mask,
+    alive: Callable[[], None] = lambda: None,
 ) -> Distilled:
     """Learns from `start`, float32[total], which is not changed.
 
     engine: of the distillation graph, whose one target is what a class's probability should be. inputs: along the
     first axis, as `teacher`, float64[inputs, classes]. student_logits: of a model for those inputs. judge: accuracy on
-    labelled examples. trained: bool[n_parameters], of the parameters that may move.
+    labelled examples. trained: bool[n_parameters], of the parameters that may move. alive: called at every step.
     """
     apart = divergence(teacher, student_logits(start))
     best = before = judge(start)
@@ -124,6 +126,7 @@ def distil(
             state, model[:n] = optimizers.step(_ADAM, state, model[:n], gradient, rate)
             model[n : n + len(found.buffers)] = found.buffers
             taken += 1
+            alive()
             if taken % rule.check_every and taken < rule.steps:
                 continue
             accuracy = judge(model) if np.isfinite(model).all() else -math.inf

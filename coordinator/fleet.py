@@ -46,9 +46,10 @@ class Fleet:
         """What training may use on the device, if it said so since the coordinator started."""
         return self._memory_mib.get(device)
 
-    def skills(self, device: str) -> frozenset[str]:
-        """What a task may ask of the device that older agents cannot do, as it said when it came."""
-        return self._skills.get(device, frozenset())
+    def skills(self, device: str) -> frozenset[str] | None:
+        """What a task may ask of the device that older agents cannot do, as it said when it came; None where it has not
+        greeted since the coordinator started, though something of it came."""
+        return self._skills.get(device)
 
     def present(self) -> tuple[str, ...]:
         return tuple(sorted(self._present))

@@ -96,6 +96,11 @@ class History:
     def distilled(self, version: int) -> bool:
         return self._column(version, "folded") is not None
 
+    def noise(self, version: int) -> float:
+        """The noise multiplier of [privacy] with which a version was made, 0 for none."""
+        row = self._sql.execute("SELECT trust FROM models WHERE version = ?", (version,)).fetchone()
+        return 0.0 if row is None else rows.unpack_trust(row[0]).noise_multiplier
+
     def server_state(self, version: int) -> ServerState | None:
         if version == 0:
             return initial_state()

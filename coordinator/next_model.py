@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from coordinator.accountant import epsilon_of
+from coordinator.distillation_record import Distillation
 from coordinator.distiller import Distiller
 from coordinator.downlink import Published, publish
 from coordinator.evaluate import Examine
@@ -105,7 +106,7 @@ def next_model(
         caution_of(settings, store.run, store.folder, recent),
     )
     state, folded = made.state, clock()
-    dense = _distilled(store, manifest, distiller, base, views, accepted, made.dense)
+    dense, distilled = _distilled(store, manifest, distiller, base, views, accepted, made.dense)
     distilled_s = clock() - folded
     structure = next_structure(settings, manifest, views.structure, dense, base.version + 1)
     layout = layout_of(manifest, FULL)
@@ -116,6 +117,7 @@ def next_model(
     version = replace(
         _stored(store, base.version + 1, dense, published, pack_state(state), structure, found),
         trust=_trust(store, settings, base.version, accepted, made),
+        distilled=distilled,
         folded=None if dense is made.dense else store.put_model(made.dense.astype("<f4").tobytes()).digest,
     )
     beside = evaluated + distilled_s
@@ -130,10 +132,10 @@ def _distilled(
     views: Views,
     accepted: Sequence[AcceptedUpdate],
     dense: Vector,
-) -> Vector:
-    """What the clients teach the folded model, float32[total]; itself, if nothing."""
+) -> tuple[Vector, Distillation | None]:
+    """What the clients teach the folded model, float32[total], and how that went; itself, if nothing."""
     if distiller is None or not distiller.due(base.version + 1):
-        return dense
+        return dense, None
 
     def base_of(version: int) -> Base | None:
         if version == base.version:
@@ -146,14 +148,18 @@ def _distilled(
 
     clients = client_models(manifest, accepted, lambda update: store.updates.read(update.digest), base_of)
     start = deployed(dense, views.structure)
-    found = distiller(start, views.structure, clients, base.version + 1)
-    if found is None or found.model is start:
-        return dense
+    taught = distiller(start, views.structure, clients, base.version + 1)
+    if taught is None:
+        return dense, None
+    found, teachers = taught
+    said = Distillation(teachers, found.steps, found.best_step, found.before, found.after, found.divergence)
+    if found.model is start:
+        return dense, said
     model = found.model.copy()
     if views.structure.mask is not None:
         # What the mask leaves out is 0 in what was taught, and goes on in the dense copy.
         np.copyto(model[: manifest.parameters], dense[: manifest.parameters], where=~views.structure.mask)
-    return model
+    return model, said
 
 
 def _trust(

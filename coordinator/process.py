@@ -61,7 +61,7 @@ def run(settings: Settings, emit: Emit, *, exit_when_finished: bool) -> int:
     install_from(os.environ)
     signals, notifier = Signals(), Notifier(os.environ)
     bundle = open_bundle(Path(settings.bundle))
-    examine, distiller = open_examination(settings, bundle), open_distiller(settings, bundle)
+    examine, distiller = open_examination(settings, bundle), open_distiller(settings, bundle, notifier.alive)
     state = Path(settings.state)
     with disk_named(state), damage_named(state / DATABASE, LOST):
         try:

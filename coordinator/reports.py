@@ -10,7 +10,8 @@ from typing import Any, Self
 
 from coordinator.budget import day_of
 from coordinator.evaluate import accuracy_of
-from coordinator.held_out import newest, on_devices
+from coordinator.held_out import newest
+from coordinator.round_rows import RoundRow, round_row, round_rows
 from coordinator.rows import unpack_trust
 from coordinator.schema import DATABASE, LOST, locked, open_reader
 from coordinator.settings import RoundSettings
@@ -97,30 +98,6 @@ class DeviceRow:
     paused: str | None = None
     identity: str | None = None
     identity_ends_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RoundRow:
-    """One committed round, as its event said; round 0 is the exported model. devices: updates in its fold, `late` of
-    them of earlier rounds. accuracy: of its version, the averaged model, on the coordinator's held-out data;
-    device_mean, device_worst: of the same version on what devices hold out of their own, as they say with the next
-    round's updates, each device counting once."""
-
-    round: int
-    version: int
-    devices: int
-    accuracy: float | None
-    loss: float | None
-    seconds: float
-    overhead_s: float
-    evaluation_s: float
-    fold_s: float
-    extensions: int
-    bytes_up: int
-    bytes_down: int
-    late: int
-    device_mean: float | None = None
-    device_worst: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,13 +191,6 @@ _DOUBLED = "doubled_s > :now - 3600"
 _PAUSED = (
     "CASE WHEN EXISTS (SELECT 1 FROM tasks t WHERE t.device = d.device AND t.phase NOT IN ('done', 'out')) "
     "THEN paused END"
-)
-_ROUND = (
-    "SELECT round, version, devices, accuracy, loss, seconds, overhead_s, evaluation_s, fold_s, extensions, "
-    "bytes_up, bytes_down, (SELECT count(*) FROM updates u WHERE u.fold = rounds.version AND u.round < rounds.round), "
-    "(SELECT avg(accuracy) FROM held_out h WHERE h.round = rounds.version + 1), "
-    "(SELECT min(accuracy) FROM held_out h WHERE h.round = rounds.version + 1) "
-    "FROM rounds WHERE state = 'committed'"
 )
 _WAITING = "fold IS NULL AND discarded IS NULL"
 
@@ -351,21 +321,13 @@ class Reports:
 
     def rounds(self) -> tuple[RoundRow, ...]:
         """Every committed round, and round 0 with how the exported model did."""
-        first = self._sql.execute("SELECT loss, metrics FROM models WHERE version = 0").fetchone()
-        rows = [RoundRow(*row) for row in self._sql.execute(f"{_ROUND} ORDER BY round")]
-        if first is not None:
-            accuracy = accuracy_of(json.loads(first[1]))
-            seen = on_devices(self._sql, 0)
-            said = (None, None) if seen is None else (seen.mean, seen.worst)
-            rows.insert(0, RoundRow(0, 0, 0, accuracy, first[0], 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, *said))
-        return tuple(rows)
+        return round_rows(self._sql)
 
     def round(self, number: int) -> RoundDetail:
         """One round in full. Raises NothingToDoError when there was none of that number."""
         found = self._sql.execute("SELECT state, base_version FROM rounds WHERE round = ?", (number,)).fetchone()
         if found is None:
             raise NothingToDoError(f"round {number}: there is none (yet); fleet-coordinator rounds lists them")
-        figures = self._sql.execute(f"{_ROUND} AND round = ?", (number,)).fetchone()
         tasks = self._sql.execute(
             "SELECT t.device, phase, reason, detail, examples, weight, steps, loss, train_s, size, variant, fold, "
             "discount, discarded "
@@ -385,7 +347,7 @@ class Reports:
             round=number,
             state=found[0],
             base_version=found[1],
-            figures=None if figures is None else RoundRow(*figures),
+            figures=round_row(self._sql, number),
             devices=tuple(TaskRow(*row) for row in tasks),
             late=tuple(LateRow(*row) for row in late),
             rejections=tuple(RejectionRow(*row) for row in rejections),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from coordinator import held_out
+from coordinator import distillation_record, held_out
+from coordinator.distillation_record import Distillation
 from coordinator.norms import Norms
 from coordinator.round import OPEN, Phase
 from coordinator.schema import DATABASE, LOST
@@ -43,6 +44,7 @@ class ModelVersion:
     structure: the digest of what of it devices work on; None where they all work on the whole. public: the model that
     devices hold, None where it is this one. difference: what leads to that from the one they held before, if anything.
     folded: the digest of what the fold gave, None where that is this model and nothing was distilled from it.
+    distilled: what came of it, None where nobody tried.
     """
 
     version: int
@@ -55,6 +57,7 @@ class ModelVersion:
     difference: BlobRef | None = None
     trust: Trust = Trust()
     folded: bytes | None = None
+    distilled: Distillation | None = None
 
     @property
     def published(self) -> BlobRef:
@@ -165,7 +168,7 @@ class RoundFigures:
 def insert_model(sql: sqlite3.Connection, model: ModelVersion) -> None:
     sql.execute(
         "INSERT INTO models (version, digest, size, server_state, loss, metrics, structure, public, difference, "
-        "difference_size, trust, folded) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "difference_size, trust, folded, distilled) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             model.version,
             model.blob.digest,
@@ -179,6 +182,7 @@ def insert_model(sql: sqlite3.Connection, model: ModelVersion) -> None:
             None if model.difference is None else model.difference.size,
             json.dumps(write_record(model.trust)),
             model.folded,
+            distillation_record.pack(model.distilled),
         ),
     )
 
@@ -191,7 +195,8 @@ def unpack_trust(packed: str | None) -> Trust:
 def model(sql: sqlite3.Connection, number: int) -> ModelVersion | None:
     row = sql.execute(
         "SELECT version, digest, size, server_state, loss, metrics, structure, public, difference, difference_size, "
-        "trust, folded FROM models WHERE version = ? AND (kept = 1 OR version = (SELECT max(version) FROM models))",
+        "trust, folded, distilled "
+        "FROM models WHERE version = ? AND (kept = 1 OR version = (SELECT max(version) FROM models))",
         (number,),
     ).fetchone()
     if row is None:
@@ -202,6 +207,7 @@ def model(sql: sqlite3.Connection, number: int) -> ModelVersion | None:
         difference=None if row[8] is None else BlobRef(row[8], row[9]),
         trust=unpack_trust(row[10]),
         folded=row[11],
+        distilled=distillation_record.unpack(row[12]),
     )
 
 

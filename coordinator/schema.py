@@ -11,7 +11,7 @@ from protocol.database import check_before_writing, damaged
 from protocol.disk import LOCAL, Disk, disk_named, exists, is_disk_trouble
 from protocol.errors import ConfigurationError, NothingToDoError
 
-VERSION = 12
+VERSION = 13
 DATABASE = "coordinator.sqlite"
 LOCK = "lock"
 # What it costs to do without a state folder.
@@ -32,7 +32,7 @@ CREATE TABLE traffic (
 CREATE TABLE models (
   version INTEGER PRIMARY KEY, digest BLOB NOT NULL, size INTEGER NOT NULL, kept INTEGER NOT NULL DEFAULT 1,
   server_state BLOB NOT NULL, loss REAL, metrics TEXT NOT NULL, structure BLOB,
-  public BLOB, difference BLOB, difference_size INTEGER, trust TEXT, folded BLOB
+  public BLOB, difference BLOB, difference_size INTEGER, trust TEXT, folded BLOB, distilled TEXT
 );
 CREATE TABLE rounds (
   round INTEGER PRIMARY KEY, state TEXT NOT NULL, base_version INTEGER NOT NULL, opened_s REAL NOT NULL,
@@ -109,6 +109,7 @@ _STEPS = {
         "loss REAL NOT NULL, accuracy REAL, PRIMARY KEY (round, device)) WITHOUT ROWID;"
     ),
     12: "ALTER TABLE models ADD COLUMN folded BLOB;",
+    13: "ALTER TABLE models ADD COLUMN distilled TEXT;",
 }
 
 

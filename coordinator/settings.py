@@ -335,7 +335,13 @@ class Settings:
             raise ValueError("rounds.target_accuracy: needs held-out data; set evaluation.data, or leave it out")
         _check_sparsity(self)
         _check_fold(self)
-        self.distillation.check(noise=self.privacy.on)
+        self.distillation.check(
+            noise=self.privacy.on,
+            quasi_global=self.training.optimizer.name == "qg",
+            state=self.state,
+            evaluation=self.evaluation.data,
+            rounds=self.rounds.count,
+        )
 
 
 def _check_mode(rounds: RoundSettings) -> None:

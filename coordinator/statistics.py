@@ -10,17 +10,19 @@ import numpy as np
 from edge_agent.runtimes.engine import Vector
 from protocol.manifest import Manifest
 
+# As fleet-export names them, after torch. No other sign tells them: means begin at 0, and have to go below it.
+_VARIANCE = "running_var"
+
 
 def kept_above_zero(manifest: Manifest, before: Vector, after: Vector) -> Vector:
-    """`after`, float32[total], but in buffers without a negative value in `before` no value goes below half of what it
-    was where it would go below zero. A tensor of means has negative values, or moves within what is positive."""
+    """`after`, float32[total], but a variance that would go below zero becomes half of what it was in `before`."""
     kept = after
     for tensor in manifest.tensors:
-        if tensor.kind != "buffer":
+        if tensor.kind != "buffer" or tensor.name.rpartition(".")[2] != _VARIANCE:
             continue
         part = slice(tensor.offset, tensor.offset + tensor.size)
         low = after[part] < 0
-        if low.any() and not (before[part] < 0).any():
+        if low.any():
             kept = after.copy() if kept is after else kept
             kept[part] = np.where(low, before[part] / 2, after[part])
     return kept

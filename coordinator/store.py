@@ -17,6 +17,7 @@ from statistics import median_low
 from typing import TypeVar
 
 from coordinator import ledger, rows
+from coordinator.distillation_record import folded_of
 from coordinator.norms import Norms
 from coordinator.round import Phase
 from coordinator.rows import (
@@ -389,9 +390,7 @@ class Store:
     def room_for_update(self, blob: BlobRef) -> bool:
         """Whether an update fits; updates of folded rounds give way, the oldest first."""
         while not self.updates.room_for(blob):
-            oldest = self._sql.execute("SELECT min(fold) FROM updates WHERE kept = 1 AND fold IS NOT NULL").fetchone()[
-                0
-            ]
+            (oldest,) = self._sql.execute("SELECT min(fold) FROM updates WHERE kept = 1").fetchone()
             if oldest is None:
                 return False
             digests = [row[0] for row in self._sql.execute("SELECT digest FROM updates WHERE fold = ?", (oldest,))]
@@ -430,8 +429,9 @@ class Store:
             return False
         with self._transaction() as sql:
             sql.execute("UPDATE models SET kept = 0 WHERE version = ?", (found[0][0],))
-        for state in rows.server_states(self._sql, found[0][0], of_no_other=True):
-            self.models.remove(state)
+        beside = rows.server_states(self._sql, found[0][0], of_no_other=True)
+        for digest in beside | folded_of(self._sql, found[0][0]):
+            self.models.remove(digest)
         published = None if current is None else current.published.digest
         if found[0][1] not in [published, *(digest for _, digest in found[1:])]:
             self.models.remove(found[0][1])

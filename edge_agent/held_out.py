@@ -4,6 +4,8 @@ Whether an example is held out follows from its place and a seed alone, so that 
 keeps what was held out, and nothing that was ever held out is trained on.
 """
 
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,8 @@ from edge_agent.datasets.examples import Column
 from edge_agent.runtimes.engine import Array, Batch, Evaluation
 from protocol.manifest import Manifest
 from protocol.messages import HeldOut
+
+log = logging.getLogger("edge-agent")
 
 # Of one evaluation: bounds memory, not what comes of it.
 _BATCH = 64
@@ -42,8 +46,9 @@ def held_places(n: int, fraction: float, seed: int) -> np.ndarray[Any, np.dtype[
     return np.asarray((z ^ (z >> np.uint64(31))) >> np.uint64(11)) < fraction * 2.0**53
 
 
-def measured(evaluate: Callable[[Batch], Evaluation], dataset: Dataset) -> HeldOut:
-    """Loss and accuracy over all of the dataset."""
+def measured(evaluate: Callable[[Batch], Evaluation], dataset: Dataset) -> HeldOut | None:
+    """Loss and accuracy over all of the dataset; None where the loss is no number, which is nothing to tell: the
+    coordinator would refuse the update for it."""
     loss, accuracy, known = 0.0, 0.0, True
     for start in range(0, len(dataset), _BATCH):
         rows = np.arange(start, min(start + _BATCH, len(dataset)))
@@ -53,6 +58,10 @@ def measured(evaluate: Callable[[Batch], Evaluation], dataset: Dataset) -> HeldO
         known = known and right is not None
         accuracy += (right or 0.0) * len(rows)
     n = len(dataset)
+    if not math.isfinite(loss):
+        log.warning("held out examples=%d: the model's loss on them is %s, and is not told", n, loss)
+        return None
+    log.info("held out examples=%d loss=%.4f accuracy=%s", n, loss / n, accuracy / n if known else None)
     return HeldOut(n, loss / n, min(1.0, accuracy / n) if known else None)
 
 

@@ -91,6 +91,10 @@ def carried(
     for one in (memory.mask, mask):
         if one is not None:
             vector = np.where(one, vector, np.float32(0.0))
+    if not np.isfinite(vector).all():
+        # Not settled away by any update: every task that began with it would fail.
+        log.error("task=%s momentum begins at zero: it is no longer one of finite numbers", task.name)
+        return np.zeros(n, np.float32)
     return vector.astype(np.float32)
 
 
@@ -101,8 +105,10 @@ def quasi_global(memory: Memory, mu: float, model: Vector, rounds: int) -> Vecto
         return memory.vector
     kept = mu**rounds
     moved = np.subtract(memory.base, model, dtype=np.float32)
-    moved *= np.float32((1.0 - kept) / (memory.rate * rounds))
-    return np.float32(kept) * memory.vector + moved
+    # What becomes of rates that are too small, `carried` looks at.
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved *= np.float32((1.0 - kept) / (memory.rate * rounds))
+        return np.float32(kept) * memory.vector + moved
 
 
 def _lasts(memory: Memory, task: Task, settings: OptimizerSettings, n: int, most_missed: int) -> bool:
@@ -156,15 +162,17 @@ def unpack_memory(data: bytes) -> Memory | None:
 # What the task in hand begins with
 
 
-def lay_out(state: Path, task: Task, make: Callable[[], Vector], disk: Disk) -> None:
-    """Writes what a task's optimiser begins with, once: whatever is settled while it is in hand, and however often it
-    is begun anew, it begins with the same."""
+def lay_out(state: Path, task: Task, n: int, make: Callable[[], Vector], disk: Disk) -> None:
+    """Writes what a task's optimiser begins with, float32[n], once: whatever is settled while it is in hand, and
+    however often it is begun anew, it begins with the same; unless this device was told meanwhile to train another
+    variant, which has other parameters."""
     path = state / FILE
     if not settings_of(task.optimizer).carries:
         if exists(disk, path):
             disk.remove(path)
         return
-    if _laid_out(path, task, disk) is None:
+    there = _laid_out(path, task, disk)
+    if there is None or len(there) != n:
         data = safetensors.format_tensors({"momentum": make().astype("<f4", copy=False)}, {"task": task.name})
         write_durably(path, sealed(data), disk)
 

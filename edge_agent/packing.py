@@ -35,8 +35,9 @@ class Packing:
 
     def lay_out(self, task: Task) -> None:
         """Puts what the task's optimiser begins with in the state folder. Raises ValueError of an unknown one."""
-        store = self._store
-        lay_out(store.blobs.root.parent, task, lambda: self._momentum(task), store.blobs.disk)
+        store, assets = self._store, self._assets
+        n = layout_of(assets.manifest(task), assets.variant_of(task)).n_parameters
+        lay_out(store.blobs.root.parent, task, n, lambda: self._momentum(task), store.blobs.disk)
 
     def _momentum(self, task: Task) -> Vector:
         assets, manifest = self._assets, self._assets.manifest(task)

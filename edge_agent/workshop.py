@@ -136,9 +136,7 @@ class Workshop:
         if bench.held_out is None:
             return None
         # By the backend that trains: of the others the device has no files.
-        found = measured(lambda batch: bench.choice.engine.evaluate(model, batch), bench.held_out)
-        log.info("held out examples=%d loss=%.4f accuracy=%s", found.examples, found.loss, found.accuracy)
-        return found
+        return measured(lambda batch: bench.choice.engine.evaluate(model, batch), bench.held_out)
 
     def finished(self) -> None:
         """The task is over: the next one may have other data."""

@@ -74,6 +74,8 @@ class Hello:
     def __post_init__(self) -> None:
         if len(self.skills) > MAX_SKILLS:
             raise ValueError(f"skills: {len(self.skills)} are over the limit of {MAX_SKILLS}")
+        if any(len(skill) > MAX_NAME for skill in self.skills):
+            raise ValueError(f"skills: one is longer than the limit of {MAX_NAME} characters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +221,8 @@ class HeldOut:
     accuracy: float | None = None
 
     def __post_init__(self) -> None:
-        if self.examples < 1:
-            raise ValueError(f"examples: {self.examples} must be at least 1")
+        if not 1 <= self.examples < 1 << 63:
+            raise ValueError(f"examples: {self.examples} must be at least 1, and fit 64 bits")
         if self.accuracy is not None and not 0.0 <= self.accuracy <= 1.0:
             raise ValueError(f"accuracy: {self.accuracy} is outside 0..1")
 

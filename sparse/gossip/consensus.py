@@ -7,6 +7,7 @@ a fleet cannot be run twice to know it beforehand. CHOCO must not be asked wheth
 lost differences devices agree with each other on what is wrong.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,16 +68,18 @@ def begin(control: Control) -> Effort:
 
 
 def adjust(control: Control, effort: Effort, number: int, estimates: Sequence[float]) -> Effort:
-    """The effort of the round after `number`, whose devices reported these estimates; without any, as it was.
+    """The effort of the round after `number`, whose devices reported these estimates; without any, as it was. What is
+    no finite number is none: an infinite largest would end the control for good.
 
     Above the target gossip rounds are doubled, and once they are at their most, local steps are halved; below half of
     it one step back, steps first, so that it does not swing. After the first phase, as if there were no control.
     """
     if number >= control.until:
         return Effort(control.gossip_rounds, control.local_steps, effort.largest)
-    if not estimates:
+    finite = [estimate for estimate in estimates if math.isfinite(estimate)]
+    if not finite:
         return effort
-    mean = float(np.mean(estimates))
+    mean = float(np.mean(finite))
     largest = max(effort.largest, mean)
     rounds, steps = effort.gossip_rounds, effort.local_steps
     if mean > control.target * largest:

@@ -124,6 +124,21 @@ def test_a_receipt_that_comes_while_the_next_task_is_trained_does_not_change_wha
     fleet.store.close()
 
 
+def test_a_device_that_is_told_to_train_another_variant_while_a_task_is_in_hand_begins_it_anew(tmp_path: Path) -> None:
+    fleet = made(tmp_path)
+    fleet.coordinator.say(task(fleet, 1, QG, steps=10_000))
+    fleet.until(lambda: (found := training_of(fleet)) is not None and found.done >= 3)
+    fleet.training = replace(fleet.training, variant="bias")
+    fleet.restart()
+    fleet.coordinator.announce()
+    fleet.until(lambda: (found := training_of(fleet)) is not None and found.done >= 1)
+    training = training_of(fleet)
+    assert training is not None
+    n = layout_of(fleet.coordinator.bundle.manifest, "bias").n_parameters
+    assert len(training.live_state().optimizer.first_moment) == n < TOTAL
+    fleet.store.close()
+
+
 def test_an_optimiser_that_this_agent_does_not_know_is_refused_by_name(tmp_path: Path) -> None:
     fleet = made(tmp_path)
     fleet.coordinator.say(task(fleet, 1, OptimizerSpec(name="lion")))

@@ -69,6 +69,16 @@ def test_loss_and_accuracy_are_means_over_examples_whatever_the_batches() -> Non
     assert no_accuracy == HeldOut(130, 1.0, None)
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_not_told_for_the_update_would_be_refused_with_it(loss: float) -> None:
+    x, y = np.arange(130, dtype=np.float32), np.arange(130) % 2
+
+    def evaluate(batch: Batch) -> Evaluation:
+        return Evaluation(loss if batch.inputs[0][0] else 0.5, {"accuracy": 0.5}, len(batch))
+
+    assert measured(evaluate, Dataset((x,), (y,))) is None
+
+
 def test_an_update_says_how_the_tasks_model_did_on_what_its_device_holds_out(tmp_path: Path) -> None:
     settings = DataSettings(path="shard.npz", hold_out=0.25, hold_out_seed=3)
     fleet = fleet_of(tmp_path, settings)

@@ -158,6 +158,11 @@ def test_what_is_stale_or_of_something_else_begins_at_zero(changes: dict[str, ob
     assert not carried(memory(**changes), said(11), qg(0.9, 0.5), np.zeros(N, np.float32), None, 3).any()
 
 
+@pytest.mark.parametrize("changes", [{"rate": 1e-45}, {"vector": np.full(N, np.nan, np.float32)}])
+def test_what_is_no_longer_of_finite_numbers_begins_at_zero(changes: dict[str, object]) -> None:
+    assert not carried(memory(**changes), said(11), qg(0.9, 0.5), np.full(N, 0.4, np.float32), None, 50).any()
+
+
 def test_under_masks_only_what_both_rounds_kept_goes_on() -> None:
     old, new = np.arange(N) % 2 == 0, np.arange(N) % 3 == 0
     found = carried(memory(mask=old), said(11), qg(0.9, 0.5), np.full(N, 0.4, np.float32), new, 50)

@@ -18,6 +18,7 @@ _CAME: dict[int, tuple[tuple[str, str], ...]] = {
     10: (("devices", "left_out"), ("devices", "paused")),
     11: (),
     12: (("models", "folded"),),
+    13: (("models", "distilled"),),
 }
 # And which tables.
 _TABLES: dict[int, tuple[str, ...]] = {11: ("held_out",)}

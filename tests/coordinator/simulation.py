@@ -72,8 +72,8 @@ def write_bundle(root: Path, parameters: int = 20, *, tiers: bool = False) -> Bu
     """A bundle nobody runs: parameters that start at 1, buffers at 2, frozen at 3. The variant `head` trains the last
     HEAD parameters alone; with `tiers`, the head's are channels, of which `tier-050` keeps half."""
     root.mkdir(parents=True, exist_ok=True)
-    sizes = {"weight": parameters - HEAD, "head": HEAD, "running": BUFFERS, "fixed": FROZEN}
-    starts = {"weight": 1, "head": 1, "running": 2, "fixed": 3}
+    sizes = {"weight": parameters - HEAD, "head": HEAD, "running_var": BUFFERS, "fixed": FROZEN}
+    starts = {"weight": 1, "head": 1, "running_var": 2, "fixed": 3}
     tensors = {name: np.full(n, starts[name], np.float32) for name, n in sizes.items()}
     files = {PARAMETERS_FILE: safetensors(tensors), "graph.bin": bytes(range(256)) * 300, "inference.onnx": bytes(100)}
     for name, data in files.items():
@@ -85,7 +85,7 @@ def write_bundle(root: Path, parameters: int = 20, *, tiers: bool = False) -> Bu
         tensors=(
             Tensor("weight", (parameters - HEAD,), 0, "parameter"),
             Tensor("head", (HEAD,), parameters - HEAD, "parameter"),
-            Tensor("running", (BUFFERS,), parameters, "buffer"),
+            Tensor("running_var", (BUFFERS,), parameters, "buffer"),
             Tensor("fixed", (FROZEN,), parameters + BUFFERS, "frozen"),
         ),
         inputs=(Port("x", (3,), "float32"),),
@@ -104,7 +104,7 @@ def write_bundle(root: Path, parameters: int = 20, *, tiers: bool = False) -> Bu
                 "head",
                 {"none": Backend({"train": "graph.bin"}, requires="nothing")},
                 frozen=("weight",),
-                frozen_buffers=("running",),
+                frozen_buffers=("running_var",),
             ),
             *(
                 (Variant("tier-050", {}, keep={"heads": HEAD // 2}, load=Load(parameters - HEAD // 2, 100 << 20, 0)),)

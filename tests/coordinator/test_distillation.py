@@ -1,6 +1,10 @@
 """Distillation in a coordinator, on real bundles: tiers and other architectures teach, and history stays replayable."""
 
 import logging
+import re
+import shutil
+import sqlite3
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +16,19 @@ from coordinator.distillation_settings import DistillationSettings, PeerSettings
 from coordinator.distiller import Distiller, open_distiller
 from coordinator.history import open_history
 from coordinator.replay import replay, replay_without
+from coordinator.reports import Reports
+from coordinator.schema import DATABASE
 from coordinator.settings import EvaluationSettings, Settings, TierSettings, load
-from coordinator.teachers import newest_clients
+from coordinator.structure import Structure
+from coordinator.teachers import ClientModel, newest_clients
 from coordinator.trust_settings import PrivacySettings
+from edge_agent.runtimes.engine import Vector
+from edge_agent.runtimes.parameters import initial_model
 from protocol.bundle import open_bundle
 from protocol.errors import ConfigurationError, DataError, SparsefleetError
+from protocol.messages import OptimizerSpec
 from tests.coordinator.simulation import Simulation, make_settings
+from tests.coordinator.test_crashes import arm, run_through
 
 FEATURES, CLASSES = 5, 3
 RULE = {"steps": 40, "check_every": 10, "batch_size": 16}
@@ -85,7 +96,15 @@ def test_a_fleets_model_is_distilled_after_each_fold_and_its_history_folds_again
     assert [r.getMessage().split()[1:3] for r in caplog.records if r.getMessage().startswith("distilled")] == [
         [f"version={n}", "teachers=3"] for n in (1, 2, 3)
     ]
+    with Reports(tmp_path / "state") as reports:
+        told = [(row.version, row.distilled) for row in reports.rounds()]
+        assert reports.round(3).figures == reports.rounds()[3]
+    assert told[0] == (0, None)
+    for version, one in told[1:]:
+        assert one is not None, version
+        assert (one.teachers, one.before <= one.after) == (3, True)
     history = open_history(tmp_path / "state")
+    assert [version for version, one in told if one and one.best_step] == [v for v in (1, 2, 3) if history.distilled(v)]
     distilled = [version for version in (1, 2, 3) if history.distilled(version)]
     assert distilled, "no student was ever better than the average, so that nothing was shown"
     for version in distilled:
@@ -100,17 +119,38 @@ def test_a_fleets_model_is_distilled_after_each_fold_and_its_history_folds_again
     history.close()
 
 
-def test_a_coordinator_that_dies_distils_the_same_bits_again(tmp_path: Path, exported: Path) -> None:
-    whole = run(fleet_of(settings_of(tmp_path / "one", exported, "narrow"), tmp_path / "one"))
-    broken = fleet_of(settings_of(tmp_path / "two", exported, "narrow"), tmp_path / "two")
-    broken.until(lambda: broken.coordinator.finished or broken.store.current().version == 2)  # type: ignore[union-attr]
-    broken.kill()
-    broken.start()
-    run(broken)
-    one, other = (open_history(fleet.folder / "state").dense(3) for fleet in (whole, broken))
-    assert one is not None
-    assert other is not None
-    assert np.array_equal(one, other)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, exported: Path) -> Vector:
+    """The last model of a fleet whose coordinator lived."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(fleet_of(settings_of(folder, exported, "narrow"), folder))
+    return last_model(folder)
+
+
+def last_model(folder: Path) -> Vector:
+    history = open_history(folder / "state")
+    found = history.dense(3)
+    history.close()
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("method", "when", "nth"),
+    [
+        ("commit_round", "before", 2),
+        ("commit_round", "after", 2),
+        ("put_model", "before", 5),
+        ("put_model", "after", 9),
+    ],
+)
+def test_a_coordinator_that_dies_while_it_distils_or_commits_gets_the_same_bits(
+    tmp_path: Path, exported: Path, undisturbed: Vector, method: str, when: str, nth: int
+) -> None:
+    fleet = fleet_of(settings_of(tmp_path, exported, "narrow"), tmp_path)
+    run_through(fleet, arm(fleet.store, method, when, nth))
+    fleet.kill()
+    assert np.array_equal(last_model(tmp_path), undisturbed)
 
 
 def test_devices_of_a_narrower_tier_teach_the_whole_model(
@@ -147,6 +187,87 @@ def test_clients_of_another_architecture_teach_and_a_peer_without_a_round_does_n
     assert "teachers=6" in caplog.text
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory, exported: Path) -> Path:
+    """The state of a fleet of the other architecture, that is through with its run."""
+    folder = tmp_path_factory.mktemp("other")
+    run(fleet_of(settings_of(folder, exported, "wide"), folder))
+    return folder / "state"
+
+
+def taught_by(state: Path, exported: Path, folder: Path) -> Distiller:
+    settings = settings_of(
+        folder, exported, "narrow", peers=(PeerSettings(str(state), str(exported / "wide")),), steps=0
+    )
+    return Distiller(settings, open_bundle(exported / "narrow"))
+
+
+def teachers(distiller: Distiller, exported: Path) -> int:
+    """How many teach, beside whom two distillations have: one that knows, and one that says no numbers."""
+    model = initial_model(open_bundle(exported / "narrow"))
+    own = [ClientModel("knows", "full", model), ClientModel("huge", "full", np.full_like(model, 3e38))]
+    for version in (1, 2):
+        found = distiller(model, Structure(), own, version)
+    assert found is not None
+    return found[1]
+
+
+def execute(state: Path, statement: str) -> None:
+    with sqlite3.connect(state / DATABASE) as sql:
+        sql.execute(statement)
+    sql.close()
+
+
+@pytest.mark.parametrize(
+    ("ail", "said"),
+    [
+        (lambda state: execute(state, "PRAGMA user_version = 99"), "schema version 99 was written by a newer"),
+        (lambda state: execute(state, "PRAGMA user_version = 10"), "schema version 10 was written by an older"),
+        (lambda state: execute(state, "INSERT OR REPLACE INTO meta VALUES ('bundle', x'00')"), "is not the bundle of"),
+        (
+            lambda state: execute(state, """UPDATE models SET trust = '{"noise_multiplier": 1.0}'"""),
+            r"its \[privacy\] hides its single clients",
+        ),
+        (lambda state: (state / DATABASE).write_bytes(b"no database" * 999), "coordinator.sqlite"),
+        (lambda state: [path.write_bytes(b"?") for path in (state / "updates").iterdir()], "was altered or cut short"),
+    ],
+    ids=["newer", "older", "bundle", "privacy", "database", "payloads"],
+)
+def test_a_peer_that_cannot_be_asked_is_passed_over_and_named_once(
+    tmp_path: Path,
+    exported: Path,
+    other: Path,
+    caplog: pytest.LogCaptureFixture,
+    ail: Callable[[Path], object],
+    said: str,
+) -> None:
+    state = tmp_path / "state"
+    shutil.copytree(other, state)
+    distiller = taught_by(state, exported, tmp_path / "own")
+    assert teachers(distiller, exported) == 4
+    caplog.clear()
+    ail(state)
+    assert teachers(distiller, exported) == 1
+    (told,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("peer=")]
+    assert str(state) in told
+    assert re.search(said, told)
+    assert "device=huge does not teach" in caplog.text
+
+
+def test_payloads_that_a_peers_coordinator_removes_meanwhile_are_gone_and_no_fault(
+    tmp_path: Path, exported: Path, other: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tmp_path / "state"
+    shutil.copytree(other, state)
+    distiller = taught_by(state, exported, tmp_path / "own")
+    history = open_history(state)
+    gone, *_ = history.fold(history.newest).accepted
+    history.close()
+    (state / "updates" / gone.digest.hex()).unlink()
+    assert teachers(distiller, exported) == 3
+    assert "peer=" not in caplog.text
+
+
 def test_distillation_every_so_many_rounds(tmp_path: Path, exported: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     run(fleet_of(settings_of(tmp_path, exported, "narrow", every=2, drop_worst=True), tmp_path))
@@ -173,6 +294,21 @@ def test_noise_that_hides_devices_and_distillation_from_them_do_not_go_together(
         replace(settings, privacy=PrivacySettings(noise_multiplier=1.0))
 
 
+def test_settings_that_do_not_go_with_the_fleets_are_refused(exported: Path, tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, exported, "narrow")
+    said = settings.distillation
+
+    with pytest.raises(ValueError, match=r"distillation\.bundle: moves the model where no device moved it"):
+        replace(settings, training=replace(settings.training, optimizer=OptimizerSpec(name="qg", momentum=0.9)))
+    with pytest.raises(ValueError, match=r"distillation\.every: 4 is more than rounds\.count = 3"):
+        replace(settings, distillation=replace(said, every=4))
+    with pytest.raises(ValueError, match=r"distillation\.validation: is evaluation\.data"):
+        replace(settings, evaluation=EvaluationSettings(data=said.validation))
+    own = (PeerSettings(settings.state, str(exported / "narrow")),)
+    with pytest.raises(ValueError, match=r"distillation\.peers: one is this fleet's own"):
+        replace(settings, distillation=replace(said, peers=own))
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
@@ -181,6 +317,11 @@ def test_noise_that_hides_devices_and_distillation_from_them_do_not_go_together(
         ({"steps": -1}, "steps: -1 must be at least 0"),
         ({"learning_rate": float("nan")}, "learning_rate: nan must be"),
         ({"patience": 0}, "patience: 0 must be at least 1"),
+        ({"patience": 99, "check_every": 100}, "patience: 99 steps end before the first trial"),
+        (
+            {"bundle": "b", "data": "d", "validation": "v", "peers": (PeerSettings("s", "b"), PeerSettings("s", "c"))},
+            "peers: one state folder is named twice",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_key(keys: dict[str, object], said: str) -> None:

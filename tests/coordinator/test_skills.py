@@ -37,6 +37,23 @@ def test_an_agent_that_does_not_know_the_optimizer_is_not_asked_and_is_named(
     assert len(made.committed) == 3
 
 
+def test_who_is_there_and_has_not_greeted_since_the_coordinator_began_is_not_called_too_old(tmp_path: Path) -> None:
+    made = fleet(tmp_path, {"optimizer": QG}, devices=3, minimum=2)
+    for agent in made.agents.values():
+        agent.skills = (QUASI_GLOBAL,)
+        agent.restart()
+    made.until(lambda: len(made.committed) == 1)
+    made.kill()
+    greet = made.agents["dev-0"].hello
+    # Its retained state says that it is there; its greeting is late.
+    made.agents["dev-0"].hello = lambda: None  # type: ignore[method-assign]
+    made.start()
+    made.until(lambda: len(made.committed) == 2)
+    assert not [rejection for rejection in made.rejected if rejection.reason == "agent-too-old"]
+    made.agents["dev-0"].hello = greet  # type: ignore[method-assign]
+    made.finish()
+
+
 def test_with_an_optimizer_of_before_every_agent_is_asked(tmp_path: Path) -> None:
     made = fleet(tmp_path, {})
     made.finish()

@@ -1,6 +1,8 @@
 """Running statistics that late updates would take below zero."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,15 @@ def test_a_variance_never_becomes_negative_and_a_mean_may(tmp_path: Path) -> Non
     assert kept[20 : 20 + BUFFERS].tolist() == [0.5, 0.25, 2.0]
     assert kept[0] == -5.0, "a parameter may be anything"
     assert after[20] == -3.0, "what was handed in is not changed"
-    before[21] = -1.0
-    assert kept_above_zero(manifest, before, after) is after, "these are means"
+
+
+def test_a_mean_that_begins_at_zero_goes_where_it_belongs(tmp_path: Path) -> None:
+    manifest = write_bundle(tmp_path / "bundle", 20).manifest
+    tensors = [replace(t, name="norm.running_mean") if t.kind == "buffer" else t for t in manifest.tensors]
+    means = SimpleNamespace(tensors=tensors)
+    before = np.zeros(manifest.total, np.float32)
+    after = before - 1
+    assert kept_above_zero(means, before, after) is after  # type: ignore[arg-type]
 
 
 BUFFERED: dict[str, Any] = {"count": 12, "mode": "buffered", "buffer": 1, "staleness": 0.0}

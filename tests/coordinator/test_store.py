@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.reports import Reports
+from coordinator.rows import ModelVersion
 from coordinator.schema import DATABASE
 from coordinator.settings import LimitSettings
 from coordinator.store import Store
@@ -144,6 +145,26 @@ def test_models_and_updates_stay_under_the_disk_limit_the_oldest_giving_way(tmp_
         reports.model(0)
     assert [c.devices for c in fleet.committed] == [3] * 9
     fleet.store.close()
+
+
+def test_what_a_version_was_distilled_from_gives_way_with_it(tmp_path: Path) -> None:
+    # Of 8 MiB, three versions of two models of 1 MiB each, and one of 3.5 MiB in place of the oldest.
+    store = Store(tmp_path, LIMITS)
+
+    def add(number: int) -> ModelVersion:
+        blobs = [store.put_model(bytes([number, i]) * (1 << 19)) for i in range(2)]
+        made = ModelVersion(number, blobs[0], bytes(32), None, {}, folded=blobs[1].digest)
+        store.add_initial(made)
+        return made
+
+    first, second, third = (add(number) for number in range(3))
+    store.put_model(bytes(7 << 19))
+    for gone, kept in ((first, second), (first, third)):
+        assert gone.folded is not None
+        assert kept.folded is not None
+        assert [store.models.has(digest) for digest in (gone.folded, gone.blob.digest)] == [False] * 2
+        assert [store.models.has(digest) for digest in (kept.folded, kept.blob.digest)] == [True] * 2
+    store.close()
 
 
 def test_an_update_that_does_not_fit_is_not_taken_and_not_rejected(tmp_path: Path) -> None:

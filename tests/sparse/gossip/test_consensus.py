@@ -64,6 +64,13 @@ def test_control_waits_where_nobody_reports() -> None:
     assert adjust(control, Effort(4, 1, 1.0), 3, []) == Effort(4, 1, 1.0)
 
 
+@pytest.mark.parametrize("odd", [float("inf"), float("nan")])
+def test_control_does_not_hear_what_is_no_finite_number(odd: float) -> None:
+    control, effort = Control(0.5, until=10), Effort(2, 1, 1.0)
+    assert adjust(control, effort, 1, [0.9, odd, 0.7]) == adjust(control, effort, 1, [0.9, 0.7])
+    assert adjust(control, effort, 1, [odd]) == effort
+
+
 def test_control_keeps_the_distance_of_a_real_network_under_its_target() -> None:
     """Devices pulled to different places: the share of the largest estimate, with control and without."""
     pulls = np.random.default_rng(3).standard_normal((8, 30))
