@@ -81,8 +81,7 @@ def entered(entry: Entry) -> Iterator[IO[str]]:
     Raises ConfigurationError where a fleet of that name runs, or has left something behind.
     """
     path = index_folder() / f"{entry.fleet}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    with _opened(path) as file:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -99,6 +98,17 @@ def entered(entry: Entry) -> Iterator[IO[str]]:
             )
         note(file, entry)
         yield file
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path.parent}: the index of fleets cannot be written there ({error.strerror}); name a folder that you "
+            "can write to by XDG_STATE_HOME"
+        ) from None
 
 
 def note(file: IO[str], entry: Entry) -> None:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from devices.engines import disks
+from devices.engines.container_options import UNMOUNTABLE
 from devices.fleet.clock import runs
 from devices.fleet.forecast import memory_mib
 from devices.fleet.plan import FleetPlan
@@ -42,8 +43,13 @@ def check_memory(plan: FleetPlan) -> None:
         )
 
 
-def check_containers(plan: FleetPlan) -> None:
-    """What devices in containers need beside an engine. Raises ConfigurationError with what to install."""
+def check_containers(plan: FleetPlan, place: Path) -> None:
+    """What devices in containers need beside an engine. Raises ConfigurationError with what to install or change."""
+    if any(character in str(place) for character in UNMOUNTABLE):
+        raise ConfigurationError(
+            f"out: {place}: a folder with a comma, a quotation mark or a line's end in its name cannot be given to a "
+            "container; name another with --out"
+        )
     foreign = [device.name for device in plan.devices if runs(device, needs.here()) != needs.here()]
     if foreign and (lack := needs.emulate()):
         raise ConfigurationError(

@@ -7,15 +7,15 @@ import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 from devices.conductor import control, folder, joining, raising
 from devices.conductor.acts import Acts
 from devices.conductor.answers import Answers, by_number, parse_device_answers, parse_round_answer
 from devices.conductor.coordinating import events
 from devices.conductor.course import Course
-from devices.conductor.fleet_settings import coordinator_toml
 from devices.conductor.members import Member
-from devices.conductor.preparing import Fleet, prepare
+from devices.conductor.preparing import Fleet, prepare, write_settings
 from devices.conductor.recording import Run, record_of
 from devices.engines.engine import EngineError
 from devices.facts import Event, Listening
@@ -26,8 +26,8 @@ from devices.fleet_report import render_fleet, write_record
 from devices.images import needs
 from devices.processes import Child, PartFailedError, stop
 from devices.workspace import own_folder
-from protocol.errors import SparsefleetError
-from protocol.mqtt import BrokerAddress, free_port, parse_url
+from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.mqtt import BrokerAddress, parse_url
 
 # A device has two links, each with a listener and two ends of some connections.
 _FILES_A_DEVICE = 10
@@ -45,17 +45,29 @@ def run_fleet(fleet: Fleet) -> FleetRecord:
     light = any(device.light for device in fleet.plan.devices)
     own = tuple(one for one in (folder.process(os.getpid()),) if one is not None)
     entry = folder.Entry(fleet.plan.name, str(fleet.folder), fleet.engine.name, light, own)  # type: ignore[arg-type]
-    with folder.entered(entry) as index, own_folder(fleet.folder, folder.CLAIM):
+    with _ended_in_order(), folder.entered(entry) as index, _claimed(fleet):
         fleet.index = folder.Noted(index, entry)
         try:
             prepare(fleet)
             if fleet.plan.coordinator is None:
-                settings = coordinator_toml(fleet.plan, fleet.clock, free_port())
-                (fleet.folder / folder.SETTINGS).write_text(settings, encoding="utf-8")
+                write_settings(fleet, fleet.clock)
             record = asyncio.run(_conduct(fleet))
         finally:
-            _take_away(fleet)
+            with _undisturbed():
+                _take_away(fleet)
     return record
+
+
+@contextlib.contextmanager
+def _claimed(fleet: Fleet) -> Iterator[None]:
+    """The fleet's folder; where it cannot be had nothing was made, and the name is free again."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(own_folder(fleet.folder, folder.CLAIM))
+        except ConfigurationError:
+            folder.leave(fleet.plan.name)
+            raise
+        yield
 
 
 async def _conduct(fleet: Fleet) -> FleetRecord:
@@ -64,6 +76,10 @@ async def _conduct(fleet: Fleet) -> FleetRecord:
     acts = Acts(fleet.plan.name, fleet.telling, fleet.clock)
     course = Course(fleet.plan, fleet.members, acts)
     with control.serving(fleet.folder) as listener, _interruptible(course):
+        if fleet.at_most_s is not None:
+            left_s = max(0.0, fleet.began_at + fleet.at_most_s - time.monotonic())
+            why = f"not done within {fleet.at_most_s:g} s"
+            asyncio.get_running_loop().call_later(left_s, course.told_to_end, why)
         answering = asyncio.create_task(control.answer(listener, course.answer))
         try:
             await _run(fleet, acts, course)
@@ -75,10 +91,21 @@ async def _conduct(fleet: Fleet) -> FleetRecord:
         finally:
             answering.cancel()
             await asyncio.gather(*(member.cable.take_up() for member in fleet.members.values()))
-            stop(fleet.children)
-            record = _record(fleet, course.outcome)
             acts.hands.shutdown(cancel_futures=True)
+            stop(fleet.children)
+            _note_late_faults(fleet, course)
+            fleet.record = record = _record(fleet, course.outcome)
     return record
+
+
+def _note_late_faults(fleet: Fleet, course: Course) -> None:
+    """The file's faults that the run did not last for are said, for nobody else would miss them."""
+    end_s = course.now_s()
+    late = sum(fault.at_s > end_s for fault in fleet.plan.faults)
+    if late:
+        fleet.notes.append(
+            f"{late} of the file's {len(fleet.plan.faults)} faults did not happen: the run ended before their time."
+        )
 
 
 async def _run(fleet: Fleet, acts: Acts, course: Course) -> None:
@@ -153,7 +180,11 @@ def _record(fleet: Fleet, outcome: str) -> FleetRecord:
     run = Run(fleet.plan, fleet.engine.name, fleet.clock.real_s, fleet.began, seconds, outcome, tuple(fleet.notes))
     record = record_of(run, fleet.members, fleet.telling, answers)
     write_record(fleet.folder / folder.RECORD, record)
-    (fleet.folder / folder.REPORT).write_text(render_fleet(record), encoding="utf-8")
+    page = fleet.folder / folder.REPORT
+    try:
+        page.write_text(render_fleet(record), encoding="utf-8")
+    except OSError as error:
+        raise SparsefleetError(f"{page}: cannot be written ({error.strerror}); check the folder and its disk") from None
     return record
 
 
@@ -182,25 +213,48 @@ def _take_away(fleet: Fleet) -> None:
 
 @contextlib.contextmanager
 def _interruptible(course: Course) -> Iterator[None]:
-    """A signal ends the course in order; before it has begun, whatever is under way."""
+    """A signal ends the course in order; before it has begun, whatever is under way. A second one changes nothing."""
     loop, this = asyncio.get_running_loop(), asyncio.current_task()
     assert this is not None
-
-    def end() -> None:
-        if course.began:
-            course.end("interrupted")
-        else:
-            this.cancel()
-
-    before = {number: signal.getsignal(number) for number in _ENDING}
-    for number in _ENDING:
-        loop.add_signal_handler(number, end)
+    course.abort = this.cancel
+    before = {number: signal.getsignal(number) for number in _heard()}
+    for number in before:
+        loop.add_signal_handler(number, course.told_to_end, "interrupted")
     try:
         yield
     finally:
-        for number in _ENDING:
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
-            signal.signal(number, before[number])
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Whoever is told to end, by a terminal that closes or by `down`, takes away what there is, as at Ctrl-C."""
+    with _handled(signal.default_int_handler):
+        yield
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """What is taken away is taken away whole, whoever is impatient."""
+    with _handled(signal.SIG_IGN):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(handler: Any) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in _heard()}
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, was)
+
+
+def _heard() -> tuple[signal.Signals, ...]:
+    """Those that we act on: what nohup or a shell had us ignore stays ignored."""
+    return tuple(number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN)
 
 
 def _allow_files(devices: int) -> None:

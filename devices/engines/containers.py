@@ -205,7 +205,7 @@ class Containers:
     def remove(self, fleet: str) -> None:
         """Devices before their networks, which they hold, and disks last."""
         names = self.client.names(f"{options.FLEET}={fleet}")
-        links = tuple(name for name in names if name.endswith(options.LINK))
+        links = tuple(name for name in names if options.is_link(name))
         for some in (tuple(name for name in names if name not in links), links):
             if some:
                 self.client.must("rm", "--force", "--volumes", *some)

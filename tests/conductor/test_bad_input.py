@@ -21,7 +21,7 @@ from tests.conductor.plans import plan_of
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """podman in memory; docker is not there."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(room, "check_containers", lambda plan: None)
+    monkeypatch.setattr(room, "check_containers", lambda plan, place: None)
     found = FakeEngine()
     absent = FakeEngine("docker", (Finding("docker", "error", "no such command", "apt-get install docker.io"),))
     known: dict[str, Engine] = {"podman": found, "docker": absent, "processes": FakeEngine("processes")}
@@ -31,7 +31,8 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
 
 def options(folder: Path, **said: object) -> argparse.Namespace:
     plan_of(folder)
-    given: dict[str, object] = {"engine": None, "rounds": None, "keep": False, "json": False, "detach": False}
+    given: dict[str, object] = {"engine": None, "rounds": None, "at_most": None, "compose": None}
+    given |= {"keep": False, "json": False, "detach": False}
     return argparse.Namespace(file=folder / "small.toml", out=folder / "out", **(given | said))
 
 
