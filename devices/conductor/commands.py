@@ -193,8 +193,9 @@ def _act(options: argparse.Namespace) -> int:
     if folder.conducted(entry.fleet):
         said = ask(Path(entry.folder), {"do": options.act, "devices": options.devices})
     elif options.act == "kill":
-        for device in options.devices:
-            engine_of(entry, device).kill(entry.fleet, device)
+        # All are there before the first is killed.
+        for device, engine in [(device, engine_of(entry, device)) for device in options.devices]:
+            engine.kill(entry.fleet, device)
         said = {"devices": options.devices}
     else:
         raise UnreachableError(

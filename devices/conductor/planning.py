@@ -45,7 +45,7 @@ def fleet_of(options: argparse.Namespace, console: Console) -> Fleet:
     room.check_disk(plan, place)
     room.check_memory(plan)
     if engine.name != "processes":
-        room.check_containers(plan, place)
+        room.check_containers(plan, place, engine.name)  # type: ignore[arg-type]
     telling = Telling(console, plan.rounds, options.json)
     return Fleet(plan, place, engine, engines, telling, keep=options.keep, at_most_s=options.at_most)
 

@@ -21,7 +21,7 @@ from tests.conductor.plans import plan_of
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """podman in memory; docker is not there."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(room, "check_containers", lambda plan, place: None)
+    monkeypatch.setattr(room, "check_containers", lambda plan, place, engine: None)
     found = FakeEngine()
     absent = FakeEngine("docker", (Finding("docker", "error", "no such command", "apt-get install docker.io"),))
     known: dict[str, Engine] = {"podman": found, "docker": absent, "processes": FakeEngine("processes")}
