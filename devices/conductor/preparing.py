@@ -24,8 +24,9 @@ from devices.demo import EXPORTED
 from devices.engines.engine import Engine
 from devices.fleet.board import Architecture
 from devices.fleet.clock import Clock, runs
+from devices.fleet.commands import this_machine
 from devices.fleet.fleet_file import DEVICE
-from devices.fleet.forecast import Machine
+from devices.fleet.forecast import Machine, forecast
 from devices.fleet.plan import FleetPlan
 from devices.fleet.record import FleetRecord
 from devices.fleet.reference import BATCH, MODEL
@@ -119,7 +120,8 @@ def prepare(fleet: Fleet) -> None:
         _calibrate(fleet)
     else:
         given = {device.name: Share(device.cores) for device in fleet.plan.devices if device.cores is not None}
-        fleet.calibrated = Calibrated(Clock(fleet.plan.clock or 1.0), shares=given)
+        expected = forecast(fleet.plan, this_machine())
+        fleet.calibrated = Calibrated(expected.clock, expected.notes, given)
     fleet.notes += fleet.calibrated.notes
 
 
