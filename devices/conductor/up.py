@@ -34,6 +34,7 @@ _FILES_A_DEVICE = 10
 _FILES = 256
 # An agent needs a moment to close its store, and a hundred of them more.
 _GRACE_S = 5.0
+_CLOSING_S = 1.0
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -90,6 +91,8 @@ async def _conduct(fleet: Fleet) -> FleetRecord:
             raise
         finally:
             answering.cancel()
+            # Before its socket goes; whoever is connected and silent is not waited for.
+            await asyncio.wait({answering}, timeout=_CLOSING_S)
             await asyncio.gather(*(member.cable.take_up() for member in fleet.members.values()))
             acts.hands.shutdown(cancel_futures=True)
             stop(fleet.children)
