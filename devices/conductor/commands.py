@@ -93,7 +93,7 @@ def _up(options: argparse.Namespace) -> int:
     from devices.conductor.composing import write_compose
     from devices.conductor.detached import begin
     from devices.conductor.planning import fleet_of
-    from devices.conductor.up import run_fleet
+    from devices.conductor.up import cause, run_fleet
 
     if options.detach:
         return begin(options)
@@ -106,7 +106,7 @@ def _up(options: argparse.Namespace) -> int:
     try:
         record = run_fleet(fleet)
     except SparsefleetError as error:
-        _tell_end(fleet, str(error).splitlines()[0])
+        _tell_end(fleet, cause(error))
         raise
     except KeyboardInterrupt:
         _tell_end(fleet, "interrupted")

@@ -87,7 +87,7 @@ async def _conduct(fleet: Fleet) -> FleetRecord:
         except asyncio.CancelledError:
             course.end("interrupted")
         except SparsefleetError as error:
-            course.end(str(error).splitlines()[0])
+            course.end(cause(error))
             raise
         finally:
             answering.cancel()
@@ -99,6 +99,11 @@ async def _conduct(fleet: Fleet) -> FleetRecord:
             _note_late_faults(fleet, course)
             fleet.record = record = _record(fleet, course.outcome)
     return record
+
+
+def cause(error: SparsefleetError) -> str:
+    """A failure in a line, for a record: what is in logs stays there."""
+    return error.what if isinstance(error, PartFailedError) else str(error).splitlines()[0]
 
 
 def _note_late_faults(fleet: Fleet, course: Course) -> None:
