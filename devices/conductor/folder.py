@@ -91,6 +91,9 @@ def entered(entry: Entry) -> Iterator[IO[str]]:
                 f"fleet {entry.fleet!r} is running already{where}; fleet-emulate down {entry.fleet} ends it, "
                 "or give this one another name"
             ) from None
+        if os.fstat(file.fileno()).st_nlink == 0:
+            # Between our opening it and locking it, its fleet took its entry away: nobody would find ours in it.
+            raise ConfigurationError(f"fleet {entry.fleet!r} has just ended; call it again")
         if (found := _read(path)) is not None:
             raise ConfigurationError(
                 f"fleet {entry.fleet!r} was left in {found.folder}; fleet-emulate down {entry.fleet} takes it away, "

@@ -4,12 +4,10 @@ import asyncio
 import contextlib
 import os
 import resource
-import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
-from devices.conductor import control, folder, joining, raising
+from devices.conductor import control, endings, folder, joining, raising
 from devices.conductor.acts import Acts
 from devices.conductor.answers import Answers, by_number, parse_device_answers, parse_round_answer
 from devices.conductor.coordinating import events
@@ -35,7 +33,6 @@ _FILES = 256
 # An agent needs a moment to close its store, and a hundred of them more.
 _GRACE_S = 5.0
 _CLOSING_S = 1.0
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_fleet(fleet: Fleet) -> FleetRecord:
@@ -46,7 +43,7 @@ def run_fleet(fleet: Fleet) -> FleetRecord:
     light = any(device.light for device in fleet.plan.devices)
     own = tuple(one for one in (folder.process(os.getpid()),) if one is not None)
     entry = folder.Entry(fleet.plan.name, str(fleet.folder), fleet.engine.name, light, own)  # type: ignore[arg-type]
-    with _ended_in_order(), folder.entered(entry) as index, _claimed(fleet):
+    with endings.in_order(), folder.entered(entry) as index, _claimed(fleet):
         fleet.index = folder.Noted(index, entry)
         try:
             prepare(fleet)
@@ -54,7 +51,7 @@ def run_fleet(fleet: Fleet) -> FleetRecord:
                 write_settings(fleet, fleet.clock)
             record = asyncio.run(_conduct(fleet))
         finally:
-            with _undisturbed():
+            with endings.undisturbed():
                 _take_away(fleet)
     return record
 
@@ -76,7 +73,7 @@ async def _conduct(fleet: Fleet) -> FleetRecord:
     _allow_files(len(fleet.plan.devices))
     acts = Acts(fleet.plan.name, fleet.telling, fleet.clock)
     course = Course(fleet.plan, fleet.members, acts)
-    with control.serving(fleet.folder) as listener, _interruptible(course):
+    with control.serving(fleet.folder) as listener, endings.interruptible(course):
         if fleet.at_most_s is not None:
             left_s = max(0.0, fleet.began_at + fleet.at_most_s - time.monotonic())
             why = f"not done within {fleet.at_most_s:g} s"
@@ -217,52 +214,6 @@ def _take_away(fleet: Fleet) -> None:
     for engine in {engine.name: engine for engine in (fleet.engine, *fleet.engines.values())}.values():
         engine.remove(fleet.plan.name)
     folder.leave(fleet.plan.name)
-
-
-@contextlib.contextmanager
-def _interruptible(course: Course) -> Iterator[None]:
-    """A signal ends the course in order; before it has begun, whatever is under way. A second one changes nothing."""
-    loop, this = asyncio.get_running_loop(), asyncio.current_task()
-    assert this is not None
-    course.abort = this.cancel
-    before = {number: signal.getsignal(number) for number in _heard()}
-    for number in before:
-        loop.add_signal_handler(number, course.told_to_end, "interrupted")
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """Whoever is told to end, by a terminal that closes or by `down`, takes away what there is, as at Ctrl-C."""
-    with _handled(signal.default_int_handler):
-        yield
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """What is taken away is taken away whole, whoever is impatient."""
-    with _handled(signal.SIG_IGN):
-        yield
-
-
-@contextlib.contextmanager
-def _handled(handler: Any) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in _heard()}
-    try:
-        yield
-    finally:
-        for number, was in before.items():
-            signal.signal(number, was)
-
-
-def _heard() -> tuple[signal.Signals, ...]:
-    """Those that we act on: what nohup or a shell had us ignore stays ignored."""
-    return tuple(number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN)
 
 
 def _allow_files(devices: int) -> None:

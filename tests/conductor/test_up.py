@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from devices.cli import _parser
-from devices.conductor import folder, up
+from devices.conductor import endings, folder
 from devices.conductor.folder import Entry
 from protocol.command import run_command
 from tests.conductor.plans import plan_of
@@ -91,10 +91,10 @@ def handlers() -> Iterator[None]:
 @pytest.mark.usefixtures("handlers")
 def test_a_terminal_that_closes_ends_it_as_ctrl_c_does_but_not_while_it_takes_away() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    with pytest.raises(KeyboardInterrupt), up._ended_in_order():
+    with pytest.raises(KeyboardInterrupt), endings.in_order():
         os.kill(os.getpid(), signal.SIGHUP)
     done = []
-    with up._ended_in_order(), up._undisturbed():
+    with endings.in_order(), endings.undisturbed():
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             os.kill(os.getpid(), number)
         done.append("taken away")
@@ -104,6 +104,6 @@ def test_a_terminal_that_closes_ends_it_as_ctrl_c_does_but_not_while_it_takes_aw
 @pytest.mark.usefixtures("handlers")
 def test_what_nohup_has_ignored_stays_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with up._ended_in_order():
+    with endings.in_order():
         os.kill(os.getpid(), signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
