@@ -47,12 +47,16 @@ class Child:
 
 
 class PartFailedError(SparsefleetError):
-    """A started process ended, or hangs, before its time. The text says which, how, and ends with its log."""
+    """A started process ended, or hangs, before its time. The text says which, how, and ends with its log.
+
+    what: the text without the log.
+    """
 
     def __init__(self, child: Child, what: str | None = None) -> None:
         code = child.exit_code
         what = what or ("has ended" if code is None else f"ended early ({exit_text(code)})")
-        super().__init__(f"{child.name} {what}; the end of {child.log}:\n{last_lines(child.log)}")
+        self.what = f"{child.name} {what}"
+        super().__init__(f"{self.what}; the end of {child.log}:\n{last_lines(child.log)}")
         if code == ConfigurationError.exit_code:
             self.exit_code = code
 

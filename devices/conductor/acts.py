@@ -51,7 +51,7 @@ class Acts:
         if member.wanted:
             return
         await self.by_hand(member, member.engine.again, self.fleet, member.name)
-        member.wanted, member.resolved = True, False
+        member.wanted, member.resolved, member.in_memory_trouble = True, False, False
         self.telling.happened(member.name, why)
 
     async def power_off(self, member: Member, why: str = "off", *, abrupt: bool = False) -> None:
@@ -132,7 +132,8 @@ class Acts:
             return
         member.again_at = None
         await self.by_hand(member, member.engine.again, self.fleet, member.name)
-        member.resolved = False
+        # It may end as its last start did before anybody looks.
+        member.resolved = member.in_memory_trouble = False
         member.restarts += 1
         self.telling.happened(member.name, "start", f"restart {member.restarts}")
 

@@ -16,7 +16,7 @@ from devices.fleet.board import Architecture
 from devices.fleet.calibration import TOLERANCE, Goal, verdict
 from devices.fleet.clock import Clock, runs
 from devices.fleet.forecast import Machine, forecast
-from devices.fleet.plan import FleetPlan
+from devices.fleet.plan import REFERENCE, FleetPlan
 from devices.fleet.record import Calibration
 from devices.fleet.reference import read_timing, timing_command
 from devices.workspace import BUNDLE
@@ -31,8 +31,6 @@ _CORRECTIONS = 2
 # Half of what a calibration may be off.
 _GOOD = TOLERANCE / 2
 _RUN_S = 600.0
-# What a device cannot be called: nobody enrols as it.
-_REFERENCE = "reference-step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class Bench:
 
     def begin(self, fleet: str, architecture: Architecture, kind: str) -> Start:
         """A device that only times; its examples are beside its bundle. kind: tells those of an architecture apart."""
-        own = self.folder / f"{_REFERENCE}-{architecture}-{kind}"
+        own = self.folder / f"{REFERENCE}-{architecture}-{kind}"
         etc, state, data = (own / name for name in ("etc", "state", "data"))
         for path in (etc, state, data):
             path.mkdir(parents=True, exist_ok=True)

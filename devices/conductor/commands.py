@@ -5,11 +5,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from devices.fleet.plan import EngineName
 from protocol.command import INTERRUPTED, Parser
-from protocol.errors import ConfigurationError, NothingToDoError, UnreachableError
+from protocol.errors import ConfigurationError, NothingToDoError, SparsefleetError, UnreachableError
+
+if TYPE_CHECKING:
+    from devices.conductor.preparing import Fleet
 
 UP_EPILOG = """\
 examples:
@@ -17,8 +20,9 @@ examples:
   fleet-emulate up examples/mixed-fleet.toml --engine processes --rounds 2 --json
   fleet-emulate up examples/mixed-fleet.toml --detach            # then fleet-emulate ps
 
---json prints an event a line: stage, device-started, happening, round-committed; the last one is the result.
-exit codes: 0 all rounds done, 1 failed, 3 configuration (nothing was started), 130 interrupted
+--json prints an event a line: stage, device-started, happening, round-committed; the last one is the result, ended.
+exit codes: 0 all rounds done, 1 failed or out of time, 3 configuration (what was started is gone), 130 interrupted or
+taken down
 """
 _ENGINES: tuple[EngineName, ...] = ("podman", "docker", "processes")
 
@@ -34,8 +38,11 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     up.add_argument("--engine", choices=_ENGINES, help="default: the file's, or the first that is here")
     up.add_argument("--out", type=Path, metavar="DIR", help="folder to fill (default: fleet-NAME)")
     up.add_argument("--rounds", type=int, metavar="N", help="so many rounds (default: the file's)")
+    up.add_argument("--at-most", type=float, metavar="SECONDS", help="end it then, whatever its rounds have come to")
     up.add_argument("--detach", action="store_true", help="come back once it runs; it goes on by itself")
-    up.add_argument("--keep", action="store_true", help="leave the ended devices there for logs and exec, until down")
+    up.add_argument(
+        "--keep", action="store_true", help="leave the ended devices, for their logs and their disks, until down"
+    )
     up.add_argument(
         "--compose", type=Path, metavar="FILE", help="start nothing: write the folder and a compose file of its devices"
     )
@@ -72,7 +79,9 @@ def _add(
         made.add_argument("fleet", nargs="?", metavar="FLEET", help="default: the only one")
     else:
         made.add_argument("--fleet", metavar="NAME", help="default: the only one")
-    made.add_argument("--json", action="store_true", help="JSON instead of text")
+    if do not in (_logs, _exec):
+        # Those two print what others said.
+        made.add_argument("--json", action="store_true", help="JSON instead of text")
     made.set_defaults(command=do)
     return made
 
@@ -84,7 +93,7 @@ def _up(options: argparse.Namespace) -> int:
     from devices.conductor.composing import write_compose
     from devices.conductor.detached import begin
     from devices.conductor.planning import fleet_of
-    from devices.conductor.up import run_fleet
+    from devices.conductor.up import cause, run_fleet
 
     if options.detach:
         return begin(options)
@@ -94,18 +103,39 @@ def _up(options: argparse.Namespace) -> int:
         fleet.telling.event("compose", file=str(options.compose), folder=str(fleet.folder))
         fleet.telling.line(f"wrote {options.compose}; its first lines say what else is to be started")
         return 0
-    record = run_fleet(fleet)
-    telling = fleet.telling
-    accuracy = record.rounds[-1].round.accuracy if record.rounds else None
-    result = {"fleet": record.fleet, "engine": record.engine, "outcome": record.outcome, "rounds": len(record.rounds)}
-    files = {"record": str(fleet.folder / "record.json"), "report": str(fleet.folder / "report.html")}
-    telling.event("ended", **result, accuracy=accuracy, seconds=record.seconds, **files)
-    telling.line(
-        f"\n{record.outcome}: {len(record.rounds)} rounds in {record.seconds:.0f} s; report [cyan]{files['report']}[/]"
-    )
-    if record.outcome == "interrupted":
+    try:
+        record = run_fleet(fleet)
+    except SparsefleetError as error:
+        _tell_end(fleet, cause(error))
+        raise
+    except KeyboardInterrupt:
+        _tell_end(fleet, "interrupted")
+        raise
+    _tell_end(fleet, record.outcome)
+    if record.outcome == "taken down" and fleet.plan.coordinator is not None:
+        # Its rounds are another's, so that this is how it ends.
+        return 0
+    if record.outcome in ("interrupted", "taken down"):
         return INTERRUPTED
-    return 0 if record.outcome in ("rounds", "target-accuracy", "taken down") else 1
+    return 0 if record.outcome in ("rounds", "target-accuracy") else 1
+
+
+def _tell_end(fleet: "Fleet", outcome: str) -> None:
+    """The result, also of a fleet that failed: as much of it as there is."""
+    from rich.markup import escape
+
+    record, telling = fleet.record, fleet.telling
+    result: dict[str, object] = {"fleet": fleet.plan.name, "engine": fleet.engine.name, "outcome": outcome}
+    if record is None:
+        telling.event("ended", **result, rounds=0)
+        return
+    accuracy = record.rounds[-1].round.accuracy if record.rounds else None
+    files = {"record": str(fleet.folder / "record.json"), "report": str(fleet.folder / "report.html")}
+    telling.event("ended", **result, rounds=len(record.rounds), accuracy=accuracy, seconds=record.seconds, **files)
+    telling.line(
+        f"\n{escape(outcome)}: {len(record.rounds)} rounds in {record.seconds:.0f} s; "
+        f"report [cyan]{escape(files['report'])}[/]"
+    )
 
 
 def _ps(options: argparse.Namespace) -> int:
@@ -163,8 +193,9 @@ def _act(options: argparse.Namespace) -> int:
     if folder.conducted(entry.fleet):
         said = ask(Path(entry.folder), {"do": options.act, "devices": options.devices})
     elif options.act == "kill":
-        for device in options.devices:
-            engine_of(entry, device).kill(entry.fleet, device)
+        # All are there before the first is killed.
+        for device, engine in [(device, engine_of(entry, device)) for device in options.devices]:
+            engine.kill(entry.fleet, device)
         said = {"devices": options.devices}
     else:
         raise UnreachableError(

@@ -37,6 +37,8 @@ def write_compose(fleet: Fleet, path: Path) -> None:
         raise ConfigurationError(
             "--compose: is for a fleet in containers with a coordinator of its own; choose engine podman or docker"
         )
+    if not path.parent.is_dir() or path.is_dir():
+        raise ConfigurationError(f"--compose: {path}: must be a file in a folder that is there")
     with own_folder(fleet.folder, folder.CLAIM):
         prepare_files(fleet)
         prepare_images(fleet)
@@ -64,7 +66,11 @@ def write_compose(fleet: Fleet, path: Path) -> None:
                 os.chown(place, *user)
             services.append(Service(start, link, user))
         words = ("fleet-coordinator", "run", "--config", str(fleet.folder / folder.SETTINGS))
-        path.write_text(compose_text(plan.name, words, services), encoding="utf-8")
+        text = compose_text(plan.name, words, services)
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"--compose: {path}: {error.strerror}; name a file you can write to") from None
 
 
 def _link_words(device: Device, profile: Profile, own: Path, port: int, broker: int, seed: int) -> tuple[str, ...]:

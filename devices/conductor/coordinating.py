@@ -11,7 +11,7 @@ from devices.conductor.folder import SETTINGS
 from devices.datasets import PROJECT_ROOT
 from devices.facts import Event, parse_event, parse_tokens
 from devices.processes import Child, PartFailedError, start
-from protocol.errors import SparsefleetError
+from protocol.errors import ConfigurationError, SparsefleetError
 
 _ANSWER_S = 120.0
 # An event is a line of at most some thousand characters.
@@ -36,19 +36,36 @@ class Coordinating:
             orphaned=SIGTERM,
         )
 
+    def check(self) -> None:
+        """Raises ConfigurationError, with its words, where it would not start with its settings."""
+        done = self._call("rounds")
+        # That nothing has run here yet is no mistake.
+        if done.returncode == ConfigurationError.exit_code:
+            raise ConfigurationError(
+                f"{_said(done)}; it follows from the fleet's file, whose [coordinator.rounds], [coordinator.training] "
+                "and so on are laid over it"
+            )
+
     def ask(self, *question: str) -> bytes:
         """What one of its commands prints, of its store. Blocks. Raises SparsefleetError with its words."""
+        done = self._call(*question)
+        if done.returncode != 0:
+            raise SparsefleetError(f"fleet-coordinator {question[0]}: {_said(done)}")
+        return done.stdout
+
+    def _call(self, *question: str) -> "subprocess.CompletedProcess[bytes]":
         words = (*self.command, *question, "--config", str(self.folder / SETTINGS), "--json")
         try:
-            done = subprocess.run(words, capture_output=True, cwd=PROJECT_ROOT, timeout=_ANSWER_S)
+            return subprocess.run(words, capture_output=True, cwd=PROJECT_ROOT, timeout=_ANSWER_S, process_group=0)
         except subprocess.TimeoutExpired:
             raise SparsefleetError(f"fleet-coordinator {question[0]} took more than {_ANSWER_S:g} s") from None
-        if done.returncode != 0:
-            raise SparsefleetError(f"fleet-coordinator {question[0]}: {done.stderr.decode(errors='replace').strip()}")
-        return done.stdout
 
     def tokens(self, count: int) -> tuple[str, ...]:
         return parse_tokens(self.ask("token", "--count", str(count)))
+
+
+def _said(done: "subprocess.CompletedProcess[bytes]") -> str:
+    return done.stderr.decode(errors="replace").strip()
 
 
 async def events(child: Child) -> AsyncIterator[Event]:

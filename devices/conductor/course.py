@@ -1,7 +1,9 @@
 """A fleet's course: its timeline is carried out, its devices are looked at, rounds are counted, until it is over."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import math
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from devices.conductor.acts import Acts
@@ -11,15 +13,17 @@ from devices.engines.engine import EngineError
 from devices.facts import Event, Finished, RoundCommitted, UpdateRejected
 from devices.fleet.plan import FleetPlan
 from devices.fleet.timeline import Deed, DeedKind, deeds
-from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.errors import ConfigurationError, SparsefleetError, UnreachableError
 
 # Between two looks at all devices; light ones, which may be hundreds, are looked at in every tenth.
 _LOOK_S = 1.0
 _LIGHT = 10
 # Looking at hundreds must not be what the fleet's time goes into: so much longer than a turn took nobody looks.
 _REST = 5.0
-# Nothing comes of a fleet that has been silent for so many emulated seconds.
-STALL_S = 1800.0
+# Nothing comes of a fleet that has been silent for so many emulated seconds, or so many of its rounds' deadlines, with
+# somebody there; nor of one that nobody came to for a day.
+STALL_S, _DEADLINES = 1800.0, 3
+ALONE_S = 86_400.0
 _AHEAD_S = 3600.0
 # The timeline's word for a device that is not there, which goes in order and not by its plug.
 ABSENT = "not available"
@@ -27,7 +31,10 @@ ABSENT = "not available"
 
 @dataclass(slots=True)
 class Course:
-    """began: when the emulated clock was 0, on our own. told: what the coordinator tells, if it is ours."""
+    """began: when the emulated clock was 0, on our own. told: what the coordinator tells, if it is ours.
+
+    abort: ends what is under way before the emulated clock begins.
+    """
 
     plan: FleetPlan
     members: Mapping[str, Member]
@@ -36,6 +43,7 @@ class Course:
     outcome: str = ""
     began: float = 0.0
     over: asyncio.Event = field(default_factory=asyncio.Event)
+    abort: Callable[[], object] | None = None
 
     def now_s(self) -> float:
         return self.acts.clock.emulated(asyncio.get_running_loop().time() - self.began) if self.began else 0.0
@@ -74,6 +82,13 @@ class Course:
         self.outcome = self.outcome or outcome
         self.over.set()
 
+    def told_to_end(self, outcome: str) -> None:
+        """From outside: by a signal, by `down`, or because time is up. Only the first time counts."""
+        first = not self.over.is_set()
+        self.end(outcome)
+        if first and not self.began and self.abort is not None:
+            self.abort()
+
     async def _listen(self, told: AsyncIterator[Event]) -> None:
         telling = self.acts.telling
         async for event in told:
@@ -87,11 +102,24 @@ class Course:
         self.end(self.outcome or "the coordinator ended before the rounds were done")
 
     async def _watch_for_silence(self) -> None:
+        """Ends what cannot come to an end: no device is left, none comes, or those that are there finish no round."""
+        patience_s = max(STALL_S, _DEADLINES * _deadline_s(self.plan))
+        members = self.members.values()
+        # When a round was done last, or nobody was there; and when somebody was there last.
+        quiet_since = alone_since = 0.0
+        rounds = 0
         while True:
-            committed = self.acts.telling.committed
-            last = committed[-1].at_s if committed else 0.0
-            if self.told is not None and self.now_s() - last > STALL_S:
-                self.end(f"no round came to its end in {STALL_S:g} emulated seconds")
+            now_s, done = self.now_s(), len(self.acts.telling.committed)
+            if any(member.wanted for member in members):
+                alone_since = now_s
+            if done > rounds or alone_since < now_s:
+                rounds, quiet_since = done, now_s
+            if all(member.given_up for member in members):
+                self.end("no device is left: every agent ended for good, as its log says")
+            elif self.told is not None and now_s - quiet_since > patience_s:
+                self.end(f"no round came to its end in {patience_s:g} emulated seconds")
+            elif self.told is not None and now_s - alone_since > ALONE_S:
+                self.end(f"no device was there for {ALONE_S:g} emulated seconds")
             await asyncio.sleep(_LOOK_S)
 
     async def _carry_out(self) -> None:
@@ -154,23 +182,34 @@ class Course:
         if do == "status":
             return self.status()
         if do == "down":
-            self.end("taken down")
+            self.told_to_end("taken down")
             return {"ok": True}
-        names = words.get("devices") or ()
-        unknown = [name for name in names if name not in self.members]
-        if unknown or not names:
-            wrong = unknown[0] if unknown else "none"
-            raise ConfigurationError(f"device: {wrong!r} is not of this fleet, which has {', '.join(self.members)}")
         if do not in _ASKED:
             raise ConfigurationError(f"control: {do!r} is unknown; known: {', '.join(_ASKED)}, status, down")
+        names = self._named(words.get("devices"))
+        factor = words.get("factor", 1.0)
+        if not isinstance(factor, int | float) or not (math.isfinite(factor) and 0.0 < factor <= 1.0):
+            raise ConfigurationError(f"factor: {factor!r} must be above 0 and at most 1; 1 is all that it had")
+        if not self.began:
+            raise UnreachableError(f"fleet {self.acts.fleet!r} is starting still; do it when ps says that it runs")
         for name in names:
-            await self.do(Deed(self.now_s(), name, _ASKED[do], float(words.get("factor", 1.0)), why="operator"))
-        return {"ok": True, "devices": list(names)}
+            await self.do(Deed(self.now_s(), name, _ASKED[do], float(factor), why="operator"))
+        return {"ok": True, "devices": names}
+
+    def _named(self, devices: object) -> list[str]:
+        """Devices that somebody asked for, all of which there are. Raises ConfigurationError."""
+        names = [str(name) for name in devices] if isinstance(devices, list) else []
+        known = [device.name for device in self.plan.devices]
+        wrong = next((repr(name) for name in names if name not in known), None if names else "none")
+        if wrong is not None:
+            raise ConfigurationError(f"device: {wrong} is not of this fleet, which has {', '.join(known)}")
+        return names
 
     def status(self) -> Words:
         committed = self.acts.telling.committed
         return {
             "fleet": self.acts.fleet,
+            "pid": os.getpid(),
             "at_s": round(self.now_s(), 1),
             "round": committed[-1].round.round if committed else 0,
             "rounds": self.acts.telling.rounds,
@@ -181,6 +220,12 @@ class Course:
 
 
 _ASKED: Mapping[str, DeedKind] = {"kill": "kill", "cut": "cut", "restore": "restore", "throttle": "throttle"}
+
+
+def _deadline_s(plan: FleetPlan) -> float:
+    """Of a round, in emulated seconds, as far as the fleet's file says."""
+    said = plan.settings.get("rounds", {}).get("deadline_s")
+    return float(said) if isinstance(said, int | float) else 0.0
 
 
 def _row(member: Member) -> dict[str, object]:

@@ -63,6 +63,9 @@ def _ask_to_end(entry: folder.Entry) -> None:
             _signal(one, signal.SIGKILL)
         if not _gone(entry.fleet, _SOON_S):
             raise SparsefleetError(f"fleet {entry.fleet!r}: its conductor does not end; look at what holds it")
+    # It has let go of the name, and has an exit code to end with.
+    for one in entry.processes:
+        _await_end(one)
 
 
 def _gone(fleet: str, patience_s: float) -> bool:
@@ -77,10 +80,14 @@ def _gone(fleet: str, patience_s: float) -> bool:
 def _end(one: folder.Process) -> None:
     """SIGTERM, by which a coordinator ends its broker too, then SIGKILL."""
     _signal(one, signal.SIGTERM)
+    _await_end(one)
+    _signal(one, signal.SIGKILL)
+
+
+def _await_end(one: folder.Process) -> None:
     end = time.monotonic() + _SOON_S
     while folder.process(one.pid) == one and time.monotonic() < end:
         time.sleep(_POLL_S)
-    _signal(one, signal.SIGKILL)
 
 
 def _signal(one: folder.Process, number: signal.Signals) -> None:

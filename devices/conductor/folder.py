@@ -81,8 +81,7 @@ def entered(entry: Entry) -> Iterator[IO[str]]:
     Raises ConfigurationError where a fleet of that name runs, or has left something behind.
     """
     path = index_folder() / f"{entry.fleet}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    with _opened(path) as file:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -92,6 +91,9 @@ def entered(entry: Entry) -> Iterator[IO[str]]:
                 f"fleet {entry.fleet!r} is running already{where}; fleet-emulate down {entry.fleet} ends it, "
                 "or give this one another name"
             ) from None
+        if os.fstat(file.fileno()).st_nlink == 0:
+            # Between our opening it and locking it, its fleet took its entry away: nobody would find ours in it.
+            raise ConfigurationError(f"fleet {entry.fleet!r} has just ended; call it again")
         if (found := _read(path)) is not None:
             raise ConfigurationError(
                 f"fleet {entry.fleet!r} was left in {found.folder}; fleet-emulate down {entry.fleet} takes it away, "
@@ -99,6 +101,17 @@ def entered(entry: Entry) -> Iterator[IO[str]]:
             )
         note(file, entry)
         yield file
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path.parent}: the index of fleets cannot be written there ({error.strerror}); name a folder that you "
+            "can write to by XDG_STATE_HOME"
+        ) from None
 
 
 def note(file: IO[str], entry: Entry) -> None:

@@ -11,9 +11,16 @@ from devices.conductor.engines import chosen_engine, named_engine
 from devices.conductor.preparing import Fleet
 from devices.conductor.telling import Telling
 from devices.engines.engine import Engine
+from devices.fleet.commands import this_machine
 from devices.fleet.fleet_file import load_fleet
+from devices.fleet.forecast import forecast
 from devices.fleet.plan import FleetPlan
 from protocol.errors import ConfigurationError
+
+# No machine takes the reference step in less.
+_FASTEST_MS = 0.1
+# A month.
+_MAX_S = 31 * 86_400.0
 
 
 def checked_plan(options: argparse.Namespace) -> tuple[FleetPlan, Path]:
@@ -24,6 +31,8 @@ def checked_plan(options: argparse.Namespace) -> tuple[FleetPlan, Path]:
             plan = replace(plan, rounds=options.rounds)
         except ValueError as error:
             raise ConfigurationError(f"--{error}") from None
+    if options.at_most is not None and not 0.0 < options.at_most < _MAX_S:
+        raise ConfigurationError(f"--at-most: {options.at_most:g} is outside 0..{_MAX_S:g} seconds")
     return plan, (options.out or folder.default_folder(plan.name)).resolve()
 
 
@@ -40,12 +49,15 @@ def fleet_of(options: argparse.Namespace, console: Console) -> Fleet:
     room.check_disk(plan, place)
     room.check_memory(plan)
     if engine.name != "processes":
-        room.check_containers(plan)
+        # What no machine could: how fast this one is shows later.
+        forecast(plan, this_machine(_FASTEST_MS))
+        room.check_containers(plan, place, engine.name)  # type: ignore[arg-type]
     telling = Telling(console, plan.rounds, options.json)
-    return Fleet(plan, place, engine, engines, telling, keep=options.keep)
+    return Fleet(plan, place, engine, engines, telling, keep=options.keep, at_most_s=options.at_most)
 
 
-def _check_names(plan: FleetPlan, engines: tuple[Engine, ...]) -> None:
+def check_name(plan: FleetPlan) -> None:
+    """Raises ConfigurationError where a fleet of that name runs, or was left behind."""
     for entry in folder.entries():
         if entry.fleet == plan.name:
             state = "is running already" if folder.conducted(plan.name) else "was left"
@@ -53,6 +65,10 @@ def _check_names(plan: FleetPlan, engines: tuple[Engine, ...]) -> None:
                 f"fleet {plan.name!r} {state} in {entry.folder}; fleet-emulate down {plan.name} ends it, "
                 "or give this one another name"
             )
+
+
+def _check_names(plan: FleetPlan, engines: tuple[Engine, ...]) -> None:
+    check_name(plan)
     for engine in engines:
         if plan.name in engine.fleets():
             raise ConfigurationError(

@@ -13,8 +13,8 @@ import numpy as np
 
 from devices.conductor.calibrating import Bench, Calibrated, Share, calibrate
 from devices.conductor.coordinating import Coordinating
-from devices.conductor.fleet_settings import SHARD
-from devices.conductor.folder import Noted
+from devices.conductor.fleet_settings import SHARD, coordinator_toml
+from devices.conductor.folder import SETTINGS, Noted
 from devices.conductor.members import Member
 from devices.conductor.raising import device_folder
 from devices.conductor.room import available_mib
@@ -24,9 +24,11 @@ from devices.demo import EXPORTED
 from devices.engines.engine import Engine
 from devices.fleet.board import Architecture
 from devices.fleet.clock import Clock, runs
+from devices.fleet.commands import this_machine
 from devices.fleet.fleet_file import DEVICE
-from devices.fleet.forecast import Machine
+from devices.fleet.forecast import Machine, forecast
 from devices.fleet.plan import FleetPlan
+from devices.fleet.record import FleetRecord
 from devices.fleet.reference import BATCH, MODEL
 from devices.images import making, needs
 from devices.partition import MINIMUM_EXAMPLES, split, write_shards
@@ -34,6 +36,7 @@ from devices.presets import PRESETS
 from devices.processes import Child, start
 from devices.workspace import BUNDLE, ensure_bundle
 from protocol.errors import ConfigurationError
+from protocol.mqtt import free_port
 
 # The bundle of the reference step lies here where the fleet trains something else.
 REFERENCE = "reference"
@@ -50,7 +53,10 @@ class Parts:
 
 @dataclass(slots=True)
 class Fleet:
-    """A fleet on its way up, and all that is to be taken away again. engines: by the name of each device."""
+    """A fleet on its way up, and all that is to be taken away again. engines: by the name of each device.
+
+    at_most_s: real seconds that all of it may take. record: what became of it, once that is written down.
+    """
 
     plan: FleetPlan
     folder: Path
@@ -58,6 +64,7 @@ class Fleet:
     engines: Mapping[str, Engine]
     telling: Telling
     keep: bool = False
+    at_most_s: float | None = None
     parts: Parts = field(default_factory=Parts)
     calibrated: Calibrated = field(default_factory=lambda: Calibrated(Clock(1.0)))
     images: dict[Architecture, str] = field(default_factory=dict)
@@ -65,6 +72,7 @@ class Fleet:
     members: dict[str, Member] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     index: Noted | None = None
+    record: FleetRecord | None = None
     began: datetime = field(default_factory=lambda: datetime.now().astimezone())
     began_at: float = field(default_factory=time.monotonic)
 
@@ -98,6 +106,10 @@ def prepare_files(fleet: Fleet) -> None:
 
 def prepare(fleet: Fleet) -> None:
     """All of it. Raises ConfigurationError, and PartFailedError where the export fails."""
+    if fleet.plan.coordinator is None:
+        # What the coordinator would refuse is refused before minutes go into images and calibration.
+        write_settings(fleet, Clock(fleet.plan.clock or 1.0))
+        fleet.coordinating.check()
     prepare_files(fleet)
     if not fleet.contained:
         fleet.calibrated = Calibrated(Clock(fleet.plan.clock or 1.0))
@@ -108,8 +120,15 @@ def prepare(fleet: Fleet) -> None:
         _calibrate(fleet)
     else:
         given = {device.name: Share(device.cores) for device in fleet.plan.devices if device.cores is not None}
-        fleet.calibrated = Calibrated(Clock(fleet.plan.clock or 1.0), shares=given)
+        expected = forecast(fleet.plan, this_machine())
+        fleet.calibrated = Calibrated(expected.clock, expected.notes, given)
     fleet.notes += fleet.calibrated.notes
+
+
+def write_settings(fleet: Fleet, clock: Clock) -> None:
+    """The coordinator's, for a clock."""
+    settings = coordinator_toml(fleet.plan, clock, free_port())
+    (fleet.folder / SETTINGS).write_text(settings, encoding="utf-8")
 
 
 def _copy_data(fleet: Fleet) -> None:

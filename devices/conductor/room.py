@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 from devices.engines import disks
+from devices.engines.container_options import UNMOUNTABLE
 from devices.fleet.clock import runs
 from devices.fleet.forecast import memory_mib
 from devices.fleet.plan import FleetPlan
-from devices.images import needs
+from devices.images import making, needs
+from devices.images.commands import EngineName
 from protocol.errors import ConfigurationError
 
 # What a device writes: its bundle twice, model, outbox, logs; and what the coordinator does.
@@ -42,16 +44,23 @@ def check_memory(plan: FleetPlan) -> None:
         )
 
 
-def check_containers(plan: FleetPlan) -> None:
-    """What devices in containers need beside an engine. Raises ConfigurationError with what to install."""
+def check_containers(plan: FleetPlan, place: Path, engine: EngineName) -> None:
+    """What devices in containers need beside an engine. Raises ConfigurationError with what to install or change."""
+    if any(character in str(place) for character in UNMOUNTABLE):
+        raise ConfigurationError(
+            f"out: {place}: a folder with a comma, a quotation mark or a line's end in its name cannot be given to a "
+            "container; name another with --out"
+        )
     foreign = [device.name for device in plan.devices if runs(device, needs.here()) != needs.here()]
     if foreign and (lack := needs.emulate()):
         raise ConfigurationError(
             f"{foreign[0]}: {lack}; or set native = true for {'it' if len(foreign) == 1 else 'them'}"
         )
-    limited = any(not device.light for device in plan.devices)
-    if limited and (why := disks.why_not()) is not None:
+    contained = [device for device in plan.devices if not device.light]
+    if contained and (why := disks.why_not()) is not None:
         raise ConfigurationError(
             f"disk_mib cannot be enforced: {why}; fleet-emulate doctor says what this machine can do, "
             "and --engine processes runs devices without limits"
         )
+    for architecture in sorted({runs(device, needs.here()) for device in contained}):
+        making.check_possible(architecture, engine)

@@ -4,18 +4,16 @@ import asyncio
 import contextlib
 import os
 import resource
-import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 
-from devices.conductor import control, folder, joining, raising
+from devices.conductor import control, endings, folder, joining, raising
 from devices.conductor.acts import Acts
 from devices.conductor.answers import Answers, by_number, parse_device_answers, parse_round_answer
 from devices.conductor.coordinating import events
 from devices.conductor.course import Course
-from devices.conductor.fleet_settings import coordinator_toml
 from devices.conductor.members import Member
-from devices.conductor.preparing import Fleet, prepare
+from devices.conductor.preparing import Fleet, prepare, write_settings
 from devices.conductor.recording import Run, record_of
 from devices.engines.engine import EngineError
 from devices.facts import Event, Listening
@@ -26,15 +24,15 @@ from devices.fleet_report import render_fleet, write_record
 from devices.images import needs
 from devices.processes import Child, PartFailedError, stop
 from devices.workspace import own_folder
-from protocol.errors import SparsefleetError
-from protocol.mqtt import BrokerAddress, free_port, parse_url
+from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.mqtt import BrokerAddress, parse_url
 
 # A device has two links, each with a listener and two ends of some connections.
 _FILES_A_DEVICE = 10
 _FILES = 256
 # An agent needs a moment to close its store, and a hundred of them more.
 _GRACE_S = 5.0
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_CLOSING_S = 1.0
 
 
 def run_fleet(fleet: Fleet) -> FleetRecord:
@@ -45,17 +43,29 @@ def run_fleet(fleet: Fleet) -> FleetRecord:
     light = any(device.light for device in fleet.plan.devices)
     own = tuple(one for one in (folder.process(os.getpid()),) if one is not None)
     entry = folder.Entry(fleet.plan.name, str(fleet.folder), fleet.engine.name, light, own)  # type: ignore[arg-type]
-    with folder.entered(entry) as index, own_folder(fleet.folder, folder.CLAIM):
+    with endings.in_order(), folder.entered(entry) as index, _claimed(fleet):
         fleet.index = folder.Noted(index, entry)
         try:
             prepare(fleet)
             if fleet.plan.coordinator is None:
-                settings = coordinator_toml(fleet.plan, fleet.clock, free_port())
-                (fleet.folder / folder.SETTINGS).write_text(settings, encoding="utf-8")
+                write_settings(fleet, fleet.clock)
             record = asyncio.run(_conduct(fleet))
         finally:
-            _take_away(fleet)
+            with endings.undisturbed():
+                _take_away(fleet)
     return record
+
+
+@contextlib.contextmanager
+def _claimed(fleet: Fleet) -> Iterator[None]:
+    """The fleet's folder; where it cannot be had nothing was made, and the name is free again."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(own_folder(fleet.folder, folder.CLAIM))
+        except ConfigurationError:
+            folder.leave(fleet.plan.name)
+            raise
+        yield
 
 
 async def _conduct(fleet: Fleet) -> FleetRecord:
@@ -63,22 +73,44 @@ async def _conduct(fleet: Fleet) -> FleetRecord:
     _allow_files(len(fleet.plan.devices))
     acts = Acts(fleet.plan.name, fleet.telling, fleet.clock)
     course = Course(fleet.plan, fleet.members, acts)
-    with control.serving(fleet.folder) as listener, _interruptible(course):
+    with control.serving(fleet.folder) as listener, endings.interruptible(course):
+        if fleet.at_most_s is not None:
+            left_s = max(0.0, fleet.began_at + fleet.at_most_s - time.monotonic())
+            why = f"not done within {fleet.at_most_s:g} s"
+            asyncio.get_running_loop().call_later(left_s, course.told_to_end, why)
         answering = asyncio.create_task(control.answer(listener, course.answer))
         try:
             await _run(fleet, acts, course)
         except asyncio.CancelledError:
             course.end("interrupted")
         except SparsefleetError as error:
-            course.end(str(error).splitlines()[0])
+            course.end(cause(error))
             raise
         finally:
             answering.cancel()
+            # Before its socket goes; whoever is connected and silent is not waited for.
+            await asyncio.wait({answering}, timeout=_CLOSING_S)
             await asyncio.gather(*(member.cable.take_up() for member in fleet.members.values()))
-            stop(fleet.children)
-            record = _record(fleet, course.outcome)
             acts.hands.shutdown(cancel_futures=True)
+            stop(fleet.children)
+            _note_late_faults(fleet, course)
+            fleet.record = record = _record(fleet, course.outcome)
     return record
+
+
+def cause(error: SparsefleetError) -> str:
+    """A failure in a line, for a record: what is in logs stays there."""
+    return error.what if isinstance(error, PartFailedError) else str(error).splitlines()[0]
+
+
+def _note_late_faults(fleet: Fleet, course: Course) -> None:
+    """The file's faults that the run did not last for are said, for nobody else would miss them."""
+    end_s = course.now_s()
+    late = sum(fault.at_s > end_s for fault in fleet.plan.faults)
+    if late:
+        fleet.notes.append(
+            f"{late} of the file's {len(fleet.plan.faults)} faults did not happen: the run ended before their time."
+        )
 
 
 async def _run(fleet: Fleet, acts: Acts, course: Course) -> None:
@@ -153,7 +185,11 @@ def _record(fleet: Fleet, outcome: str) -> FleetRecord:
     run = Run(fleet.plan, fleet.engine.name, fleet.clock.real_s, fleet.began, seconds, outcome, tuple(fleet.notes))
     record = record_of(run, fleet.members, fleet.telling, answers)
     write_record(fleet.folder / folder.RECORD, record)
-    (fleet.folder / folder.REPORT).write_text(render_fleet(record), encoding="utf-8")
+    page = fleet.folder / folder.REPORT
+    try:
+        page.write_text(render_fleet(record), encoding="utf-8")
+    except OSError as error:
+        raise SparsefleetError(f"{page}: cannot be written ({error.strerror}); check the folder and its disk") from None
     return record
 
 
@@ -178,29 +214,6 @@ def _take_away(fleet: Fleet) -> None:
     for engine in {engine.name: engine for engine in (fleet.engine, *fleet.engines.values())}.values():
         engine.remove(fleet.plan.name)
     folder.leave(fleet.plan.name)
-
-
-@contextlib.contextmanager
-def _interruptible(course: Course) -> Iterator[None]:
-    """A signal ends the course in order; before it has begun, whatever is under way."""
-    loop, this = asyncio.get_running_loop(), asyncio.current_task()
-    assert this is not None
-
-    def end() -> None:
-        if course.began:
-            course.end("interrupted")
-        else:
-            this.cancel()
-
-    before = {number: signal.getsignal(number) for number in _ENDING}
-    for number in _ENDING:
-        loop.add_signal_handler(number, end)
-    try:
-        yield
-    finally:
-        for number in _ENDING:
-            loop.remove_signal_handler(number)
-            signal.signal(number, before[number])
 
 
 def _allow_files(devices: int) -> None:

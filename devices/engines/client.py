@@ -35,7 +35,10 @@ class Client:
     def call(self, *words: str, timeout_s: float = _TIMEOUT_S) -> "subprocess.CompletedProcess[bytes]":
         """Runs it to its end, whatever that is."""
         try:
-            return subprocess.run(self.words(*words), stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s)
+            # In a group of its own: Ctrl-C on our terminal is ours to act on, not its to die of half way.
+            return subprocess.run(
+                self.words(*words), stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, process_group=0
+            )
         except FileNotFoundError:
             raise EngineError(f"{self.command} is not installed; apt-get install {self.command}") from None
         except subprocess.TimeoutExpired:

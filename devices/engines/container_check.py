@@ -56,7 +56,8 @@ def _tried(client: Client, image: str) -> tuple[Finding, ...]:
     limits = limit_words(Limits(_CORES, _MEMORY_MIB))
     options = (*BARE, *limits_of_users(), *limits, "--network", "none", "--entrypoint", "sleep")
     try:
-        client.begin(name, (*options, image, "60"))
+        # Gone by itself in a minute, should we be killed.
+        client.begin(name, ("--rm", *options, image, "60"))
     except EngineError as error:
         remedy = "see what it says; where crun refuses this machine's control groups, apt-get install runc"
         return (Finding("container", "error", str(error), remedy),)

@@ -19,6 +19,8 @@ NOBODY = (65534, 65534)
 PIDS = 256
 # Mode and size of what may be written beside its state; both count as its memory.
 SCRATCH = {"/tmp": "rw,nosuid,nodev,size=64m,mode=1777", "/run": "rw,nosuid,nodev,size=16m,mode=755"}
+# What ends or quotes a word in the options of a mount.
+UNMOUNTABLE = ',"\n'
 # Health is `condition`'s: an engine's own check would take the device's processor time.
 BARE = (
     *("--read-only", "--cap-drop", "all", "--security-opt", "no-new-privileges"),
@@ -35,6 +37,11 @@ def name_of(fleet: str, device: str) -> str:
 def link_of(fleet: str, device: str) -> str:
     """The name of the container that has its network."""
     return f"{name_of(fleet, device)}{LINK}"
+
+
+def is_link(name: str) -> bool:
+    """Whether a container of that name has a device's network; a device may be called link itself."""
+    return name.count(".") == link_of("", "").count(".") and name.endswith(LINK)
 
 
 def image_of(start: Start) -> str:
@@ -98,7 +105,10 @@ def _mounts(start: Start) -> Iterator[str]:
     if start.clock is not None:
         places.append((start.clock, CLOCK, ",readonly"))
     for here, there, how in places:
-        if "," in str(here):
-            raise EngineError(f"{here}: a folder with a comma in its name cannot be given to a container; rename it")
+        if any(character in str(here) for character in UNMOUNTABLE):
+            raise EngineError(
+                f"{here}: a folder with a comma, a quotation mark or a line's end in its name cannot be given to a "
+                "container; rename it"
+            )
         yield "--mount"
         yield f"type=bind,source={here.absolute()},target={there}{how}"

@@ -29,6 +29,8 @@ from devices.engines.namespaces import Shape, listen_in, shape_in
 
 _POLL_S = 0.05
 _END_S = 60
+# At what is to be removed, before what the engine says of it is an error.
+_LOOKS = 5
 # A quota is a whole number of microseconds, and the least of them 1000 (`bandwidth`).
 _TOLERANCE = 0.01
 # What the commands themselves end with when they could not do it.
@@ -204,11 +206,17 @@ class Containers:
 
     def remove(self, fleet: str) -> None:
         """Devices before their networks, which they hold, and disks last."""
-        names = self.client.names(f"{options.FLEET}={fleet}")
-        links = tuple(name for name in names if name.endswith(options.LINK))
-        for some in (tuple(name for name in names if name not in links), links):
-            if some:
-                self.client.must("rm", "--force", "--volumes", *some)
+        looks = 0
+        # Who is killed while it starts or takes away may leave us one more, or one that is gone before we come to it.
+        while names := self.client.names(f"{options.FLEET}={fleet}"):
+            looks += 1
+            links = tuple(name for name in names if options.is_link(name))
+            for some in (tuple(name for name in names if name not in links), links):
+                done = self.client.call("rm", "--force", "--volumes", *some) if some else None
+                if done is not None and done.returncode != 0 and looks >= _LOOKS:
+                    raise EngineError(f"{self.name} rm: {done.stderr.decode(errors='replace').strip()[-1000:]}")
+            if looks > _LOOKS:
+                raise EngineError(f"{self.name} rm: {', '.join(names)} are there again and again; who starts them?")
         for disk in disks.disks(fleet):
             disks.remove_disk(disk)
         for key in [key for key in (*self._last, *self._throttled) if key[0] == fleet]:

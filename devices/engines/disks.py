@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -13,6 +14,9 @@ from devices.engines.engine import EngineError
 
 # Told by its name whose it is, to whoever finds it mounted after a crash.
 _SUFFIX = ".sparsefleet.ext4"
+# What the kernel says after the name of a file that was removed; its disk is mounted all the same.
+_DELETED = " (deleted)"
+_ESCAPED = re.compile(r"\\([0-7]{3})")
 _MIB = 1 << 20
 # Below it there is no room for a journal, without which a power cut is not what it is on a device.
 MIN_MIB = 8
@@ -110,19 +114,24 @@ def _mount(image: Path, point: Path) -> None:
 
 def _mounted() -> Iterator[Disk]:
     seen: set[str] = set()
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    # Names of folders may be any bytes; of these the kernel escapes blanks, line ends and backslashes.
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    for line in mounts.split("\n"):
+        if not line:
+            continue
         before, _, after = line.partition(" - ")
         source = after.split(" ")[1]
         if not source.startswith("/dev/loop"):
             continue
         loop = source.removeprefix("/dev/")
         try:
-            image = Path(Path(f"/sys/block/{loop}/loop/backing_file").read_text().rstrip("\n"))
+            file = Path(f"/sys/block/{loop}/loop/backing_file").read_text(encoding="utf-8", errors="surrogateescape")
         except FileNotFoundError:
             continue
+        image = Path(file.rstrip("\n").removesuffix(_DELETED))
         if image.name.endswith(_SUFFIX) and loop not in seen:
             seen.add(loop)
-            yield Disk(image, Path(before.split(" ")[4].encode().decode("unicode_escape")), loop)
+            yield Disk(image, Path(_ESCAPED.sub(lambda found: chr(int(found[1], 8)), before.split(" ")[4])), loop)
 
 
 def _do(*command: str) -> None:

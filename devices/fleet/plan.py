@@ -27,6 +27,8 @@ _KEYS: Mapping[FaultKind, tuple[str, ...]] = {
     "clock-jump": ("by_s",),
     "disk-full": ("for_s",),
 }
+# What else is called something where devices are: for logs, and to calibrate.
+COORDINATOR, REFERENCE = "coordinator", "reference-step"
 _UNSET: Mapping[str, float] = {"for_s": 0.0, "factor": 1.0, "by_s": 0.0}
 
 
@@ -46,6 +48,8 @@ class Device:
 
     def __post_init__(self) -> None:
         check_name("device", self.name)
+        if self.name == COORDINATOR or self.name.startswith(REFERENCE):
+            raise ValueError(f"name: {self.name!r} is what the emulation calls its own; choose another")
         if self.light and not self.native:
             raise ValueError(
                 "native: false for a light device, which is a plain process of this machine; leave one out"

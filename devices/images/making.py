@@ -57,6 +57,16 @@ def ensure(architecture: Architecture, engine: EngineName, progress: Progress = 
     return make(recipe(architecture), engine, progress)
 
 
+def check_possible(architecture: Architecture, engine: EngineName) -> None:
+    """Raises what `ensure` would raise before it makes anything."""
+    needs.choose_engine(engine)
+    if agent_package.has_source():
+        wanted = recipe(architecture)
+        agent_package.check(architecture, None)
+        if not has(wanted.name(), engine):
+            check(wanted, engine, cache_folder())
+
+
 def has(name: str, engine: EngineName) -> bool:
     return succeeds(*engine_words(engine), "image", "inspect", name)
 

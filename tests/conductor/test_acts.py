@@ -104,6 +104,15 @@ def test_an_end_for_want_of_memory_is_an_outcome_and_the_agent_goes_on(rig: Rig)
     assert (rig.member.out_of_memory, rig.member.restarts) == (1, 1)
 
 
+def test_an_agent_that_runs_out_of_memory_at_each_start_is_counted_each_time(rig: Rig) -> None:
+    async def ends() -> None:
+        rig.engine.ends("fleet", "one", 137, out_of_memory=True)
+
+    rig.do(ends, rig.look, rig.serve_until_started, ends, rig.look)
+    assert rig.said() == ["out-of-memory", "exit", "start", "out-of-memory", "exit"]
+    assert rig.member.out_of_memory == 2
+
+
 def test_a_device_without_power_is_not_started_by_its_service(rig: Rig) -> None:
     rig.do(
         lambda: rig.acts.power_off(rig.member, "power-cut", abrupt=True),

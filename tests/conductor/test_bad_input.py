@@ -21,7 +21,7 @@ from tests.conductor.plans import plan_of
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """podman in memory; docker is not there."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(room, "check_containers", lambda plan: None)
+    monkeypatch.setattr(room, "check_containers", lambda plan, place, engine: None)
     found = FakeEngine()
     absent = FakeEngine("docker", (Finding("docker", "error", "no such command", "apt-get install docker.io"),))
     known: dict[str, Engine] = {"podman": found, "docker": absent, "processes": FakeEngine("processes")}
@@ -29,15 +29,16 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     return found
 
 
-def options(folder: Path, **said: object) -> argparse.Namespace:
-    plan_of(folder)
-    given: dict[str, object] = {"engine": None, "rounds": None, "keep": False, "json": False, "detach": False}
+def options(folder: Path, more: str = "", **said: object) -> argparse.Namespace:
+    plan_of(folder, more)
+    given: dict[str, object] = {"engine": None, "rounds": None, "at_most": None, "compose": None}
+    given |= {"keep": False, "json": False, "detach": False}
     return argparse.Namespace(file=folder / "small.toml", out=folder / "out", **(given | said))
 
 
-def refused(folder: Path, says: str, **said: object) -> None:
+def refused(folder: Path, says: str, more: str = "", **said: object) -> None:
     with pytest.raises(ConfigurationError, match=says):
-        fleet_of(options(folder, **said), Console(quiet=True))
+        fleet_of(options(folder, more, **said), Console(quiet=True))
     assert not (folder / "out").exists()
 
 
@@ -73,6 +74,11 @@ def test_too_little_room_is_said_with_both_numbers(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(room, "_MIB", 1 << 40)
     with pytest.raises(ConfigurationError, match=r"MiB are free and 3 devices need .* --out"):
         room.check_disk(plan_of(tmp_path), tmp_path / "out" / "deeper")
+
+
+def test_more_cores_than_there_are_cannot_be_given(tmp_path: Path) -> None:
+    more = '[[devices]]\nboard = "raspberry-pi-5"\nname = "vast"\ncores = 64.0\n'
+    refused(tmp_path, "cores given in the fleet's file sum to 64", more=more)
 
 
 def test_rounds_out_of_range_are_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from devices.conductor import course as module
 from devices.conductor.acts import Acts
 from devices.conductor.course import Course
 from devices.conductor.members import Member
@@ -15,7 +16,7 @@ from devices.conductor.telling import Telling
 from devices.engines.engine import EngineError, Limits, Start
 from devices.facts import Event, Finished, RoundCommitted
 from devices.fleet.clock import Clock
-from protocol.errors import ConfigurationError, SparsefleetError
+from protocol.errors import ConfigurationError, SparsefleetError, UnreachableError
 from tests.conductor.fake_engine import FakeEngine
 from tests.conductor.plans import plan_of
 
@@ -144,3 +145,79 @@ def test_an_operator_asks_for_what_there_is_and_of_devices_that_there_are(tmp_pa
     course = course_of(tmp_path, FakeEngine(), told())
     run(course, operator())
     assert course.outcome == "taken down"
+
+
+def course_that_nobody_ends(folder: Path, monkeypatch: pytest.MonkeyPatch, alone_s: float = 1e6) -> Course:
+    monkeypatch.setattr(module, "_LOOK_S", 0.001)
+    monkeypatch.setattr(module, "STALL_S", 5.0)
+    monkeypatch.setattr(module, "ALONE_S", alone_s)
+
+    async def told() -> AsyncIterator[Event]:
+        await asyncio.Event().wait()
+        yield Finished("rounds")
+
+    course = course_of(folder, FakeEngine(), told())
+    # The faults of the plan are not what this is about.
+    course.plan = plan_of(folder)
+    return course
+
+
+def test_rounds_that_never_end_are_not_waited_for_forever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    course = course_that_nobody_ends(tmp_path, monkeypatch)
+    run(course)
+    assert course.outcome == "no round came to its end in 5 emulated seconds"
+    slow = course_that_nobody_ends(tmp_path, monkeypatch)
+    slow.plan = plan_of(tmp_path, "[coordinator.rounds]\ndeadline_s = 4.0\n")
+    run(slow)
+    assert slow.outcome == "no round came to its end in 12 emulated seconds"
+
+
+def test_time_without_any_device_is_a_night_and_no_stall_until_it_lasts_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course = course_that_nobody_ends(tmp_path, monkeypatch, alone_s=15.0)
+    for member in course.members.values():
+        member.wanted = False
+    run(course)
+    assert course.outcome == "no device was there for 15 emulated seconds"
+
+
+def test_a_fleet_whose_agents_all_ended_for_good_is_over_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course = course_that_nobody_ends(tmp_path, monkeypatch)
+    for member in course.members.values():
+        member.given_up = True
+    run(course)
+    assert course.outcome == "no device is left: every agent ended for good, as its log says"
+
+
+def test_what_ends_a_fleet_that_is_being_raised_ends_it_once(tmp_path: Path) -> None:
+    async def told() -> AsyncIterator[Event]:
+        yield Finished("rounds")
+
+    async def raised() -> None:
+        with pytest.raises(UnreachableError, match="is starting still"):
+            await course.answer({"do": "kill", "devices": ["light"]})
+        for outcome in ("interrupted", "interrupted again"):
+            course.told_to_end(outcome)
+
+    aborted: list[str] = []
+    course = course_of(tmp_path, FakeEngine(), told())
+    course.abort = lambda: aborted.append("now")
+    asyncio.run(raised())
+    assert (course.outcome, aborted) == ("interrupted", ["now"])
+
+
+@pytest.mark.parametrize("wrong", [{"devices": "light"}, {"devices": [["light"]]}, {"devices": 1}, {"devices": []}])
+def test_what_names_no_device_of_the_fleet_is_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
+    async def told() -> AsyncIterator[Event]:
+        yield Finished("rounds")
+
+    course = course_of(tmp_path, FakeEngine(), told())
+    course.began = 1.0
+    with pytest.raises(ConfigurationError, match="which has pi4-1, pi4-2, light"):
+        asyncio.run(course.answer({"do": "cut", **wrong}))
+    for factor in (0, -1, 2, float("nan"), "half"):
+        with pytest.raises(ConfigurationError, match="factor"):
+            asyncio.run(course.answer({"do": "throttle", "devices": ["light"], "factor": factor}))

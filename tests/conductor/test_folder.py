@@ -67,3 +67,15 @@ def test_processes_are_known_by_number_and_start_and_never_mistaken() -> None:
     child.kill()
     child.wait()
     assert folder.process(child.pid) is None
+
+
+def test_an_index_that_cannot_be_written_is_named_with_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with (
+        pytest.raises(ConfigurationError, match=r"index of fleets cannot be written there.*XDG_STATE_HOME"),
+        folder.entered(Entry("mixed", "/here", "podman")),
+    ):
+        pass

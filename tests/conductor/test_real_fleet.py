@@ -165,10 +165,38 @@ def test_an_operator_looks_into_a_fleet_disturbs_it_and_takes_away_what_a_killed
 def test_an_interrupted_fleet_writes_its_record_and_leaves_nothing(terminal: Terminal) -> None:
     process = terminal.up(10_000)
     terminal.until_round(1)
-    process.send_signal(signal.SIGINT)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 130, out + errors
+    assert "Traceback" not in errors
     record = json.loads((terminal.out / "record.json").read_text())
     assert record["outcome"] == "interrupted"
     assert record["rounds"]
+    assert terminal.alive() == []
+
+
+def test_a_coordinator_that_is_killed_fails_the_fleet_which_says_so_and_leaves_nothing(terminal: Terminal) -> None:
+    process = terminal.up(10_000, "--json")
+    terminal.until_round(1)
+    (coordinator,) = [
+        number for number in terminal.alive() if b"--exit-when-finished" in Path(f"/proc/{number}/cmdline").read_bytes()
+    ]
+    os.kill(coordinator, signal.SIGKILL)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, out + errors
+    ended = json.loads(out.splitlines()[-1])
+    assert (ended["event"], ended["outcome"]) == ("ended", "coordinator ended early (killed by SIGKILL)")
+    assert json.loads((terminal.out / "record.json").read_text())["outcome"] == ended["outcome"]
+    assert terminal.alive() == []
+    assert terminal.call("ps")[0] == 2
+
+
+def test_a_fleet_that_is_taken_down_while_it_is_raised_ends_at_once_and_whole(terminal: Terminal) -> None:
+    process = terminal.up(10_000, "--json", "--at-most", "600")
+    until(lambda: terminal.status().get("devices", []) != [], "devices are raised", 60.0)
+    assert terminal.call("down") == (0, f"taken down: {terminal.name}\n")
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, out + errors
+    assert json.loads(out.splitlines()[-1])["outcome"] == "taken down"
     assert terminal.alive() == []

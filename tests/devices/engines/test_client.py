@@ -96,3 +96,38 @@ def test_limits_of_users_are_never_above_our_own() -> None:
     soft, hard = (int(part) for part in files.removeprefix("nofile=").split(":"))
     assert 0 < soft <= 1024 <= hard or soft == hard
     assert processes.startswith("nproc=")
+
+
+_CROWDED = """#!/bin/sh
+cd "$(dirname "$0")"
+echo "$@" >> calls
+case "$1" in
+  ps) cat names;;
+  rm)
+    case "$*" in
+      *.link) mv later names;;
+      *.run) : > names;;
+    esac
+    echo "no such container" >&2
+    exit 1;;
+esac
+"""
+
+
+def test_what_is_started_or_goes_while_a_fleet_is_taken_away_is_looked_for_again(tools: Path) -> None:
+    (tools / "podman").write_text(_CROWDED)
+    (tools / "names").write_text("sparsefleet.f.a sparsefleet.f.a.link")
+    (tools / "later").write_text("sparsefleet.f.a.run")
+    Containers("podman").remove("f")
+    assert [words for words in calls(tools) if words.startswith("rm")] == [
+        "rm --force --volumes sparsefleet.f.a",
+        "rm --force --volumes sparsefleet.f.a.link",
+        "rm --force --volumes sparsefleet.f.a.run",
+    ]
+
+
+def test_what_an_engine_refuses_to_take_away_is_told_in_its_words(tools: Path) -> None:
+    (tools / "podman").write_text(_CROWDED.replace(": > names", ":"))
+    (tools / "names").write_text("sparsefleet.f.a")
+    with pytest.raises(EngineError, match="podman rm: no such container"):
+        Containers("podman").remove("f")

@@ -162,3 +162,21 @@ def test_its_link_is_shaped_by_netem_where_the_kernel_has_it(podman: Containers,
         podman.start(device, ("perl", "-MIO::Socket::INET", "-e", _GREET))
         listener.accept()[0].close()
         assert time.monotonic() - began > 0.2
+
+
+def test_a_device_that_is_called_link_is_taken_away_as_any_other(
+    podman: Containers, image: str, tmp_path: Path
+) -> None:
+    """Its container's name ends as that of a network does."""
+    fleet = f"{FLEET}-link"
+    etc, state, data = (tmp_path / part for part in ("etc", "state", "data"))
+    for place in (etc, state, data):
+        place.mkdir()
+    start = Start(fleet, "link", "amd64", Limits(), etc, state, data, image)
+    try:
+        podman.prepare(start)
+        podman.start(start, _FOREVER)
+        assert podman.devices(fleet) == ("link",)
+    finally:
+        podman.remove(fleet)
+    assert podman.devices(fleet) == ()

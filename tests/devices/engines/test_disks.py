@@ -45,3 +45,19 @@ def test_a_large_disk_holds_what_was_there_and_takes_little_of_this_machine(tmp_
     finally:
         disks.remove_disk(disk)
     assert (point / "kept").read_text() == "before"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_disk_is_found_whatever_its_folder_is_called_and_after_its_file_was_deleted(tmp_path: Path) -> None:
+    point = tmp_path / "Jürgens \\ Gerät" / "state"
+    point.mkdir(parents=True)
+    disks.make_disk(FLEET, "b", point, 8, (0, 0))
+    disk = disks.disk_of(FLEET, "b")
+    assert disk is not None
+    try:
+        assert disk.point == point
+        disk.image.unlink()
+        assert disks.disk_of(FLEET, "b") == disk
+    finally:
+        disks.remove_disk(disk)
+    assert disks.disk_of(FLEET, "b") is None

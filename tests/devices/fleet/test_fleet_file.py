@@ -111,6 +111,11 @@ def test_a_fault_befalls_all_that_its_pattern_matches(tmp_path: Path) -> None:
         (_TOP + _DEVICES.replace('"pi"', '"Pi 4"'), r"devices\[0\]\.device: 'Pi 4-1' must be 2 to 63 characters"),
         (_TOP + _DEVICES + _DEVICES, r"devices: 'pi-1' is there twice"),
         (
+            _TOP + _DEVICES.replace('"pi"\ncount = 2', '"coordinator"'),
+            "'coordinator' is what the emulation calls its own",
+        ),
+        (_TOP + _DEVICES.replace('"pi"', '"reference-step"'), "'reference-step-1' is what the emulation calls"),
+        (
             _TOP + _DEVICES + "memory_mib = 8\n",
             r"devices\[0\]\.memory_mib: 8 is outside 32\.\..*an agent .* needs some 100",
         ),
