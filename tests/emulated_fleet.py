@@ -134,6 +134,8 @@ def _of_run(plan: FleetPlan, said: Events, record: FleetRecord) -> Iterator[tupl
     yield run_s(said, record) >= RUN_S, f"it took {run_s(said, record):.0f} s, and may take {RUN_S:g}"
     architectures = {device.architecture for device in record.devices}
     yield architectures != {"amd64", "arm64"}, f"its devices are of {', '.join(sorted(architectures))}"
+    accepted = sum(device.accepted for device in record.devices)
+    yield accepted < plan.rounds, f"{accepted} updates were accepted, as far as the record knows: {record.notes}"
     accuracy = record.rounds[-1].round.accuracy if record.rounds else None
     yield accuracy is None or not math.isfinite(accuracy), "its last round was not evaluated"
 
