@@ -94,6 +94,7 @@ def _up(options: argparse.Namespace) -> int:
     from devices.conductor.detached import begin
     from devices.conductor.planning import fleet_of
     from devices.conductor.up import cause, run_fleet
+    from devices.fleet_report import went_as_planned
 
     if options.detach:
         return begin(options)
@@ -117,7 +118,7 @@ def _up(options: argparse.Namespace) -> int:
         return 0
     if record.outcome in ("interrupted", "taken down"):
         return INTERRUPTED
-    return 0 if record.outcome in ("rounds", "target-accuracy") else 1
+    return 0 if went_as_planned(record) else 1
 
 
 def _tell_end(fleet: "Fleet", outcome: str) -> None:

@@ -12,7 +12,11 @@ from devices.fleet_report.limits import asked_cores, far_off, not_in_force, step
 from devices.page import clean, figures
 from devices.text import MISSING, bytes_text, duration_text, number_text, percent_text
 
-_GOOD = {"rounds": "All rounds are done", "target-accuracy": "The target is reached"}
+_GOOD = {
+    "rounds": "All rounds are done",
+    "target-accuracy": "The target is reached",
+    "steps": "All steps of the budget are done",
+}
 
 Verdict = Literal["reached", "not-reached"]
 
@@ -23,10 +27,15 @@ def accuracy(record: FleetRecord) -> float | None:
     return next((value for value in reversed(known) if math.isfinite(value)), None)
 
 
+def went_as_planned(record: FleetRecord) -> bool:
+    """Whether it ended by what was asked of it, with a round at least."""
+    return record.outcome in _GOOD and bool(record.rounds)
+
+
 def outcome(record: FleetRecord) -> tuple[Verdict, str]:
     """Whether it went as planned, and the sentence."""
     folded = {name for committed in record.rounds for name in committed.devices}
-    good = record.outcome in _GOOD and bool(record.rounds)
+    good = went_as_planned(record)
     if not record.rounds:
         begin = "Nothing was trained, for no round was committed"
     else:
