@@ -17,6 +17,8 @@ CLOCK = Path("/run/clock-offset")
 NOBODY = (65534, 65534)
 # As the agent's unit has it (TasksMax).
 PIDS = 256
+# Of one that only sleeps; the runtime itself needs some threads to start it, and with four it failed now and then.
+_LINK_PIDS = "64"
 # Mode and size of what may be written beside its state; both count as its memory.
 SCRATCH = {"/tmp": "rw,nosuid,nodev,size=64m,mode=1777", "/run": "rw,nosuid,nodev,size=16m,mode=755"}
 # What ends or quotes a word in the options of a mount.
@@ -65,7 +67,7 @@ def link_words(start: Start) -> tuple[str, ...]:
     """What follows `run --detach --name`: a process that only sleeps, in a network with a loopback and nothing else."""
     user = f"{NOBODY[0]}:{NOBODY[1]}"
     return (
-        *(*_labels(start), *BARE, *limits_of_users(), "--network", "none", "--pids-limit", "4"),
+        *(*_labels(start), *BARE, *limits_of_users(), "--network", "none", "--pids-limit", _LINK_PIDS),
         *("--user", user, "--entrypoint", "sleep", image_of(start), "infinity"),
     )
 

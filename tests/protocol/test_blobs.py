@@ -250,7 +250,9 @@ def test_a_restart_clears_the_bitmap_of_a_transfer_that_a_kill_found_at_its_end(
     assert {path.name for path in store.root.iterdir()} == {"under-way.have", "under-way.part"}
 
 
-@pytest.mark.parametrize("data", [b"", DATA[:-1], bytes([DATA[0] ^ 1]) + DATA[1:]], ids=["empty", "cut short", "altered"])
+@pytest.mark.parametrize(
+    "data", [b"", DATA[:-1], bytes([DATA[0] ^ 1]) + DATA[1:]], ids=["empty", "cut short", "altered"]
+)
 def test_a_blob_damaged_behind_our_back_is_never_taken_for_whole(tmp_path: Path, data: bytes) -> None:
     store = BlobStore(tmp_path, LIMIT)
     store.put(DATA)

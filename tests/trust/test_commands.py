@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from coordinator import cli as coordinator
+from coordinator import key_options
 from edge_agent import cli as agent
 from edge_agent import settings as agent_settings
 from protocol.errors import ConfigurationError, NotEnrolledError, NothingToDoError, UnreachableError
@@ -159,13 +160,17 @@ def test_a_refusal_is_exit_code_5(office: Office, tmp_path: Path, capsys: pytest
     assert "this token is for another device (device)" in capsys.readouterr().err
 
 
-def test_revoking_who_is_not_enrolled_is_nothing_to_do(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_revoking_who_is_not_enrolled_is_nothing_to_do(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = ["devices", "revoke", "pi-1", "--config", str(config)]
     assert coordinator.main(command) == NothingToDoError.exit_code
     assert not (config.parent / "trust").exists()
     assert "pi-1: has no identity that could be revoked" in capsys.readouterr().err
+    nowhere = config.parent / "etc" / "coordinator.toml"
+    monkeypatch.setattr(key_options, "CONFIG", nowhere)
     assert coordinator.main(["devices"]) == ConfigurationError.exit_code
-    assert "--config: is missing" in capsys.readouterr().err
+    assert f"{nowhere}: cannot be read (No such file or directory); check the path" in capsys.readouterr().err
 
 
 def test_devices_are_listed_with_their_identity_those_too_that_never_came(
