@@ -130,9 +130,12 @@ def stop(container: str) -> None:
 
 
 def agent_image(folder: Path, cache: Path) -> str:
-    """An image by packaging/Containerfile, of the package that is alone in a folder."""
+    """An image by packaging/Containerfile, of the package that is alone in a folder.
+
+    Without layers: podman takes an old one for what only the folder has changed.
+    """
     name = "localhost/sparsefleet-edge-agent:test"
-    options = ("--format", "docker", "--network", "host", *ULIMITS)
+    options = ("--layers=false", "--format", "docker", "--network", "host", *ULIMITS)
     base = f"BASE={_blank(cache)}"
     file = str(ROOT / "packaging" / "Containerfile")
     _do(*_PODMAN, "build", "--quiet", *options, "--build-arg", base, "-t", name, "-f", file, str(folder))
