@@ -22,7 +22,8 @@ def quadratic(seed: int) -> tuple[Matrix, Vector]:
     """A strongly convex loss' matrix and centre: its gradient at x is A (x - c)."""
     rng = np.random.default_rng(seed)
     half = rng.standard_normal((N, N)).astype(np.float32) / np.float32(np.sqrt(N))
-    return half @ half.T + np.eye(N, dtype=np.float32), rng.standard_normal(N).astype(np.float32)
+    # Not by @: the BLAS of a matrix and its transpose gives NaN on the emulated board.
+    return np.einsum("ij,kj->ik", half, half) + np.eye(N, dtype=np.float32), rng.standard_normal(N).astype(np.float32)
 
 
 def said(number: int, version: int | None = None, spec: OptimizerSpec | None = None) -> Task:

@@ -24,8 +24,6 @@ ROOT = Path(__file__).parents[2]
 # of 21 runs of the transport contract failed, in several ways, a minute's patience or not; with mosquitto none of 21
 # did, nor any of 10 natively. Why is not known.
 WITHOUT = "not embedded"
-# QEMU's processor raises them in products of matrices whose every value is right; NumPy warns, and warnings are errors.
-EMULATED_FLAGS = ("divide by zero", "overflow", "invalid value")
 SUITES = ("tests/agent", "tests/runtimes", "tests/protocol", "tests/sparse")
 # A model that every backend trains; see tests/export/zoo.py.
 FLEET_MODEL = "cnn_with_batch_norm"
@@ -91,10 +89,7 @@ def _suites(container: machine.Container, found: Path) -> bool:
         print(f"  left out, by -k {WITHOUT!r}: the embedded broker, unreliable in emulation and never on a board")
         print("  left out, by -m 'not native': a process a test; the round below and test-deb.sh start them there")
         options = ("-q", f"--timeout={TEST_S}", f"--junitxml=/job/{found.name}")
-        calm = [
-            word for flag in EMULATED_FLAGS for word in ("-W", f"ignore:{flag} encountered in matmul:RuntimeWarning")
-        ]
-        command = ("python3", "-m", "pytest", *options, *calm, "-k", WITHOUT, "-m", "not native", *SUITES)
+        command = ("python3", "-m", "pytest", *options, "-k", WITHOUT, "-m", "not native", *SUITES)
         code = machine.run(container, command, SUITES_S)
     if not found.exists():
         print(
