@@ -73,13 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add("round", _round, "one round, or several: its devices, rejections and decisions", "12").add_argument(
         "numbers", type=int, nargs="+", metavar="N", help="with --json a line for each"
     )
-    plan = add("plan", _plan, "what each codec will cost a device, before it is used")
-    plan.add_argument(
-        "--codec", action="append", metavar="SPEC", help="again for more (default: what is configured, and auto)"
-    )
-    plan.add_argument("--devices", type=int, metavar="N", help="in the fleet (default: rounds.devices)")
-    plan.add_argument("--link-kbit", type=float, default=1000.0, metavar="K", help="kbit a second (default: 1000)")
-    plan.add_argument("--round-s", type=float, metavar="S", help="of a round (default: as measured, or deadline_s)")
+    _add_plan(add("plan", _plan, "what each codec will cost a device, before it is used"))
     add("costs", _costs, "what model and training cost: parameters, files, measured steps, memory, bytes")
     export = add("export-model", _export_model, "write a trained model as an inference ONNX file", "--out model.onnx")
     export.add_argument("--out", type=Path, required=True, help="file to write; compressed if it ends in .gz")
@@ -90,11 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--model", type=Path, required=True, help="file written by export-model")
 
-    replay = add("replay", _replay, "fold every kept round again and report the first bit that differs")
-    replay.add_argument("--run", metavar="RUN", help="its name, as status says it; another one is refused")
-    replay.add_argument("--without", metavar="DEVICE", help="the history as it would have been without its updates")
-    replay.add_argument("--out", type=Path, help="with --without: an inference file to write; compressed if .gz")
-
+    _add_replay(add("replay", _replay, "fold every kept round again and report the first bit that differs"))
     lost = "--round 12 --device kitchen-pi --reason 'its disk died'"
     discard = add(
         "discard", _discard, "give up one accepted update whose payload is lost; stop the coordinator first", lost
@@ -112,6 +102,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.set_defaults(command=_sample)
     return parser
+
+
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument(
+        "--codec", action="append", metavar="SPEC", help="again for more (default: what is configured, and auto)"
+    )
+    plan.add_argument("--devices", type=int, metavar="N", help="in the fleet (default: rounds.devices)")
+    plan.add_argument("--link-kbit", type=float, default=1000.0, metavar="K", help="kbit a second (default: 1000)")
+    plan.add_argument("--round-s", type=float, metavar="S", help="of a round (default: as measured, or deadline_s)")
+
+
+def _add_replay(replay: argparse.ArgumentParser) -> None:
+    replay.add_argument("--run", metavar="RUN", help="its name, as status says it; another one is refused")
+    replay.add_argument("--without", metavar="DEVICE", help="the history as it would have been without its updates")
+    replay.add_argument("--out", type=Path, help="with --without: an inference file to write; compressed if .gz")
 
 
 def _add_devices(devices: argparse.ArgumentParser) -> None:

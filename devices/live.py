@@ -12,9 +12,8 @@ from rich.table import Table
 
 from devices.facts import DeviceJoined, Event, Finished, Listening, RoundCommitted, RoundOpened, UpdateRejected
 from devices.report import Report
+from devices.round_line import HEADING, round_line
 from devices.text import MISSING, bytes_text, decimal_text, duration_text, number_text, percent_text
-
-_ROUND = "{:>9}  {:>8}  {:>6}  {:>7}  {:>8}  {:>8}  {:>7}"
 
 
 class Screen:
@@ -97,17 +96,8 @@ class Screen:
     def _show_round(self, event: RoundCommitted) -> None:
         if not self._headed:
             self._headed = True
-            self.say(f"[dim]{_ROUND.format('round', 'accuracy', 'loss', 'devices', 'up', 'down', 'seconds')}[/]")
-        cells = (
-            f"{event.round}/{self.rounds}",
-            percent_text(event.accuracy),
-            decimal_text(event.loss, 3),
-            event.devices,
-            bytes_text(event.bytes_up),
-            bytes_text(event.bytes_down),
-            f"{event.seconds:.2f}",
-        )
-        self.say(_ROUND.format(*cells))
+            self.say(f"[dim]{HEADING}[/]")
+        self.say(round_line(event, self.rounds))
 
     def _doing(self, text: str) -> None:
         self._spinner.update(text=escape(text))

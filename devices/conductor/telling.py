@@ -11,10 +11,10 @@ from rich.markup import escape
 
 from devices.facts import RoundCommitted
 from devices.fleet.record import Committed, Happening
-from devices.text import bytes_text, decimal_text, duration_text, percent_text
+from devices.round_line import HEADING, round_line
+from devices.text import duration_text
 from protocol.records import write_record
 
-_ROUND = "{:>9}  {:>8}  {:>6}  {:>7}  {:>8}  {:>8}  {:>7}"
 # What is news for people, not trouble.
 _CALM = frozenset({"start", "enrolled", "on", "off"})
 
@@ -67,17 +67,8 @@ class Telling:
         self.event("round-committed", at_s=self.committed[-1].at_s, **write_record(event))
         if not self.headed:
             self.headed = True
-            self.line(f"[dim]{_ROUND.format('round', 'accuracy', 'loss', 'devices', 'up', 'down', 'seconds')}[/]")
-        cells = (
-            f"{event.round}/{self.rounds}",
-            percent_text(event.accuracy),
-            decimal_text(event.loss, 3),
-            event.devices,
-            bytes_text(event.bytes_up),
-            bytes_text(event.bytes_down),
-            f"{event.seconds:.2f}",
-        )
-        self.line(_ROUND.format(*cells))
+            self.line(f"[dim]{HEADING}[/]")
+        self.line(round_line(event, self.rounds))
 
     def event(self, name: str, **facts: object) -> None:
         if self.as_json:
