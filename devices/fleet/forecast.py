@@ -117,6 +117,8 @@ def _notes_on_devices(plan: FleetPlan, machine: Machine) -> list[str]:
         )
     if plan.engine == "processes":
         said.append("Devices are plain processes: nothing limits their processor or disk, and none is calibrated.")
+    if plan.engine != "processes" and not all(device.light for device in devices):
+        said.append("How fast a board's disk writes is not emulated: its size is, and what a power cut takes from it.")
     light = sum(device.light for device in devices)
     if light:
         said.append(f"{light} light agents have no limits: they count for scale, not for time, memory or energy.")

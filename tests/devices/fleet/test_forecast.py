@@ -43,6 +43,7 @@ def test_the_notes_say_what_the_emulation_is_not() -> None:
         "qemu run their boards' instructions under QEMU",
         "given have cores given in the fleet's file",
         "1 light agents have no limits",
+        "How fast a board's disk writes is not emulated",
     ):
         assert said in notes
     assert found.limits["light"] == Limits()
