@@ -16,6 +16,7 @@ from devices.conductor.coordinating import Coordinating
 from devices.conductor.fleet_settings import SHARD, coordinator_toml
 from devices.conductor.folder import SETTINGS, Noted
 from devices.conductor.members import Member
+from devices.conductor.shaping import kernel_shapes
 from devices.conductor.raising import device_folder
 from devices.conductor.room import available_mib
 from devices.conductor.telling import Telling
@@ -123,6 +124,8 @@ def prepare(fleet: Fleet) -> None:
         expected = forecast(fleet.plan, this_machine())
         fleet.calibrated = Calibrated(expected.clock, expected.notes, given)
     fleet.notes += fleet.calibrated.notes
+    if kernel_shapes():
+        fleet.notes.append("Latency and jitter of links are netem's where they do not change; the rest is our proxy's.")
 
 
 def write_settings(fleet: Fleet, clock: Clock) -> None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from devices.conductor.acts import Acts
 from devices.conductor.fleet_settings import agent_toml
 from devices.conductor.members import Member
+from devices.conductor.shaping import shaped
 from devices.datasets import PROJECT_ROOT
 from devices.engines.engine import Engine, EngineError, Inside, Limits, Start
 from devices.fleet.clock import runs
@@ -92,7 +93,8 @@ async def prepare(acts: Acts, plan: FleetPlan, member: Member, ports: Ports, see
     ends = [(await acts.by_hand(member, engine.listen, plan.name, member.name, _MQTT), ports.broker)]
     if ports.enrolment is not None:
         ends.append((await acts.by_hand(member, engine.listen, plan.name, member.name, _ENROLMENT), ports.enrolment))
-    member.cable.lay(ends, acts.clock.link(member.device.board.link), seed)
+    profile = await shaped(acts, member, acts.clock.link(member.device.board.link))
+    member.cable.lay(ends, profile, seed)
     url = f"{'mqtts' if ports.enrolment else 'mqtt'}://127.0.0.1:{ends[0][0].getsockname()[1]}"
     (start.etc / CONFIG).write_text(agent_toml(plan, member.device, inside, url, acts.clock), encoding="utf-8")
     (start.etc / CONFIG).chmod(0o644)
