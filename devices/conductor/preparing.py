@@ -16,9 +16,9 @@ from devices.conductor.coordinating import Coordinating
 from devices.conductor.fleet_settings import SHARD, coordinator_toml
 from devices.conductor.folder import SETTINGS, Noted
 from devices.conductor.members import Member
-from devices.conductor.shaping import kernel_shapes
 from devices.conductor.raising import device_folder
 from devices.conductor.room import available_mib
+from devices.conductor.shaping import kernel_shapes
 from devices.conductor.telling import Telling
 from devices.datasets import PROJECT_ROOT, Dataset, load_dataset
 from devices.demo import EXPORTED
