@@ -1,0 +1,186 @@
+"""What devices without a hub say to each other, and what the coordinator tells them: who their neighbours are.
+
+    coordinator -> device      Membership   of an epoch: neighbours, weights, codec, gamma, from which start
+    coordinator -> device      Effort       steps and exchanges from now on (consensus control)
+    device -> its neighbours   Part         a piece of a payload, published once on a topic that all neighbours read
+    device -> one neighbour    Want         a payload that did not come, or pieces of it
+    device -> coordinator      Standing     how far it is, and how far from its neighbours
+
+A payload is named by its sender, epoch and number: number 0 is the model that the sender begins the epoch with, whole;
+number t is the t-th difference. It travels in parts that fit a message; whoever misses some asks for these.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# As of a blob's chunks: what every broker in use takes, with an envelope round it.
+PART_BYTES = 64 * 1024 - 1024
+MAX_PAYLOAD_BYTES = 1 << 30
+MAX_PARTS = -(-MAX_PAYLOAD_BYTES // PART_BYTES)
+# Of a fully connected fleet this is the largest; each costs its neighbours' differences every round.
+MAX_NEIGHBOURS = 256
+# Asked for in one message.
+MAX_WANTED = 64
+MAX_NUMBER = 1 << 32
+MAX_CODEC = 100
+DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """weight: what a device's vector counts in this one's mean. newcomer: it has no model of its own yet."""
+
+    device: str
+    weight: float
+    newcomer: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.weight < 1.0:
+            raise ValueError(f"weight: {self.weight} must be above 0 and below 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """Local steps between two exchanges, and exchanges after each training, from the next training on."""
+
+    local_steps: int = 1
+    gossip_rounds: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.local_steps <= MAX_NUMBER or not 1 <= self.gossip_rounds <= MAX_WANTED:
+            raise ValueError(f"local_steps: at least 1, and gossip_rounds from 1 to {MAX_WANTED}")
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A device's place in an epoch. What it is told of its own weight is what its neighbours' leave of 1.
+
+    after: the number of the epoch before that is completed first, so that all leave it together; 0 at once. newcomer:
+    the device begins at the mean of its neighbours that are none, or at the common start where all are.
+    """
+
+    run: str
+    epoch: int
+    neighbours: tuple[Neighbour, ...]
+    codec: str
+    gamma: float
+    after: int = 0
+    newcomer: bool = False
+    effort: Effort = Effort()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.epoch <= MAX_NUMBER or not 0 <= self.after <= MAX_NUMBER:
+            raise ValueError(f"epoch: {self.epoch}, after: {self.after} must be counts of at least 1 and 0")
+        if len(self.neighbours) > MAX_NEIGHBOURS or len(self.codec) > MAX_CODEC:
+            raise ValueError(f"neighbours: {len(self.neighbours)} are more than {MAX_NEIGHBOURS}, or a codec too long")
+        if len({n.device for n in self.neighbours}) != len(self.neighbours):
+            raise ValueError("neighbours: one is named twice")
+        if not 0.0 < self.gamma <= 1.0:
+            raise ValueError(f"gamma: {self.gamma} must be above 0 and at most 1")
+        if not -1e-9 <= self.own_weight <= 1.0:
+            raise ValueError(f"neighbours: their weights sum to {1 - self.own_weight}, which is more than 1")
+
+    @property
+    def own_weight(self) -> float:
+        return 1.0 - sum(n.weight for n in self.neighbours)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {n.device: n.weight for n in self.neighbours}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a payload, by its place among `parts`. size, digest: of the whole (SHA-256, 32 bytes)."""
+
+    epoch: int
+    number: int
+    place: int
+    parts: int
+    size: int
+    digest: bytes
+    data: bytes
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.epoch <= MAX_NUMBER or not 0 <= self.number <= MAX_NUMBER:
+            raise ValueError(f"number: {self.number} of epoch {self.epoch} is none")
+        if not 0 < self.size <= MAX_PAYLOAD_BYTES or self.parts != -(-self.size // PART_BYTES):
+            raise ValueError(f"parts: {self.parts} cannot make up {self.size} bytes")
+        if not 0 <= self.place < self.parts or len(self.digest) != DIGEST_BYTES:
+            raise ValueError(f"place: {self.place} of {self.parts}, or a digest of {len(self.digest)} bytes")
+        last = self.place == self.parts - 1
+        if len(self.data) != (self.size - self.place * PART_BYTES if last else PART_BYTES):
+            raise ValueError(f"data: {len(self.data)} bytes are not what part {self.place} has")
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A payload's parts that are missing, by their places; none named means all of them."""
+
+    epoch: int
+    number: int
+    places: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.epoch <= MAX_NUMBER or not 0 <= self.number <= MAX_NUMBER:
+            raise ValueError(f"number: {self.number} of epoch {self.epoch} is none")
+        if len(self.places) > MAX_WANTED or any(not 0 <= place < MAX_PARTS for place in self.places):
+            raise ValueError(f"places: {len(self.places)} are more than {MAX_WANTED}, or not places of parts")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a device has completed, its estimate ||s - h|| there, and whom it waits for."""
+
+    epoch: int
+    number: int
+    estimate: float
+    waits_for: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.epoch <= MAX_NUMBER or not 0 <= self.number <= MAX_NUMBER or not self.estimate >= 0.0:
+            raise ValueError(f"number: {self.number}, estimate: {self.estimate} must be at least 0")
+        if len(self.waits_for) > MAX_NEIGHBOURS:
+            raise ValueError(f"waits_for: {len(self.waits_for)} are more than {MAX_NEIGHBOURS}")
+
+
+def parts(epoch: int, number: int, payload: bytes, places: tuple[int, ...] = ()) -> Iterator[Part]:
+    """The parts of a payload, all or those at these places."""
+    count, digest = -(-len(payload) // PART_BYTES), hashlib.sha256(payload).digest()
+    for place in places or range(count):
+        if place < count:
+            data = payload[place * PART_BYTES :][:PART_BYTES]
+            yield Part(epoch, number, place, count, len(payload), digest, data)
+
+
+@dataclass(slots=True)
+class Collected:
+    """The parts of one payload as they come, in any order and as often as they like."""
+
+    size: int
+    digest: bytes
+    count: int
+    held: dict[int, bytes]
+
+    @classmethod
+    def begun(cls, part: Part) -> "Collected":
+        return cls(part.size, part.digest, part.parts, {})
+
+    def add(self, part: Part) -> bytes | None:
+        """The payload once it is whole and what its digest says; a part of another payload counts for nothing."""
+        if (part.size, part.digest) != (self.size, self.digest):
+            return None
+        self.held.setdefault(part.place, part.data)
+        if len(self.held) < self.count:
+            return None
+        payload = b"".join(self.held[place] for place in range(self.count))
+        if hashlib.sha256(payload).digest() == self.digest:
+            return payload
+        self.held.clear()
+        return None
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """As many places as one may ask for at once."""
+        return tuple(place for place in range(self.count) if place not in self.held)[:MAX_WANTED]
