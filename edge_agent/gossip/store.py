@@ -1,0 +1,95 @@
+"""Where a device without a hub keeps its node: one row of the agent's store, written in one transaction a step."""
+
+import logging
+import sqlite3
+from typing import Any
+
+import cbor2
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent.gossip.node import Node
+from protocol.database import sealed, unsealed
+from protocol.gossip import Effort, Membership
+from protocol.records import RecordError, read_record, write_record
+from sparse.gossip.choco import Choco
+
+log = logging.getLogger("edge-agent")
+
+# Beside the store's own tables, which agents of before this do not look at.
+_TABLE = "CREATE TABLE IF NOT EXISTS gossip (one INTEGER PRIMARY KEY CHECK (one = 1), node BLOB NOT NULL)"
+
+
+class NodeStore:
+    """The node of this device in an AgentStore's database, for models of d values."""
+
+    def __init__(self, database: sqlite3.Connection, d: int) -> None:
+        self._database, self._d = database, d
+        with database:
+            database.execute(_TABLE)
+
+    def keep(self, node: Node) -> None:
+        """Durable when it returns. What was heard is not kept; neighbours say it again."""
+        data = sealed(_dumped(node))
+        with self._database:
+            self._database.execute("INSERT OR REPLACE INTO gossip VALUES (1, ?)", (data,))
+
+    def load(self) -> Node | None:
+        """None where there is none, of a model of another size, or where it was altered: the device is a newcomer."""
+        row = self._database.execute("SELECT node FROM gossip").fetchone()
+        if row is None:
+            return None
+        data = unsealed(row[0])
+        try:
+            if data is None:
+                raise ValueError("its CRC-32 differs")
+            return _loaded(cbor2.loads(data), self._d)
+        except (RecordError, cbor2.CBORDecodeError, ValueError, KeyError, TypeError) as error:
+            log.error("the state of gossip is let go: %s; this device begins again as a newcomer", error)
+            return None
+
+    def forget(self) -> None:
+        with self._database:
+            self._database.execute("DELETE FROM gossip")
+
+
+def _dumped(node: Node) -> bytes:
+    choco = node.choco
+    fields: dict[str, Any] = {
+        "phase": node.phase,
+        "number": node.number,
+        "x": node.x.astype("<f4").tobytes(),
+        "before": None if node.before is None else node.before.astype("<f4").tobytes(),
+        "h": None if choco is None else choco.h.astype("<f8").tobytes(),
+        "s": None if choco is None else choco.s.astype("<f8").tobytes(),
+        "payloads": [[*key, payload] for key, payload in sorted(node.payloads.items())],
+        "membership": None if node.membership is None else write_record(node.membership),
+        "next": None if node.next is None else write_record(node.next),
+        "effort": write_record(node.effort),
+    }
+    return cbor2.dumps(fields)
+
+
+def _loaded(fields: dict[str, Any], d: int) -> Node:
+    """Raises ValueError and its like for what is no node of this model."""
+    x = _vector(fields["x"], "<f4", d)
+    h = None if fields["h"] is None else _vector(fields["h"], "<f8", d)
+    s = None if fields["s"] is None else _vector(fields["s"], "<f8", d)
+    return Node(
+        fields["phase"],
+        x.astype(np.float32),
+        None if fields["membership"] is None else read_record(Membership, fields["membership"]),
+        fields["number"],
+        None if h is None or s is None else Choco(h.astype(np.float64), s.astype(np.float64)),
+        None if fields["before"] is None else _vector(fields["before"], "<f4", d).astype(np.float32),
+        {(epoch, number): payload for epoch, number, payload in fields["payloads"]},
+        None if fields["next"] is None else read_record(Membership, fields["next"]),
+        read_record(Effort, fields["effort"]),
+    )
+
+
+def _vector(data: bytes, kind: str, d: int) -> npt.NDArray[Any]:
+    vector = np.frombuffer(data, kind)
+    if len(vector) != d:
+        raise ValueError(f"a vector of {len(vector)} where the model has {d}")
+    return vector
