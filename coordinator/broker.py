@@ -14,12 +14,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Literal
 
 from coordinator.authority import BrokerFiles
+from coordinator.neighbour_access import write_acl
 from protocol.errors import ConfigurationError, SparsefleetError
 from protocol.messages import MAX_MESSAGE_BYTES
 from protocol.mqtt import BrokerAddress, parse_url
@@ -89,6 +91,8 @@ pattern write {root}/%u/up/blob
 pattern read {root}/%u/down/#
 pattern read {root}/all/+
 """
+
+ACL_FILE = "acl"
 
 # Runs between fork and exec, as a program of its own because code in a forked copy of a threaded process may hang: asks
 # the kernel to kill this process when its parent ends, then becomes the broker. The parent may have ended before that.
@@ -169,9 +173,19 @@ class Broker:
     url: str
     description: str
     child: Supervised | None = None
+    access: "Access | None" = None
+    acl: Path | None = None
+
+    def allow(self, neighbours: Mapping[str, Sequence[str]]) -> None:
+        """Lets these devices of a gossip epoch hear their neighbours, and no others. Who runs another broker does so
+        there."""
+        if self.access is not None and self.acl is not None:
+            write_acl(self.acl, _everyone(self.access), self.access.root, neighbours)
+            self.reload()
 
     def reload(self) -> None:
-        """Has a private mosquitto read its list of revoked certificates again; those who are connected stay."""
+        """Has a private mosquitto read its lists again, of revoked certificates and of who may say and hear what; those
+        who are connected stay."""
         if self.child is not None and self.child.process is not None and self.child.process.poll() is None:
             self.child.process.send_signal(signal.SIGHUP)
 
@@ -227,7 +241,9 @@ def start_broker(url: str, port: int, state: Path, host: str = "127.0.0.1", acce
     except BaseException:
         child.stop()
         raise
-    return Broker(reachable.url, child.name, child)
+    if mosquitto is None or access is None:
+        return Broker(reachable.url, child.name, child)
+    return Broker(reachable.url, child.name, child, access, state / ACL_FILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,10 +286,8 @@ def _mosquitto(found: Mosquitto, host: str, port: int, state: Path, access: Acce
 
 
 def _write_access(access: Access, state: Path) -> str:
-    acl, files = state / "acl", access.files
-    acl.write_text(ACL.format(root=access.root, coordinator=access.coordinator))
-    # A private file that others may write to is one that mosquitto warns of.
-    acl.chmod(0o600)
+    acl, files = state / ACL_FILE, access.files
+    write_acl(acl, _everyone(access), access.root, {})
     return TLS.format(
         roots=files.roots.resolve(),
         certificate=files.certificate.resolve(),
@@ -281,6 +295,10 @@ def _write_access(access: Access, state: Path) -> str:
         revoked=files.revoked.resolve(),
         acl=acl.resolve(),
     )
+
+
+def _everyone(access: Access) -> str:
+    return ACL.format(root=access.root, coordinator=access.coordinator)
 
 
 def _embedded(host: str, port: int, state: Path) -> Supervised:

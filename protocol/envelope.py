@@ -13,6 +13,7 @@ import cbor2
 
 from protocol.cbor import flaw
 from protocol.errors import Rejection
+from protocol.gossip import Effort, Membership, Part, Standing, Want
 from protocol.keyring import Keyring
 from protocol.messages import (
     MAX_MESSAGE_BYTES,
@@ -57,6 +58,11 @@ TYPES: dict[int, type[Any]] = {
     13: Announcement,
     14: Later,
     15: Keyring,
+    16: Membership,
+    17: Effort,
+    18: Part,
+    19: Want,
+    20: Standing,
 }
 _NUMBERS = {cls: number for number, cls in TYPES.items()}
 

@@ -12,7 +12,7 @@ number t is the t-th difference. It travels in parts that fit a message; whoever
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # As of a blob's chunks: what every broker in use takes, with an envelope round it.
 PART_BYTES = 64 * 1024 - 1024
@@ -23,7 +23,6 @@ MAX_NEIGHBOURS = 256
 # Asked for in one message.
 MAX_WANTED = 64
 MAX_NUMBER = 1 << 32
-MAX_CODEC = 100
 DIGEST_BYTES = 32
 
 
@@ -48,8 +47,8 @@ class Effort:
     gossip_rounds: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.local_steps <= MAX_NUMBER or not 1 <= self.gossip_rounds <= MAX_WANTED:
-            raise ValueError(f"local_steps: at least 1, and gossip_rounds from 1 to {MAX_WANTED}")
+        _check("local_steps", self.local_steps, 1)
+        _check("gossip_rounds", self.gossip_rounds, 1, MAX_WANTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +66,13 @@ class Membership:
     gamma: float
     after: int = 0
     newcomer: bool = False
-    effort: Effort = Effort()
+    effort: Effort = field(default_factory=Effort)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.epoch <= MAX_NUMBER or not 0 <= self.after <= MAX_NUMBER:
-            raise ValueError(f"epoch: {self.epoch}, after: {self.after} must be counts of at least 1 and 0")
-        if len(self.neighbours) > MAX_NEIGHBOURS or len(self.codec) > MAX_CODEC:
-            raise ValueError(f"neighbours: {len(self.neighbours)} are more than {MAX_NEIGHBOURS}, or a codec too long")
+        _check("epoch", self.epoch, 1)
+        _check("after", self.after)
+        if len(self.neighbours) > MAX_NEIGHBOURS:
+            raise ValueError(f"neighbours: {len(self.neighbours)} are more than {MAX_NEIGHBOURS}")
         if len({n.device for n in self.neighbours}) != len(self.neighbours):
             raise ValueError("neighbours: one is named twice")
         if not 0.0 < self.gamma <= 1.0:
@@ -103,15 +102,17 @@ class Part:
     data: bytes
 
     def __post_init__(self) -> None:
-        if not 1 <= self.epoch <= MAX_NUMBER or not 0 <= self.number <= MAX_NUMBER:
-            raise ValueError(f"number: {self.number} of epoch {self.epoch} is none")
-        if not 0 < self.size <= MAX_PAYLOAD_BYTES or self.parts != -(-self.size // PART_BYTES):
-            raise ValueError(f"parts: {self.parts} cannot make up {self.size} bytes")
-        if not 0 <= self.place < self.parts or len(self.digest) != DIGEST_BYTES:
-            raise ValueError(f"place: {self.place} of {self.parts}, or a digest of {len(self.digest)} bytes")
+        _check("epoch", self.epoch, 1)
+        _check("number", self.number)
+        _check("size", self.size, 1, MAX_PAYLOAD_BYTES)
+        if self.parts != -(-self.size // PART_BYTES):
+            raise ValueError(f"parts: {self.parts} cannot make up size: {self.size}")
+        _check("place", self.place, 0, self.parts - 1)
+        if len(self.digest) != DIGEST_BYTES:
+            raise ValueError(f"digest: {len(self.digest)} bytes where SHA-256 has {DIGEST_BYTES}")
         last = self.place == self.parts - 1
         if len(self.data) != (self.size - self.place * PART_BYTES if last else PART_BYTES):
-            raise ValueError(f"data: {len(self.data)} bytes are not what part {self.place} has")
+            raise ValueError(f"data: {len(self.data)} bytes are not what place: {self.place} of size: {self.size} has")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +124,8 @@ class Want:
     places: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.epoch <= MAX_NUMBER or not 0 <= self.number <= MAX_NUMBER:
-            raise ValueError(f"number: {self.number} of epoch {self.epoch} is none")
+        _check("epoch", self.epoch, 1)
+        _check("number", self.number)
         if len(self.places) > MAX_WANTED or any(not 0 <= place < MAX_PARTS for place in self.places):
             raise ValueError(f"places: {len(self.places)} are more than {MAX_WANTED}, or not places of parts")
 
@@ -139,8 +140,10 @@ class Standing:
     waits_for: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.epoch <= MAX_NUMBER or not 0 <= self.number <= MAX_NUMBER or not self.estimate >= 0.0:
-            raise ValueError(f"number: {self.number}, estimate: {self.estimate} must be at least 0")
+        _check("epoch", self.epoch)
+        _check("number", self.number)
+        if not self.estimate >= 0.0:
+            raise ValueError(f"estimate: {self.estimate} must be at least 0")
         if len(self.waits_for) > MAX_NEIGHBOURS:
             raise ValueError(f"waits_for: {len(self.waits_for)} are more than {MAX_NEIGHBOURS}")
 
@@ -184,3 +187,8 @@ class Collected:
     def missing(self) -> tuple[int, ...]:
         """As many places as one may ask for at once."""
         return tuple(place for place in range(self.count) if place not in self.held)[:MAX_WANTED]
+
+
+def _check(name: str, value: int, least: int = 0, most: int = MAX_NUMBER) -> None:
+    if not least <= value <= most:
+        raise ValueError(f"{name}: {value} is outside {least}..{most}")

@@ -7,6 +7,7 @@ peers one minor version apart understand each other.
 from dataclasses import dataclass
 from typing import Literal
 
+from protocol.gossip import Effort, Membership, Part, Standing, Want
 from protocol.keyring import Keyring
 
 CHUNK_BYTES = 64 * 1024
@@ -376,6 +377,11 @@ Body = (
     | Announcement
     | Later
     | Keyring
+    | Membership
+    | Effort
+    | Part
+    | Want
+    | Standing
 )
 
 

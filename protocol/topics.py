@@ -64,6 +64,26 @@ class Topics:
         """The filters the coordinator subscribes to: every device, and whoever else says to be the coordinator."""
         return (f"{self.root}/+/state", f"{self.root}/+/up/#", self.everyone("coordinator"))
 
+    def gossip(self, device: str) -> str:
+        """Where a device says its payloads, for all its neighbours."""
+        return f"{self.root}/{device}/gossip"
+
+    def want(self, device: str, neighbour: str) -> str:
+        """Where a device says to one neighbour what it misses."""
+        return f"{self.root}/{device}/want/{neighbour}"
+
+    def of_gossip(self, device: str) -> tuple[str, ...]:
+        """The filters by which a device hears its neighbours, the same in every epoch: who they are, and that nobody
+        else is heard, is the broker's access list."""
+        return (f"{self.root}/+/gossip", f"{self.root}/+/want/{device}")
+
+    def parse_gossip(self, topic: str, device: str) -> str | None:
+        """Who speaks on a topic by which a neighbour is heard at `device`; None for anything else."""
+        parts = topic.split("/", 4)
+        if len(parts) != 5 or "/".join(parts[:3]) != self.root or parts[4] not in ("gossip", f"want/{device}"):
+            return None
+        return parts[3] if NAME.fullmatch(parts[3]) and parts[3] not in RESERVED_DEVICES else None
+
     def parse(self, topic: str) -> DeviceTopic | None:
         """The device and channel of a topic of this fleet, or None for anything else."""
         parts = topic.split("/", 4)

@@ -67,7 +67,7 @@ class Node:
     before: Vector | None = None
     payloads: Mapping[tuple[int, int], bytes] = field(default_factory=dict)
     next: Membership | None = None
-    effort: Effort = Effort()  # noqa: RUF009
+    effort: Effort = field(default_factory=Effort)
     heard: Mapping[tuple[str, int], Vector] = field(default_factory=dict)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from protocol.envelope import Envelope
+from protocol.gossip import Effort, Membership, Neighbour, Part, Standing, Want
 from protocol.keyring import Keyring
 from protocol.messages import (
     CHUNK_BYTES,
@@ -50,6 +51,11 @@ SAMPLES: dict[str, Body] = {
     "Later": Later(D, 12.5),
     "Announcement": Announcement(4, BlobRef(D, 70000)),
     "Keyring": Keyring(2, (bytes(72) + b"ring",)),
+    "Membership": Membership("r", 2, (Neighbour("aa", 0.25), Neighbour("bb", 0.25, True)), "all/sign", 0.5, 12),
+    "Effort": Effort(4, 2),
+    "Part": Part(2, 7, 0, 1, 3, D, b"\x00\x01\x02"),
+    "Want": Want(2, 7, (0, 3)),
+    "Standing": Standing(2, 6, 0.5, ("aa",)),
 }
 
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
