@@ -28,11 +28,13 @@ DIGEST_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """weight: what a device's vector counts in this one's mean. newcomer: it has no model of its own yet."""
+    """weight: what a device's vector counts in this one's mean. newcomer: it has no model of its own yet. key: by which
+    what it says is believed (SubjectPublicKeyInfo, DER), None in fleets without identities."""
 
     device: str
     weight: float
     newcomer: bool = False
+    key: bytes | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.weight < 1.0:
@@ -56,7 +58,8 @@ class Membership:
     """A device's place in an epoch. What it is told of its own weight is what its neighbours' leave of 1.
 
     after: the number of the epoch before that is completed first, so that all leave it together; 0 at once. newcomer:
-    the device begins at the mean of its neighbours that are none, or at the common start where all are.
+    the device begins at the mean of its neighbours that are none, or at the common start where all are. begun:
+    exchanges of the run before this epoch, the same for all; with them a number is a place in the run (Task.until).
     """
 
     run: str
@@ -67,10 +70,12 @@ class Membership:
     after: int = 0
     newcomer: bool = False
     effort: Effort = field(default_factory=Effort)
+    begun: int = 0
 
     def __post_init__(self) -> None:
         _check("epoch", self.epoch, 1)
         _check("after", self.after)
+        _check("begun", self.begun)
         if len(self.neighbours) > MAX_NEIGHBOURS:
             raise ValueError(f"neighbours: {len(self.neighbours)} are more than {MAX_NEIGHBOURS}")
         if len({n.device for n in self.neighbours}) != len(self.neighbours):

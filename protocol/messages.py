@@ -28,8 +28,9 @@ MAX_NAME = 100
 MAX_WAIT_S = 3600.0
 # A welcome's warning, and the reason it is counted under: two agents speak in the name of one device.
 TWO_AGENTS = "two-agents"
-# Skills of agents: quasi-global momentum, and velocity that goes on from round to round.
-QUASI_GLOBAL, KEPT_MOMENTUM = "quasi-global", "kept-momentum"
+# Skills of agents: quasi-global momentum, velocity that goes on from round to round,
+# and training with neighbours, whose models the coordinator collects now and then.
+QUASI_GLOBAL, KEPT_MOMENTUM, GOSSIP = "quasi-global", "kept-momentum", "gossip"
 MAX_SKILLS = 64
 # A report's reason: the device may not train now. One that accepts a task nevertheless waits with it.
 INELIGIBLE = "ineligible"
@@ -158,7 +159,9 @@ class Task:
     the choice of channels that a width tier's model was cut from, so that what is left of an update of one choice is
     not added to one of another; None for whole models. differences: steps to the model from older ones, newest last.
     Whether it has one of these is for the device to see, and the model's digest proves what they add up to. release: of
-    the manifest (protocol/release.py), None where nothing is signed.
+    the manifest (protocol/release.py), None where nothing is signed. until: of a fleet without a hub
+    (protocol/gossip.py), exchanges of the run after which the device's own model is sent, as its difference to this
+    one; local_steps are then those between two exchanges. None where devices train alone.
     """
 
     run: str
@@ -179,8 +182,11 @@ class Task:
     mask: SharedMask | None = None
     differences: tuple[Difference, ...] = ()
     release: bytes | None = None
+    until: int | None = None
 
     def __post_init__(self) -> None:
+        if self.until is not None and not 0 < self.until < 1 << 32:
+            raise ValueError(f"until: {self.until} is outside 1..{(1 << 32) - 1}")
         if len(self.differences) > MAX_DIFFERENCES:
             raise ValueError(f"differences: {len(self.differences)} are over the limit of {MAX_DIFFERENCES}")
         if (self.local_steps > 0) == (self.local_epochs > 0):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from devices.processes import Child
+from protocol.disk import REMEDY
 from protocol.mqtt import parse_url
 from tests.audit import audit
 from tests.real_fleet import RealFleet
@@ -19,7 +20,7 @@ DISK_MIB = 64
 FEATURES = 20_000
 # What is left free: nothing; a page of the database; less than an update; less than a model and an update.
 LEFT = (0, 4096, 100_000, 250_000)
-SAID = "the disk failed us"
+SAID = REMEDY  # in whatever words a part says what failed: its store, or a finished update that cannot be kept
 
 
 def main() -> None:
