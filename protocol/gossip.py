@@ -60,6 +60,7 @@ class Membership:
     after: the number of the epoch before that is completed first, so that all leave it together; 0 at once. newcomer:
     the device begins at the mean of its neighbours that are none, or at the common start where all are. begun:
     exchanges of the run before this epoch, the same for all; with them a number is a place in the run (Task.until).
+    Said again in the same epoch it may bring other keys of neighbours, who have renewed theirs: those said last hold.
     """
 
     run: str
@@ -137,7 +138,11 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a device has completed, its estimate ||s - h|| there, and whom it waits for."""
+    """What a device has completed, its estimate ||s - h|| there, and whom it waits for.
+
+    Said after every exchange, when it has waited for long, and with every greeting: then also by a device that has no
+    model of this run, of epoch 0, so that the next epoch takes it in as a newcomer.
+    """
 
     epoch: int
     number: int

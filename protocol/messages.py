@@ -161,7 +161,8 @@ class Task:
     Whether it has one of these is for the device to see, and the model's digest proves what they add up to. release: of
     the manifest (protocol/release.py), None where nothing is signed. until: of a fleet without a hub
     (protocol/gossip.py), exchanges of the run after which the device's own model is sent, as its difference to this
-    one; local_steps are then those between two exchanges. None where devices train alone.
+    one; local_steps are then those between two exchanges. Before it trains on, it waits for the next task. None where
+    devices train alone.
     """
 
     run: str
