@@ -84,7 +84,7 @@ class Network:
                 self.give(to, event)
             else:
                 for device in self.nodes:
-                    self.give(device, table.Asked())
+                    self.give(device, table.Asked(5.0))
         raise AssertionError({d: (n.phase, n.number, table.waits_for(n)) for d, n in self.nodes.items()})
 
     def give(self, device: str, event: Event) -> None:
@@ -109,7 +109,7 @@ class Network:
                 for other in self.heard_by(device):
                     self.send(other, table.Heard(device, epoch, number, payload))
             case table.Ask(neighbour, epoch, number):
-                self.send(neighbour, table.Wanted(epoch, number))
+                self.send(neighbour, table.Wanted(device, epoch, number))
             case Completed():
                 self.completed[device, decision.epoch, decision.number] = decision
             case table.Refused():
