@@ -110,9 +110,9 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """It has been waiting for the same for so long."""
+    """It has been waiting for a while. over: for longer than its membership's patience."""
 
-    waited_s: float
+    over: bool = False
 
 
 @dataclass(frozen=True, slots=True)

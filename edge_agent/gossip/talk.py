@@ -56,7 +56,7 @@ class Talk:
     _collected: dict[tuple[str, int], Collected] = field(default_factory=dict)
     _said: dict[tuple[str | None, int, int, tuple[int, ...]], float] = field(default_factory=dict)
     _ask_at: float | None = None
-    _waits_since: float = 0.0
+    _over_at: float = 0.0
     _patience: float = ASK_AFTER_S
 
     def start(self, now: float) -> None:
@@ -96,8 +96,9 @@ class Talk:
             return LONGEST_ASK_S
         if now >= self._ask_at:
             self._patience = min(LONGEST_ASK_S, 2 * self._patience)
-            self._ask_at = now + self._patience
-            self._give(table.Asked(now - self._waits_since), now)
+            over = now >= self._over_at
+            self._ask_at = self._next_ask(now)
+            self._give(table.Asked(over), now)
             if self.node.membership is not None:
                 self.voice.report(self._standing(0.0))
         return max(0.0, (self._ask_at or now) - now)
@@ -116,7 +117,9 @@ class Talk:
         if not self._table.waits_for(self.node):
             self._ask_at = None
         elif self._ask_at is None or _worth(before) != _worth(self.node):
-            self._ask_at, self._waits_since = now + self._patience, now
+            patience_s = 0.0 if self.node.membership is None else self.node.membership.patience_s
+            self._over_at = now + patience_s
+            self._ask_at = self._next_ask(now)
 
     def _carry_out(self, decision: Decision, now: float) -> None:
         match decision:
@@ -132,6 +135,11 @@ class Talk:
                 self.voice.report(self._standing(estimate, decision))
             case Refused(sender, reason):
                 self._count(sender, reason)
+
+    def _next_ask(self, now: float) -> float:
+        """Not past the end of the patience that a membership asks for."""
+        later = now + self._patience
+        return min(later, self._over_at) if now < self._over_at else later
 
     def _say(self, due: Publish, now: float) -> None:
         name = (due.to, due.epoch, due.number, due.places)

@@ -84,7 +84,7 @@ class Network:
                 self.give(to, event)
             else:
                 for device in self.nodes:
-                    self.give(device, table.Asked(5.0))
+                    self.give(device, table.Asked())
         raise AssertionError({d: (n.phase, n.number, table.waits_for(n)) for d, n in self.nodes.items()})
 
     def give(self, device: str, event: Event) -> None:
