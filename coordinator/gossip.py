@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from protocol.gossip import Effort, Membership, Neighbour, Standing
+from protocol.gossip import Algorithm, Effort, Membership, Neighbour, Standing
 from sparse.gossip import Graph, consensus, metropolis_hastings, parse_edges, parse_topology
+from sparse.gossip.graph import spanning_tree, subtrees
 
 # Numbers between the foremost report and the end of an epoch: how far a fleet may come while it is being told.
 AHEAD = 5
@@ -26,8 +27,9 @@ AHEAD = 5
 class GossipSettings:
     """`[gossip]` of coordinator.toml. topology: a name of sparse.gossip, or `links`: those of the file's text.
 
-    gamma: of CHOCO, already tuned. target: of consensus control, a share of the largest distance, in the first
-    `first_phase` numbers; 1 leaves all as it is.
+    algorithm: of `relay` the neighbours are those of a spanning tree of the topology, and an exchange waits at most
+    patience_s for them. gamma: of CHOCO, already tuned. target: of consensus control, a share of the largest distance,
+    in the first `first_phase` numbers; 1 leaves all as it is.
     """
 
     topology: str = "ring"
@@ -41,6 +43,8 @@ class GossipSettings:
     target: float = 1.0
     first_phase: int = 0
     seed: int = 0
+    algorithm: Algorithm = "choco"
+    patience_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,16 +141,20 @@ def mean_distance(council: Council) -> float | None:
 
 
 def graph_of_fleet(settings: GossipSettings, names: tuple[str, ...], epoch: int) -> Graph:
-    """Raises ValueError where these devices do not make such a topology."""
+    """Of relay a tree. Raises ValueError where these devices do not make such a topology."""
     if settings.links:
-        return parse_edges(settings.links, names)
-    return parse_topology(settings.topology, len(names), np.random.default_rng([settings.seed, epoch]))
+        graph = parse_edges(settings.links, names)
+    else:
+        graph = parse_topology(settings.topology, len(names), np.random.default_rng([settings.seed, epoch]))
+    return spanning_tree(graph) if settings.algorithm == "relay" else graph
 
 
 def _next(council: Council, settings: GossipSettings, names: tuple[str, ...], *, at_once: bool) -> tuple[Council, Told]:
     epoch = council.epoch + 1
     graph = graph_of_fleet(settings, names, epoch)
     weights = metropolis_hastings(graph)
+    # What lies behind a link is told of trees alone.
+    behind = subtrees(graph) if settings.algorithm == "relay" else {}
     foremost = max((council.devices[d].number for d in council.members if d in council.devices), default=0)
     after = 0 if at_once or not council.epoch else foremost + AHEAD
     new = {name: not council.devices[name].model for name in names}
@@ -155,12 +163,17 @@ def _next(council: Council, settings: GossipSettings, names: tuple[str, ...], *,
         name: Membership(
             council.run,
             epoch,
-            tuple(Neighbour(names[j], float(weights[i, j]), new[names[j]]) for j in graph.neighbours[i]),
+            tuple(
+                Neighbour(names[j], float(weights[i, j]), new[names[j]], subtree=behind.get((i, j)))
+                for j in graph.neighbours[i]
+            ),
             settings.codec,
             settings.gamma,
             after,
             new[name],
             effort,
+            algorithm=settings.algorithm,
+            patience_s=settings.patience_s,
         )
         for i, name in enumerate(names)
     }

@@ -1,7 +1,8 @@
 """What a private mosquitto lets devices of a gossip epoch say and hear: their own neighbours, and nobody else.
 
-    sf/1/<fleet>/<device>/gossip        the device writes; its neighbours read
-    sf/1/<fleet>/<device>/want/<other>  the device writes, of its neighbours alone; that neighbour reads
+    sf/1/<fleet>/<device>/gossip          the device writes; its neighbours read
+    sf/1/<fleet>/<device>/gossip/<other>  the device writes, of its neighbours alone; that neighbour reads
+    sf/1/<fleet>/<device>/want/<other>    the device writes, of its neighbours alone; that neighbour reads
 
 Access is by epoch: when the graph changes, the file is written anew and the broker reads it again. Those who are
 connected stay; mosquitto asks its list at every message that it delivers, so a device that is no neighbour any more
@@ -21,8 +22,9 @@ def neighbours_acl(root: str, neighbours: Mapping[str, Sequence[str]]) -> str:
         lines.append(f"\nuser {check_name('device', device)}\ntopic write {root}/{device}/gossip\n")
         for other in sorted(neighbours[device]):
             lines.append(f"topic read {root}/{check_name('device', other)}/gossip\n")
-            lines.append(f"topic write {root}/{device}/want/{other}\n")
-            lines.append(f"topic read {root}/{other}/want/{device}\n")
+            for channel in ("gossip", "want"):
+                lines.append(f"topic write {root}/{device}/{channel}/{other}\n")
+                lines.append(f"topic read {root}/{other}/{channel}/{device}\n")
     return "".join(lines)
 
 

@@ -2,17 +2,20 @@
 
     coordinator -> device      Membership   of an epoch: neighbours, weights, codec, gamma, from which start
     coordinator -> device      Effort       steps and exchanges from now on (consensus control)
-    device -> its neighbours   Part         a piece of a payload, published once on a topic that all neighbours read
+    device -> its neighbours   Part         a piece of a payload: of CHOCO published once on a topic that all neighbours
+                                            read, of RelaySum on a topic of that neighbour's own
     device -> one neighbour    Want         a payload that did not come, or pieces of it
     device -> coordinator      Standing     how far it is, and how far from its neighbours
 
 A payload is named by its sender, epoch and number: number 0 is the model that the sender begins the epoch with, whole;
-number t is the t-th difference. It travels in parts that fit a message; whoever misses some asks for these.
+number t is what it says in the t-th exchange: a difference, or a sum. It travels in parts that fit a
+message; whoever misses some asks for these.
 """
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 # As of a blob's chunks: what every broker in use takes, with an envelope round it.
 PART_BYTES = 64 * 1024 - 1024
@@ -25,20 +28,27 @@ MAX_WANTED = 64
 MAX_NUMBER = 1 << 32
 DIGEST_BYTES = 32
 
+# Who waits for whom, and for how long: see edge_agent/gossip/node.py and relay_node.py.
+Algorithm = Literal["choco", "relay"]
+
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
     """weight: what a device's vector counts in this one's mean. newcomer: it has no model of its own yet. key: by which
-    what it says is believed (SubjectPublicKeyInfo, DER), None in fleets without identities."""
+    what it says is believed (SubjectPublicKeyInfo, DER), None in fleets without identities. subtree: of a tree, how
+    many devices lie that way, the neighbour included; None on other graphs."""
 
     device: str
     weight: float
     newcomer: bool = False
     key: bytes | None = None
+    subtree: int | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.weight < 1.0:
             raise ValueError(f"weight: {self.weight} must be above 0 and below 1")
+        if self.subtree is not None:
+            _check("subtree", self.subtree, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,8 @@ class Membership:
     the device begins at the mean of its neighbours that are none, or at the common start where all are. begun:
     exchanges of the run before this epoch, the same for all; with them a number is a place in the run (Task.until).
     Said again in the same epoch it may bring other keys of neighbours, who have renewed theirs: those said last hold.
+    algorithm: of `relay` the neighbours are those of a tree, and patience_s is how long an exchange waits for what is
+    missing before it goes on with what was heard last; `choco` waits for as long as it takes.
     """
 
     run: str
@@ -72,6 +84,8 @@ class Membership:
     newcomer: bool = False
     effort: Effort = field(default_factory=Effort)
     begun: int = 0
+    algorithm: Algorithm = "choco"
+    patience_s: float = 60.0
 
     def __post_init__(self) -> None:
         _check("epoch", self.epoch, 1)
@@ -83,12 +97,21 @@ class Membership:
             raise ValueError("neighbours: one is named twice")
         if not 0.0 < self.gamma <= 1.0:
             raise ValueError(f"gamma: {self.gamma} must be above 0 and at most 1")
+        if not 0.0 < self.patience_s < float("inf"):
+            raise ValueError(f"patience_s: {self.patience_s} must be positive and finite")
+        if self.algorithm == "relay" and any(n.subtree is None for n in self.neighbours):
+            raise ValueError("neighbours: of relay, each has the number of devices that lie its way")
         if not -1e-9 <= self.own_weight <= 1.0:
             raise ValueError(f"neighbours: their weights sum to {1 - self.own_weight}, which is more than 1")
 
     @property
     def own_weight(self) -> float:
         return 1.0 - sum(n.weight for n in self.neighbours)
+
+    @property
+    def devices(self) -> int:
+        """Of a tree, all that are in it."""
+        return 1 + sum(n.subtree or 0 for n in self.neighbours)
 
     @property
     def weights(self) -> dict[str, float]:

@@ -68,6 +68,10 @@ class Topics:
         """Where a device says its payloads, for all its neighbours."""
         return f"{self.root}/{device}/gossip"
 
+    def gossip_to(self, device: str, neighbour: str) -> str:
+        """Where a device says what is for one neighbour alone."""
+        return f"{self.root}/{device}/gossip/{neighbour}"
+
     def want(self, device: str, neighbour: str) -> str:
         """Where a device says to one neighbour what it misses."""
         return f"{self.root}/{device}/want/{neighbour}"
@@ -75,12 +79,13 @@ class Topics:
     def of_gossip(self, device: str) -> tuple[str, ...]:
         """The filters by which a device hears its neighbours, the same in every epoch: who they are, and that nobody
         else is heard, is the broker's access list."""
-        return (f"{self.root}/+/gossip", f"{self.root}/+/want/{device}")
+        return (f"{self.root}/+/gossip", f"{self.root}/+/gossip/{device}", f"{self.root}/+/want/{device}")
 
     def parse_gossip(self, topic: str, device: str) -> str | None:
         """Who speaks on a topic by which a neighbour is heard at `device`; None for anything else."""
         parts = topic.split("/", 4)
-        if len(parts) != 5 or "/".join(parts[:3]) != self.root or parts[4] not in ("gossip", f"want/{device}"):
+        channels = ("gossip", f"gossip/{device}", f"want/{device}")
+        if len(parts) != 5 or "/".join(parts[:3]) != self.root or parts[4] not in channels:
             return None
         return parts[3] if NAME.fullmatch(parts[3]) and parts[3] not in RESERVED_DEVICES else None
 

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.gossip import Effort, Membership
-from sparse.codecs import PayloadError, Shapes, parse_codec
+from sparse.codecs import PayloadError, Shapes, max_payload_bytes, parse_codec
 from sparse.codecs.spec import DENSE
 from sparse.gossip.choco import Choco, Compressor, apply, move, rebuilt, say
 
@@ -102,6 +102,7 @@ class Heard:
 class Wanted:
     """A neighbour misses a payload, or parts of it."""
 
+    sender: str
     epoch: int
     number: int
     places: tuple[int, ...] = ()
@@ -109,7 +110,9 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """It has been waiting for a while."""
+    """It has been waiting for a while. over: for longer than its membership's patience."""
+
+    over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +143,13 @@ class Train:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Say a payload to all neighbours, whole or in parts."""
+    """Say a payload to all neighbours, or to one, whole or in parts."""
 
     epoch: int
     number: int
     payload: bytes
     places: tuple[int, ...] = ()
+    to: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +196,7 @@ def step(node: Node, event: Event, shape: Shape) -> tuple[Node, list[Decision]]:
             return _trained(node, epoch, number, y, shape)
         case Heard():
             return _heard(node, event, shape)
-        case Wanted(epoch, number, places):
+        case Wanted(_, epoch, number, places):
             return node, _again(node, epoch, number, places)
         case Asked():
             return node, _asks(node)
@@ -209,20 +213,41 @@ def waits_for(node: Node) -> tuple[str, ...]:
     return tuple(n.device for n in node.membership.neighbours if (n.device, node.number) not in node.heard)
 
 
+def takes(node: Node, sender: str, epoch: int, number: int) -> bool:
+    """Whether a payload of this name would count: of a neighbour, of this number or the next, and once."""
+    membership = node.membership
+    due = membership is not None and epoch == membership.epoch and sender in membership.weights
+    return due and 0 <= number - node.number <= 1 and (sender, number) not in node.heard
+
+
+def most_bytes(node: Node, number: int, shape: Shape) -> int:
+    """That a payload of this number can have."""
+    assert node.membership is not None
+    spec = DENSE if number == 0 else parse_codec(node.membership.codec)
+    return max_payload_bytes(len(node.x), spec, shapes=shape.shapes)
+
+
 def _joined(node: Node, membership: Membership, shape: Shape) -> tuple[Node, list[Decision]]:
+    match when(node, membership):
+        case "known":
+            return node, []
+        case "later":
+            return replace(node, next=membership), []
+        case "now":
+            return _begin(node, membership, shape)
+
+
+def when(node: Node, membership: Membership) -> Literal["known", "later", "now"]:
+    """When an epoch begins: another algorithm has nothing to wait for in an exchange of this one."""
     now = node.membership
+    if now is None:
+        return "now"
     # Of the epoch that it waits to begin, it may be told to begin at once.
     hurry = node.next is not None and membership.epoch == node.next.epoch and membership.after == 0
-    if (
-        now is not None
-        and membership.run == now.run
-        and membership.epoch <= node_epoch(node, newest=True)
-        and not hurry
-    ):
-        return node, []
-    if now is not None and node.phase in ("training", "waiting") and node.number <= membership.after:
-        return replace(node, next=membership), []
-    return _begin(node, membership, shape)
+    if membership.run == now.run and membership.epoch <= node_epoch(node, newest=True) and not hurry:
+        return "known"
+    waits = node.phase in ("training", "waiting") and node.number <= membership.after
+    return "later" if waits and membership.algorithm == now.algorithm else "now"
 
 
 def _begin(node: Node, membership: Membership, shape: Shape) -> tuple[Node, list[Decision]]:
@@ -292,11 +317,7 @@ def _trained(node: Node, epoch: int, number: int, y: Vector, shape: Shape) -> tu
 
 
 def _heard(node: Node, event: Heard, shape: Shape) -> tuple[Node, list[Decision]]:
-    """A payload counts once, of a neighbour, of this number or the next."""
-    membership = node.membership
-    due = membership is not None and event.epoch == membership.epoch and event.sender in membership.weights
-    ahead = event.number - node.number
-    if not due or not 0 <= ahead <= 1 or (event.sender, event.number) in node.heard:
+    if not takes(node, event.sender, event.epoch, event.number):
         return node, []
     q = Compressor(DENSE, shape.layout, shape.shapes) if event.number == 0 else _compressor(node, shape)
     try:

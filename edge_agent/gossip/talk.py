@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from edge_agent.gossip import node as table
-from edge_agent.gossip.node import Ask, Completed, Decision, Node, Publish, Refused, Shape, Train, Vector, waits_for
+from edge_agent.gossip.node import Ask, Completed, Decision, Node, Publish, Refused, Shape, Train, Vector
+from edge_agent.gossip.tables import Table, table_of
 from protocol.gossip import Collected, Effort, Membership, Part, Standing, Want, parts
-from sparse.codecs import max_payload_bytes, parse_codec
-from sparse.codecs.spec import DENSE
 
 # Longer than a round of small models over slow links; each time that nothing comes, twice as long.
 ASK_AFTER_S = 5.0
@@ -29,6 +28,9 @@ class Voice(Protocol):
 
     def publish(self, part: Part) -> bool:
         """To all neighbours."""
+
+    def tell(self, neighbour: str, part: Part) -> bool:
+        """To one neighbour, what is for it alone."""
 
     def ask(self, neighbour: str, want: Want) -> bool:
         """To one neighbour."""
@@ -52,8 +54,9 @@ class Talk:
     completed: Callable[[Completed], None] = lambda _: None
     refused: dict[str, int] = field(default_factory=dict)
     _collected: dict[tuple[str, int], Collected] = field(default_factory=dict)
-    _said: dict[tuple[int, int, tuple[int, ...]], float] = field(default_factory=dict)
+    _said: dict[tuple[str | None, int, int, tuple[int, ...]], float] = field(default_factory=dict)
     _ask_at: float | None = None
+    _over_at: float = 0.0
     _patience: float = ASK_AFTER_S
 
     def start(self, now: float) -> None:
@@ -69,16 +72,13 @@ class Talk:
 
     def heard(self, sender: str, said: Part | Want, now: float) -> None:
         """What a device says; what is of no neighbour, or over what a payload may be, is counted and let go."""
-        membership = self.node.membership
         if isinstance(said, Want):
             # Who was a neighbour in the epoch before may still miss its last payload; the broker knows who may ask.
-            self._give(table.Wanted(said.epoch, said.number, said.places), now)
+            self._give(table.Wanted(sender, said.epoch, said.number, said.places), now)
             return
-        if membership is None or sender not in membership.weights or said.epoch != membership.epoch:
+        if not self._table.takes(self.node, sender, said.epoch, said.number):
             return
-        if not 0 <= said.number - self.node.number <= 1 or (sender, said.number) in self.node.heard:
-            return
-        if said.size > self._most_bytes(said.number):
+        if said.size > self._table.most_bytes(self.node, said.number, self.shape):
             self._count(sender, "size")
             return
         collected = self._collected.setdefault((sender, said.number), Collected.begun(said))
@@ -96,15 +96,17 @@ class Talk:
             return LONGEST_ASK_S
         if now >= self._ask_at:
             self._patience = min(LONGEST_ASK_S, 2 * self._patience)
-            self._ask_at = now + self._patience
-            self._give(table.Asked(), now)
+            over = now >= self._over_at
+            self._ask_at = self._next_ask(now)
+            self._give(table.Asked(over), now)
             if self.node.membership is not None:
                 self.voice.report(self._standing(0.0))
         return max(0.0, (self._ask_at or now) - now)
 
     def _give(self, event: table.Event, now: float) -> None:
         before = self.node
-        self.node, decisions = table.step(before, event, self.shape)
+        begins = event.membership if isinstance(event, table.Joined) else before.membership
+        self.node, decisions = table_of(begins).step(before, event, self.shape)
         # What was heard is not kept, so hearing alone is no reason to write.
         if _worth(before) != _worth(self.node):
             self.kept.keep(self.node)
@@ -112,21 +114,19 @@ class Talk:
             self._patience = ASK_AFTER_S
         for decision in decisions:
             self._carry_out(decision, now)
-        if not waits_for(self.node):
+        if not self._table.waits_for(self.node):
             self._ask_at = None
         elif self._ask_at is None or _worth(before) != _worth(self.node):
-            self._ask_at = now + self._patience
+            patience_s = 0.0 if self.node.membership is None else self.node.membership.patience_s
+            self._over_at = now + patience_s
+            self._ask_at = self._next_ask(now)
 
     def _carry_out(self, decision: Decision, now: float) -> None:
         match decision:
             case Train():
                 self.train(decision)
-            case Publish(epoch, number, payload, places):
-                said = self._said.get((epoch, number, places))
-                if said is None or now - said >= AGAIN_AFTER_S:
-                    self._said[epoch, number, places] = now
-                    for part in parts(epoch, number, payload, places):
-                        self.voice.publish(part)
+            case Publish():
+                self._say(decision, now)
             case Ask(neighbour, epoch, number):
                 begun = self._collected.get((neighbour, number))
                 self.voice.ask(neighbour, Want(epoch, number, begun.missing if begun else ()))
@@ -136,16 +136,32 @@ class Talk:
             case Refused(sender, reason):
                 self._count(sender, reason)
 
+    def _next_ask(self, now: float) -> float:
+        """Not past the end of the patience that a membership asks for."""
+        later = now + self._patience
+        return min(later, self._over_at) if now < self._over_at else later
+
+    def _say(self, due: Publish, now: float) -> None:
+        name = (due.to, due.epoch, due.number, due.places)
+        said = self._said.get(name)
+        if said is not None and now - said < AGAIN_AFTER_S:
+            return
+        self._said[name] = now
+        for part in parts(due.epoch, due.number, due.payload, due.places):
+            if due.to is None:
+                self.voice.publish(part)
+            else:
+                self.voice.tell(due.to, part)
+
     def _standing(self, estimate: float, done: Completed | None = None) -> Standing:
         if done is not None:
             return Standing(done.epoch, done.number, estimate)
         completed = max(0, self.node.number - 1)
-        return Standing(table.node_epoch(self.node), completed, estimate, waits_for(self.node))
+        return Standing(table.node_epoch(self.node), completed, estimate, self._table.waits_for(self.node))
 
-    def _most_bytes(self, number: int) -> int:
-        assert self.node.membership is not None
-        spec = DENSE if number == 0 else parse_codec(self.node.membership.codec)
-        return max_payload_bytes(len(self.node.x), spec, shapes=self.shape.shapes)
+    @property
+    def _table(self) -> Table:
+        return table_of(self.node.membership)
 
     def _count(self, sender: str, reason: str) -> None:
         self.refused[f"{sender} {reason}"] = self.refused.get(f"{sender} {reason}", 0) + 1
@@ -153,9 +169,8 @@ class Talk:
     def _forget(self) -> None:
         """Parts and answers of numbers that are over."""
         number, epoch = self.node.number, table.node_epoch(self.node)
-        near = set() if self.node.membership is None else set(self.node.membership.weights)
-        self._collected = {k: c for k, c in self._collected.items() if k[0] in near and 0 <= k[1] - number <= 1}
-        self._said = {k: at for k, at in self._said.items() if k[0] >= epoch - 1 and k[1] >= number - 2}
+        self._collected = {k: c for k, c in self._collected.items() if self._table.takes(self.node, k[0], epoch, k[1])}
+        self._said = {k: at for k, at in self._said.items() if k[1] >= epoch - 1 and k[2] >= number - 2}
 
 
 def _worth(node: Node) -> tuple[object, ...]:

@@ -36,6 +36,9 @@ class Wire:
     def publish(self, part: Part) -> bool:
         return self._send(self.topics.gossip(self.device), part)
 
+    def tell(self, neighbour: str, part: Part) -> bool:
+        return self._send(self.topics.gossip_to(self.device, neighbour), part)
+
     def ask(self, neighbour: str, want: Want) -> bool:
         return self._send(self.topics.want(self.device, neighbour), want)
 

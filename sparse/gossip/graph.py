@@ -163,6 +163,22 @@ def spanning_tree(graph: Graph, root: int = 0) -> Graph:
     return graph_of(len(graph), edges)
 
 
+def subtrees(tree: Graph) -> dict[Edge, int]:
+    """By link, told from its first end: how many devices lie that way, the second end included."""
+    order, parent = [0], {0: 0}
+    for i in order:
+        for j in tree.neighbours[i]:
+            if j not in parent:
+                parent[j] = i
+                order.append(j)
+    found: dict[Edge, int] = {}
+    for j in reversed(order[1:]):
+        i = parent[j]
+        found[i, j] = 1 + sum(found[j, k] for k in tree.neighbours[j] if k != i)
+        found[j, i] = len(tree) - found[i, j]
+    return found
+
+
 def distances(graph: Graph, start: int) -> list[int]:
     """How many links lead from `start` to each device."""
     found = [-1] * len(graph)

@@ -128,6 +128,8 @@ def test_access_is_to_exactly_the_neighbours() -> None:
         "aa",
         "topic write sf/1/hall/aa/gossip",
         "topic read sf/1/hall/bb/gossip",
+        "topic write sf/1/hall/aa/gossip/bb",
+        "topic read sf/1/hall/bb/gossip/aa",
         "topic write sf/1/hall/aa/want/bb",
         "topic read sf/1/hall/bb/want/aa",
     ]

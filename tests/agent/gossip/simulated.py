@@ -109,7 +109,7 @@ class Network:
                 for other in self.heard_by(device):
                     self.send(other, table.Heard(device, epoch, number, payload))
             case table.Ask(neighbour, epoch, number):
-                self.send(neighbour, table.Wanted(epoch, number))
+                self.send(neighbour, table.Wanted(device, epoch, number))
             case Completed():
                 self.completed[device, decision.epoch, decision.number] = decision
             case table.Refused():

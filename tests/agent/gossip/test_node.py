@@ -161,9 +161,9 @@ def test_two_payloads_are_kept_and_older_ones_are_not_said_again() -> None:
     network.run(8)
     node = network.nodes[name(0)]
     assert len(node.payloads) == 2
-    assert table.step(node, table.Wanted(1, 3), network.shape(name(0)))[1] == []
+    assert table.step(node, table.Wanted(name(1), 1, 3), network.shape(name(0)))[1] == []
     newest = max(node.payloads)
-    assert table.step(node, table.Wanted(*newest), network.shape(name(0)))[1] == [
+    assert table.step(node, table.Wanted(name(1), *newest), network.shape(name(0)))[1] == [
         table.Publish(*newest, node.payloads[newest])
     ]
 

@@ -109,6 +109,10 @@ class Voice:
             self.hall.send(self.device, name(other), part)
         return True
 
+    def tell(self, neighbour: str, part: Part) -> bool:
+        self.hall.send(self.device, neighbour, part)
+        return True
+
     def ask(self, neighbour: str, want: Want) -> bool:
         self.hall.send(self.device, neighbour, want)
         return True
@@ -220,6 +224,9 @@ def test_a_membership_is_kept_before_its_base_is_said(tmp_path: Path) -> None:
     class Ears:
         def publish(self, part: Part) -> bool:
             order.append("publish")
+            return True
+
+        def tell(self, neighbour: str, part: Part) -> bool:
             return True
 
         def ask(self, neighbour: str, want: Want) -> bool:

@@ -1,0 +1,29 @@
+"""By which table a device decides, of the algorithm that its membership names."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from edge_agent.gossip import node
+from edge_agent.gossip.node import Decision, Event, Node, Shape
+from protocol.gossip import Algorithm, Membership
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """step: the next node and what to do. waits_for: whom. takes: whether a payload of this sender, epoch and number
+    would count. most_bytes: that one of this number can have."""
+
+    step: Callable[[Node, Event, Shape], tuple[Node, list[Decision]]]
+    waits_for: Callable[[Node], tuple[str, ...]]
+    takes: Callable[[Node, str, int, int], bool]
+    most_bytes: Callable[[Node, int, Shape], int]
+
+
+TABLES: Mapping[Algorithm, Table] = {
+    "choco": Table(node.step, node.waits_for, node.takes, node.most_bytes),
+}
+
+
+def table_of(membership: Membership | None) -> Table:
+    """Who is in no epoch waits for a membership, whatever the algorithm."""
+    return TABLES["choco" if membership is None else membership.algorithm]
