@@ -4,8 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from edge_agent.gossip import node as table
 from edge_agent.gossip.node import Ask, Completed, Decision, Node, Publish, Refused, Shape, Train, Vector, waits_for
+from protocol.failpoints import reached
 from protocol.gossip import Collected, Effort, Membership, Part, Standing, Want, parts
 from sparse.codecs import max_payload_bytes, parse_codec
 from sparse.codecs.spec import DENSE
@@ -99,15 +102,17 @@ class Talk:
             self._ask_at = now + self._patience
             self._give(table.Asked(), now)
             if self.node.membership is not None:
-                self.voice.report(self._standing(0.0))
+                self.report()
         return max(0.0, (self._ask_at or now) - now)
 
     def _give(self, event: table.Event, now: float) -> None:
         before = self.node
-        self.node, decisions = table.step(before, event, self.shape)
-        # What was heard is not kept, so hearing alone is no reason to write.
-        if _worth(before) != _worth(self.node):
-            self.kept.keep(self.node)
+        node, decisions = table.step(before, event, self.shape)
+        # What was heard is not kept, so hearing alone is no reason to write. A disk that takes nothing changes nothing.
+        if _worth(before) != _worth(node):
+            self.kept.keep(node)
+        self.node = node
+        if _worth(before) != _worth(node):
             self._forget()
             self._patience = ASK_AFTER_S
         for decision in decisions:
@@ -124,23 +129,28 @@ class Talk:
             case Publish(epoch, number, payload, places):
                 said = self._said.get((epoch, number, places))
                 if said is None or now - said >= AGAIN_AFTER_S:
-                    self._said[epoch, number, places] = now
-                    for part in parts(epoch, number, payload, places):
-                        self.voice.publish(part)
+                    # What found no connection was not said.
+                    if all(self.voice.publish(part) for part in parts(epoch, number, payload, places)):
+                        self._said[epoch, number, places] = now
+                    reached("agent.gossip-said")
             case Ask(neighbour, epoch, number):
                 begun = self._collected.get((neighbour, number))
                 self.voice.ask(neighbour, Want(epoch, number, begun.missing if begun else ()))
             case Completed(estimate=estimate):
                 self.completed(decision)
-                self.voice.report(self._standing(estimate, decision))
+                self.voice.report(Standing(decision.epoch, decision.number, estimate))
             case Refused(sender, reason):
                 self._count(sender, reason)
 
-    def _standing(self, estimate: float, done: Completed | None = None) -> Standing:
-        if done is not None:
-            return Standing(done.epoch, done.number, estimate)
-        completed = max(0, self.node.number - 1)
-        return Standing(table.node_epoch(self.node), completed, estimate, waits_for(self.node))
+    def report(self) -> bool:
+        """Says where this device stands to the coordinator."""
+        return self.voice.report(self.standing())
+
+    def standing(self) -> Standing:
+        """Epoch, exchanges of it that are completed, ||s - h|| after the last, and whom it waits for."""
+        choco = self.node.choco
+        estimate = 0.0 if choco is None else float(np.linalg.norm(choco.s - choco.h))
+        return Standing(table.node_epoch(self.node), max(0, self.node.number - 1), estimate, waits_for(self.node))
 
     def _most_bytes(self, number: int) -> int:
         assert self.node.membership is not None
