@@ -154,7 +154,9 @@ class _Schedule:
         """Half die at a durable step, reached for the nth time, and half at no particular moment."""
         if self.rng.random() < 0.5:
             return None, float(self.rng.uniform(SHORTEST_S, LONGEST_S))
-        names = [name for name in FAILPOINTS if name.startswith(f"{victim}.")]
+        # This fleet has a hub.
+        ours = [name for name in FAILPOINTS if not name.startswith("agent.gossip")]
+        names = [name for name in ours if name.startswith(f"{victim}.")]
         name, nth = names[self.rng.integers(len(names))], int(self.rng.integers(1, 7))
         return f"{name}:{nth * 3 if 'chunk' in name else nth}", UNREACHED_S
 

@@ -12,6 +12,7 @@ from edge_agent.assets import Assets
 from edge_agent.attempt import Attempt
 from edge_agent.differences import CatchUp
 from edge_agent.download import Download
+from edge_agent.gossip.gossiping import Gossiping
 from edge_agent.greeting import SKILLS, SPREAD_S, Greetings, agent_version, say_warning
 from edge_agent.link import Link
 from edge_agent.masks import MaskShelf
@@ -33,6 +34,7 @@ from edge_agent.watch import Source, watch_of
 from edge_agent.workshop import Workshop
 from protocol.errors import Rejection
 from protocol.failpoints import reached
+from protocol.gossip import Effort, Membership
 from protocol.keyring import Keyring
 from protocol.messages import (
     Body,
@@ -113,6 +115,9 @@ class Agent:
         self._runtime = Unused(settings.training.idle_unload_s)
         self._download = Download(store.blobs, self._link)
         self._attempt = Attempt(self._trainer, selector, assets, self._trial, trusted, self._packing.lay_out)
+        self._gossiping = Gossiping(
+            *(settings.device, store, self._link, self._topics, assets, self._trainer.again, trusted)
+        )
         self._accepted_task = ""
         self.job = jobs.Job()
         self.rejected = 0
@@ -166,8 +171,13 @@ class Agent:
         # A broker that returns has its whole fleet back within a second.
         self._greet_within(self._greetings.spread_s, now)
         self._download.forget()
+        self._gossiping.connected(now)
 
     def _read(self, event: Incoming, now: float) -> None:
+        if heard := self._gossiping.hear(event, now):
+            if isinstance(heard, Rejection):
+                self._complain(f"message topic={event.topic}", heard, now)
+            return
         envelope = self._link.read(event)
         if envelope is None:
             return
@@ -196,7 +206,10 @@ class Agent:
 
     def _obey(self, body: Body, now: float) -> None:
         match body:
-            case Welcome(warning=warning):
+            case Membership() | Effort():
+                self._gossiping.told(body, now)
+            case Welcome(run, warning=warning):
+                self._gossiping.welcomed(run)
                 if warning is not None and self._restraint.unsaid("warning", now) is not None:
                     say_warning(warning, self._settings)
                 self._greetings.answered(now)
@@ -281,7 +294,8 @@ class Agent:
         if self.job.phase == "fetching" and not self._attempt.begun:
             self._fetch(now)
         for news in self._trainer.work(SLICE_S):
-            self._hear(news)
+            self._hear(news, now)
+        self._on_if(self._gossiping.advance(self.job, self._attempt.ready, now))
         if self.job.phase == "packing" and now >= self._packing.at and not self._outgoing.waiting:
             self._pack(now)
         if self._connected and now >= self._outgoing.due:
@@ -328,7 +342,7 @@ class Agent:
     def _wait(self, now: float) -> float:
         if self.job.phase == "fetching" and self._download.idle and not self._attempt.begun:
             return 0.0
-        due = [self._runtime.at, now + self._trainer.wait_s(), self._watch.due(self.job)]
+        due = [self._runtime.at, self._gossiping.at, now + self._trainer.wait_s(), self._watch.due(self.job)]
         if self.job.phase == "packing" and self._packing.at > now:
             due.append(self._packing.at)
         if self._connected:
@@ -367,11 +381,12 @@ class Agent:
         if self._connected:
             self._download.ask(now)
 
-    def _hear(self, news: News) -> None:
+    def _hear(self, news: News, now: float) -> None:
         """What the trainer says of the task in hand."""
         assert self.job.task is not None
-        self._on_if(self._attempt.hear(self.job.task, news))
-        if isinstance(news, Finished) and self._outgoing.waiting:
+        said = self._gossiping.pass_on(self.job.task, news, now)
+        self._on_if(self._attempt.hear(self.job.task, said) if isinstance(said, News) else said)
+        if isinstance(said, Finished) and self._outgoing.waiting:
             self._trainer.keep("waiting")
 
     def _pack(self, now: float) -> None:

@@ -17,7 +17,7 @@ from edge_agent.assets import Assets
 from edge_agent.child_process import ChildProcess, Ended, Launch
 from edge_agent.progress import Because, clear
 from edge_agent.runtimes.backends import Selection
-from edge_agent.trainer import Broken, Died, Facts, Finished, News, Proven, Ready, Refused, Unusable
+from edge_agent.trainer import Broken, Died, Facts, Finished, Leg, News, Proven, Ready, Refused, Unusable
 from edge_agent.training import Trained
 from protocol.errors import ConfigurationError
 from protocol.failpoints import reached
@@ -45,7 +45,8 @@ PAUSE_S = 30.0
 
 @dataclass(slots=True)
 class _InHand:
-    """The task that the child trains, for the child after it. trial_steps: until they are done."""
+    """The task that the child trains, for the child after it. trial_steps: until they are done. sizes: how many values
+    its model has, and how many of them are trained, once they are asked for."""
 
     task: Task
     selected: Selection
@@ -53,6 +54,7 @@ class _InHand:
     deaths: int = 0
     done: int = 0
     finished: bool = False
+    sizes: tuple[int, int] | None = None
 
 
 class ChildTrainer:
@@ -101,6 +103,20 @@ class ChildTrainer:
         """See `Trainer.begin`. A death in a trial is the agent's to count, on disk, before there is another."""
         self._hand = _InHand(task, selected, trial_steps)
         self._send_begin()
+
+    def again(self, leg: Leg) -> None:
+        """See `Trainer.again`."""
+        assert self._hand is not None, "a leg of no task"
+        self._hand.finished, self._hand.done = False, 0
+        if self._child is None:
+            # It ended while there was nothing to do. The next one says when it is ready.
+            self._send_begin()
+            return
+        none = np.zeros(0, np.float32)
+        momentum = none if leg.momentum is None else leg.momentum
+        self._child.give(leg.model, momentum)
+        self._child.send(wire.Leg(leg.steps, leg.seed, len(leg.model), len(momentum)))
+        self._deadline = self._clock() + PREPARE_S
 
     def work(self, budget_s: float) -> tuple[News, ...]:
         """See `Trainer.work`. Never waits."""
@@ -197,6 +213,9 @@ class ChildTrainer:
             pass
         elif isinstance(said, Ready):
             self._hand.done = said.done
+            if self._hand.task.until is not None:
+                # Silent until there is a leg.
+                self._deadline = float("inf")
             return said
         elif isinstance(said, Proven):
             self._hand.trial_steps = 0
@@ -216,23 +235,28 @@ class ChildTrainer:
 
     def _take_result(self, said: wire.Trained, hand: _InHand) -> News | None:
         assert self._child is not None
-        manifest = self._assets.manifest(hand.task)
-        trained = layout_of(manifest, self._assets.variant_of(hand.task)).n_parameters
-        if said.values != manifest.total or not {said.gradient, said.momentum} <= {0, trained}:
-            self._child.kill(f"its result has {said.values} values where the model has {manifest.total}")
+        if hand.sizes is None:
+            manifest = self._assets.manifest(hand.task)
+            hand.sizes = manifest.total, layout_of(manifest, self._assets.variant_of(hand.task)).n_parameters
+        total, trained = hand.sizes
+        if said.values != total or not {said.gradient, said.momentum} <= {0, trained}:
+            self._child.kill(f"its result has {said.values} values where the model has {total}")
             return None
         values = self._child.result(said.values + said.gradient + said.momentum)
         if values is None:
             self._child.kill("its result is not there")
             return None
         hand.finished, self._deadline = True, float("inf")
+        if hand.task.until is not None:
+            # Of one leg.
+            hand.deaths = 0
         model, gradient, momentum = np.split(values, np.cumsum([said.values, said.gradient]))
         result = Trained(
             *(model, said.loss, said.steps, said.seconds),
             gradient=gradient if said.gradient else None,
             momentum=momentum if said.momentum else None,
         )
-        return Finished(result, said.peak_mib, said.held_out)
+        return Finished(result, said.peak_mib, said.held_out, said.own)
 
     def _mourn(self, ended: Ended) -> News | None:
         """A child that ended without being asked to: the task goes on with another, so many times."""

@@ -34,7 +34,6 @@ FRUGAL = {
 }
 # From a kill to an end; longer only in the hands of a file system that hangs.
 KILLED_S = 5.0
-_VECTOR = np.dtype("<f4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +112,18 @@ class ChildProcess:
 
     def result(self, values: int) -> Vector | None:
         """float32[values] from the memory file, which is empty again then; None where it has another size."""
-        if os.fstat(self._memory).st_size < values * _VECTOR.itemsize:
-            return None
-        found = np.empty(values, _VECTOR)
-        part, start = found.view(np.uint8).data, 0
-        while start < len(part):
-            read = os.preadv(self._memory, [part[start:]], start)
-            if not read:
-                return None
-            start += read
+        return wire.taken(self._memory, values)
+
+    def give(self, *vectors: Vector) -> None:
+        """Puts values into the memory file, for the process to take before it writes a result there."""
         os.ftruncate(self._memory, 0)
-        return found.astype(np.float32, copy=False)
+        start = 0
+        for vector in vectors:
+            part = vector.astype(wire.VALUE, copy=False).view(np.uint8).data
+            done = 0
+            while done < len(part):
+                done += os.pwrite(self._memory, part[done:], start + done)
+            start += len(part)
 
     def kill(self, why: str) -> None:
         """Ends it at once; `why` is what is said of it."""

@@ -4,14 +4,17 @@ Vectors do not go this way: the result lies in a memory file that both hold. The
 came from elsewhere, so what it says is read as carefully as what comes from the network.
 """
 
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import cbor2
+import numpy as np
 
 from edge_agent.data import DataSettings
 from edge_agent.progress import Because
+from edge_agent.runtimes.engine import Vector
 from edge_agent.settings import TrainingSettings
 from edge_agent.trainer import Broken, Proven, Ready, Refused, Unusable
 from protocol.cbor import flaw
@@ -20,6 +23,8 @@ from protocol.records import RecordError, read_record, write_record
 
 # A task with its differences has a few KiB; what goes wrong is told in fewer.
 MAX_BYTES = 1 << 16
+# In the memory file.
+VALUE = np.dtype("<f4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,17 @@ class Begin:
     backend: str
     why: str
     trial_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """Take these steps of the task that is ready; the memory file holds float32[values] of model to begin with, then
+    float32[momentum]. steps: 0 has the model measured."""
+
+    steps: int
+    seed: int
+    values: int
+    momentum: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +110,7 @@ class Trained:
     peak_mib: float | None = None
     momentum: int = 0
     held_out: HeldOut | None = None
+    own: HeldOut | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +118,13 @@ class Dropped:
     """The task is let go of, and its checkpoint is gone. What came before was of it."""
 
 
-Order = Start | Begin | Keep | Drop | End
+Order = Start | Begin | Leg | Keep | Drop | End
 Answer = Awake | Ready | Unusable | Refused | Broken | Stepped | Proven | Trained | Dropped
 
 _KINDS: Mapping[str, type[Order | Answer]] = {
     kind.__name__: kind
     for kind in (
-        *(Start, Begin, Keep, Drop, End),
+        *(Start, Begin, Leg, Keep, Drop, End),
         *(Awake, Ready, Unusable, Refused, Broken, Stepped, Proven, Trained, Dropped),
     )
 }
@@ -147,3 +164,18 @@ def read_message(data: bytes) -> Order | Answer:
         return read_record(kind, body)
     except RecordError as error:
         raise GarbledError(f"{name}: {error}") from None
+
+
+def taken(memory: int, values: int) -> Vector | None:
+    """float32[values] from a memory file, which is empty again then; None where it has another size."""
+    if os.fstat(memory).st_size < values * VALUE.itemsize:
+        return None
+    found = np.empty(values, VALUE)
+    part, start = found.view(np.uint8).data, 0
+    while start < len(part):
+        read = os.preadv(memory, [part[start:]], start)
+        if not read:
+            return None
+        start += read
+    os.ftruncate(memory, 0)
+    return found.astype(np.float32, copy=False)

@@ -102,7 +102,7 @@ def _run(settings: AgentSettings, config: Path, folder: Path, signals: _Signals,
             longest_retry_s=settings.broker.longest_retry_s,
             credentials=None if identity is None else credentials(folder),
         ),
-        topics.of_agent(settings.device),
+        (*topics.of_agent(settings.device), *topics.of_gossip(settings.device)),
         lambda: last_will(topics, settings.device, store.boot, trusted),
         rng=rng,
     )

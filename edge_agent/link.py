@@ -33,8 +33,11 @@ class Link:
 
     def send(self, channel: Channel, body: Body, *, retain: bool = False) -> bool:
         """False when there is no connection; nothing is kept, whoever cares says it again."""
+        return self.say(self._topics.device(self._device, channel), body, retain=retain)
+
+    def say(self, topic: str, body: Body, *, retain: bool = False) -> bool:
+        """The same, on any topic that is this device's to speak on."""
         self._sequence += 1
-        topic = self._topics.device(self._device, channel)
         payload = encode(Envelope(self._boot, self._sequence, self.sent_bytes, body))
         if self._trusted is not None:
             payload = self._trusted.seal(topic, payload)

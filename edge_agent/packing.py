@@ -35,6 +35,10 @@ class Packing:
 
     def lay_out(self, task: Task) -> None:
         """Puts what the task's optimiser begins with in the state folder. Raises ValueError of an unknown one."""
+        if task.until is not None:
+            # Without a hub it is carried from exchange to exchange (edge_agent/gossip/carry.py).
+            settings_of(task.optimizer)
+            return
         store, assets = self._store, self._assets
         n = layout_of(assets.manifest(task), assets.variant_of(task)).n_parameters
         lay_out(store.blobs.root.parent, task, n, lambda: self._momentum(task), store.blobs.disk)
@@ -55,9 +59,8 @@ class Packing:
         try:
             manifest = assets.manifest(task)
             base, shared = assets.model(task, manifest), assets.shared(task, manifest)
-            work = Work(
-                manifest, assets.variant_of(task), ready.examples, base, shared, finished.peak_mib, finished.held_out
-            )
+            measured = finished.peak_mib, finished.held_out, finished.own
+            work = Work(manifest, assets.variant_of(task), ready.examples, base, shared, *measured)
             offer = pack(self._store, task, work, finished.trained, self._residual_rounds)
         except (OSError, sqlite3.Error) as error:
             if not is_disk_trouble(error):

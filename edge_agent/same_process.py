@@ -3,8 +3,9 @@
 Checkpoints are written here, by whoever has the state in memory.
 """
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,11 +15,12 @@ from edge_agent.momentum import laid_out
 from edge_agent.progress import Because, Progress, clear
 from edge_agent.runtimes.backends import Selection, UnusableError, refusals, runtime_name
 from edge_agent.settings import TrainingSettings
-from edge_agent.trainer import Broken, Facts, Finished, News, Proven, Ready, Refused, Unusable
-from edge_agent.training import DivergedError, LocalTraining
-from edge_agent.workshop import Workshop, recipe_of
+from edge_agent.trainer import Broken, Facts, Finished, Leg, News, Proven, Ready, Refused, Unusable
+from edge_agent.training import DivergedError, LocalTraining, Recipe, Trained
+from edge_agent.workshop import Bench, Workshop, recipe_of
+from protocol.bundle import Bundle
 from protocol.errors import ConfigurationError
-from protocol.messages import HeldOut, Task
+from protocol.messages import BlobRef, HeldOut, Task
 from sparse.codecs import parse_codec
 
 
@@ -26,6 +28,16 @@ from sparse.codecs import parse_codec
 class _Begun:
     task: Task
     selected: Selection
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A task with `until`, made ready for its legs."""
+
+    task: Task
+    bundle: Bundle
+    bench: Bench
+    recipe: Recipe
 
 
 class SameProcess:
@@ -47,6 +59,8 @@ class SameProcess:
         self.training: LocalTraining | None = None
         self.progress: Progress | None = None
         self._held_out: HeldOut | None = None
+        self._opened: _Opened | None = None
+        self._leg: Leg | None = None
         self._told, self._trial_steps = False, 0
 
     @property
@@ -63,11 +77,21 @@ class SameProcess:
         self._let_go()
         self._begun, self._trial_steps = _Begun(task, selected), trial_steps
 
+    def again(self, leg: Leg) -> None:
+        """See `Trainer.again`."""
+        assert self._opened is not None, "a leg of no task"
+        self._leg = leg
+
     def work(self, budget_s: float) -> tuple[News, ...]:
         """See `Trainer.work`. What the disk or a fault of ours breaks is raised."""
         if self._begun is not None:
             begun, self._begun = self._begun, None
             return (self._prepare(begun),)
+        if self._leg is not None:
+            leg, self._leg = self._leg, None
+            if not leg.steps:
+                return (self._measured(leg),)
+            self._set_out(leg)
         if self.training is None or self._told:
             return ()
         try:
@@ -89,7 +113,9 @@ class SameProcess:
 
     def _proven(self, training: LocalTraining) -> tuple[Proven, ...]:
         """Said once, after enough steps of a trial. Raises DivergedError where they left no finite model."""
-        if not self._trial_steps or training.done < min(self._trial_steps, training.total_steps):
+        # Steps of a leg may be few, and count with those of the next ones.
+        enough = self._trial_steps if self._opened else min(self._trial_steps, training.total_steps)
+        if not self._trial_steps or training.done < enough:
             return ()
         self._trial_steps = 0
         if not np.isfinite(training.live_state().model).all():
@@ -103,7 +129,8 @@ class SameProcess:
     @property
     def busy(self) -> bool:
         """Whether there is something to do."""
-        return self._begun is not None or (self.training is not None and not self._told)
+        due = self._begun is not None or self._leg is not None
+        return due or (self.training is not None and not self._told)
 
     def keep(self, because: Because) -> None:
         """See `Trainer.keep`."""
@@ -135,7 +162,7 @@ class SameProcess:
         self.keep("stopping")
 
     def _let_go(self) -> None:
-        self._begun = self.training = self.progress = None
+        self._begun = self.training = self.progress = self._opened = self._leg = None
         self._told, self._trial_steps = False, 0
 
     def _prepare(self, begun: _Begun) -> News:
@@ -151,6 +178,8 @@ class SameProcess:
     def _open(self, task: Task, selected: Selection) -> Ready:
         if parse_codec(task.codec).selection == "mask" and task.mask is None:
             raise ValueError(f"codec: {task.codec} needs a mask, and the task has none")
+        if task.until is not None and (task.mask or task.channels):
+            raise ValueError("until: devices without a hub exchange whole models, and this task has a mask or channels")
         assets, wanted = self.assets, self._settings
         bundle = assets.bundle(task)
         model = assets.model(task, bundle.manifest)
@@ -158,11 +187,38 @@ class SameProcess:
         shared = assets.shared(task, bundle.manifest)
         recipe = recipe_of(task, shared)
         self._held_out = self._workshop.tried(bench, model)
+        data = bench.dataset
+        if task.until is not None:
+            self._opened = _Opened(task, bundle, bench, recipe)
+            return Ready(len(data), bench.choice.engine.name, 0, task.local_steps, data.left_out.count)
         self.progress = Progress(
             *(assets.blobs, task, bundle, bench, recipe, shared), wanted.checkpoint_s, wanted.threads
         )
         momentum = laid_out(assets.blobs.root.parent, task, assets.blobs.disk)
         training = self._workshop.begin(bench, recipe, model, shared, self.progress.found(), momentum)
         self.training = training
-        data = bench.dataset
         return Ready(len(data), bench.choice.engine.name, training.done, training.total_steps, data.left_out.count)
+
+    def _set_out(self, leg: Leg) -> None:
+        """On the next leg, from its own checkpoint if there is one: a task of its own as far as that goes."""
+        assert self._opened is not None
+        opened, assets, wanted = self._opened, self.assets, self._settings
+        if self.training is not None and self._trial_steps:
+            self._trial_steps = max(1, self._trial_steps - self.training.done)
+        if self.progress is not None:
+            self.progress.drop()
+        model = BlobRef(hashlib.sha256(leg.model.astype("<f4", copy=False).data).digest(), 4 * len(leg.model))
+        task = replace(opened.task, local_steps=leg.steps, local_epochs=0, seed=leg.seed, model=model)
+        recipe = replace(opened.recipe, steps=leg.steps, epochs=0, seed=leg.seed)
+        self.progress = Progress(
+            *(assets.blobs, task, opened.bundle, opened.bench, recipe, None), wanted.checkpoint_s, wanted.threads
+        )
+        self.training = self._workshop.begin(
+            opened.bench, recipe, leg.model, resume=self.progress.found(), momentum=leg.momentum
+        )
+        self._told = False
+
+    def _measured(self, leg: Leg) -> Finished:
+        assert self._opened is not None
+        own = self._workshop.tried(self._opened.bench, leg.model)
+        return Finished(Trained(leg.model, 0.0, 0, 0.0), self._peak(), self._held_out, own)

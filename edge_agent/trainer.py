@@ -10,6 +10,7 @@ from typing import Protocol
 
 from edge_agent.progress import Because
 from edge_agent.runtimes.backends import Selection
+from edge_agent.runtimes.engine import Vector
 from edge_agent.training import Trained
 from protocol.messages import HeldOut, Task
 
@@ -62,13 +63,26 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
+class Leg:
+    """Steps of a task with `until`, between two exchanges with neighbours, from a model of this device's own:
+    float32[total]. steps: 0 has the model measured on what is held out. momentum: float32[n] that an optimiser which
+    keeps one begins with. seed: orders the examples and drops units."""
+
+    steps: int
+    seed: int
+    model: Vector
+    momentum: Vector | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
-    """All steps are done. peak_mib: of the training process, where it is one of its own. held_out: of the task's model,
-    before the first."""
+    """All steps are done, of a task with `until` those of a leg. peak_mib: of the training process, where it is one of
+    its own. held_out: of the task's model, before the first; own: of the model of a leg without steps."""
 
     trained: Trained
     peak_mib: float | None = None
     held_out: HeldOut | None = None
+    own: HeldOut | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +114,12 @@ class Trainer(Protocol):
 
     def begin(self, task: Task, selected: Selection, trial_steps: int = 0) -> None:
         """Takes on a task whose files are all on disk, in place of any other; `work` says what becomes of it. From its
-        checkpoint, where there is one. trial_steps: after which `Proven` is due, where the bundle is on trial."""
+        checkpoint, where there is one. trial_steps: after which `Proven` is due, where the bundle is on trial. A task
+        with `until` is made ready, and takes no steps but those of its legs."""
+
+    def again(self, leg: Leg) -> None:
+        """Takes the steps of a leg of the task in hand, which is `Ready`; `work` says that they are `Finished`. What
+        was made ready stays so. Where `work` says `Ready` once more before that, the leg is lost, and due again."""
 
     def work(self, budget_s: float) -> tuple[News, ...]:
         """What happened since the last call; in this process, steps until `budget_s` is used up."""

@@ -24,7 +24,7 @@ from edge_agent.differences import CatchUp
 from edge_agent.masks import MaskShelf
 from edge_agent.runtimes.backends import Selection
 from edge_agent.same_process import SameProcess
-from edge_agent.trainer import Broken, Died, Finished, News, Proven, Ready
+from edge_agent.trainer import Broken, Died, Finished, Leg, News, Proven, Ready
 from edge_agent.workshop import Workshop
 from protocol.blobs import BlobStore
 from protocol.disk import LOCAL, is_disk_trouble
@@ -108,6 +108,8 @@ class Server:
                 selected = Selection(backend, why)
                 self._trainer.assets = self._assets(selected)
                 self._trainer.begin(task, selected, trial_steps)
+            case wire.Leg():
+                self._set_out(order)
             case wire.Keep(because):
                 self._trainer.keep(because)
                 self._report()
@@ -116,6 +118,13 @@ class Server:
                 self._say(wire.Dropped())
             case _:
                 raise AssertionError(f"{type(order).__name__} is no order")
+
+    def _set_out(self, said: wire.Leg) -> None:
+        values = wire.taken(self._memory, said.values + said.momentum)
+        assert values is not None, "a leg without its model"
+        model, momentum = np.split(values, [said.values])
+        confinement.allow_cpu(max(STEP_CPU_S, PREPARE_CPU_S) * self._start.training.threads)
+        self._trainer.again(Leg(said.steps, said.seed, model, momentum if said.momentum else None))
 
     def _assets(self, selected: Selection) -> Assets:
         """The task's files, which the agent fetched. Counted anew for each task: the agent goes on filling the folder,
@@ -195,7 +204,7 @@ class Server:
                 file.write(vector.astype("<f4", copy=False).data)
         values, gradient, momentum = map(len, vectors)
         measured = trained.loss, trained.steps, trained.seconds, news.peak_mib
-        self._say(wire.Trained(values, gradient, *measured, momentum, news.held_out))
+        self._say(wire.Trained(values, gradient, *measured, momentum, news.held_out, news.own))
 
     def _say(self, message: wire.Answer) -> None:
         self._connection.sendall(wire.pack_message(message))

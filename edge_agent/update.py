@@ -22,7 +22,7 @@ log = logging.getLogger("edge-agent")
 class Work:
     """What an update was trained with. manifest: as the variant sees it. base: float32[total], the model that the task
     started from. shared: of a task under a mask. peak_mib: MiB that training took at the most, where it is known.
-    held_out: of the base."""
+    held_out: of the base; own: of the device's own model, without a hub."""
 
     manifest: Manifest
     variant: str
@@ -31,6 +31,7 @@ class Work:
     shared: Shared | None = None
     peak_mib: float | None = None
     held_out: HeldOut | None = None
+    own: HeldOut | None = None
 
 
 def pack(store: AgentStore, task: Task, work: Work, trained: Trained, most_missed: int) -> Offer:
@@ -78,7 +79,10 @@ def pack(store: AgentStore, task: Task, work: Work, trained: Trained, most_misse
         variant=work.variant,
         peak_mib=work.peak_mib,
         held_out=work.held_out,
+        own=work.own,
     )
+    if task.until is not None:
+        residual = residual[:0]
     store.keep_update(offer, key, residual, _momentum(task, work, trained, layout))
     return offer
 
@@ -104,6 +108,10 @@ def carried_on(store: AgentStore, key: bytes, n: int, task: Task, most_missed: i
     then; such errors, compensated late, are what slows error feedback down under partial participation (Li and Li 2023,
     Fed-EF). A stale residual stays in the store until the update that does without it is accepted.
     """
+    if task.until is not None:
+        # A device's own model, whole, as a difference: what a codec leaves out of it is in the next one again, and
+        # would be counted twice.
+        return np.zeros(n, dtype=np.float32)
     left = store.residual_from(key)
     if left is not None and left[0] != task.run:
         log.info("task=%s residual of run=%s is not carried on", task.name, left[0])

@@ -221,8 +221,8 @@ class TaskReport:
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """How a task's model did, before it was trained, on what the device holds out of its own data. accuracy: None of a
-    model that has no such metric."""
+    """How a model did on what the device holds out of its own data: a task's before it was trained, or the device's own
+    without a hub. accuracy: None of a model that has no such metric."""
 
     examples: int
     loss: float
@@ -241,7 +241,8 @@ class Offer:
 
     `update_boot` and `update_sequence` name the update; two different payloads never share a name. `variant` says what
     it is made of: the tensors that this variant of the bundle trains. peak_mib: the most memory that the agent's
-    process had resident since it began, None where nobody can tell. held_out: None where the device holds nothing out.
+    process had resident since it began, None where nobody can tell. held_out: of the task's model, None where the
+    device holds nothing out. own: the same of the device's own model, in a fleet without a hub.
     """
 
     blob: BlobRef
@@ -258,6 +259,7 @@ class Offer:
     variant: str = "full"
     peak_mib: float | None = None
     held_out: HeldOut | None = None
+    own: HeldOut | None = None
 
     @property
     def task(self) -> str:

@@ -87,6 +87,21 @@ def ed25519_verifier(public: bytes) -> Verifier:
     return verifier_of(Ed25519PublicKey.from_public_bytes(public), key_id(public))
 
 
+def verifier_of_spki(der: bytes) -> Verifier:
+    """Of a SubjectPublicKeyInfo, DER, of an Ed25519 or P-256 key. Raises ValueError for what is none."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+    try:
+        public = serialization.load_der_public_key(der)
+    except UnsupportedAlgorithm as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(public, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey):
+        raise ValueError("the key is neither Ed25519 nor of an elliptic curve")
+    return verifier_of(public, hashlib.sha256(der).digest()[:ID_BYTES])
+
+
 def verifier_of(public: "Ed25519PublicKey | EllipticCurvePublicKey", id_: bytes) -> Verifier:
     """Of a key of the library's."""
     from cryptography.exceptions import InvalidSignature

@@ -105,6 +105,6 @@ def test_make_takes_the_pythons_that_pip_takes() -> None:
 
 def test_every_failpoint_is_reached_somewhere_in_the_daemon_it_is_named_for() -> None:
     for package, prefix in (("edge_agent", "agent."), ("coordinator", "coordinator.")):
-        source = "".join(path.read_text() for path in (ROOT / package).glob("*.py"))
+        source = "".join(path.read_text() for path in (ROOT / package).rglob("*.py"))
         marked = set(re.findall(r'reached\("([^"]+)"\)', source))
         assert marked == {name for name in FAILPOINTS if name.startswith(prefix)}

@@ -73,8 +73,10 @@ def test_an_agent_killed_at_every_step_in_turn_loses_and_doubles_nothing(make: M
     fleet.start_coordinator()
     fleet.start_agent("device-01")
     for name in FAILPOINTS:
-        # What is trained in a moment has no checkpoint, and two deaths in a trial end it: see below.
-        if name.startswith("agent.") and name != "agent.checkpoint-written" and not name.startswith("agent.trial"):
+        # What is trained in a moment has no checkpoint, and two deaths in a trial end it: see below. Gossip is another
+        # fleet's (tests/agent/gossip/).
+        others = ("agent.checkpoint-written", "agent.trial", "agent.gossip")
+        if name.startswith("agent.") and not name.startswith(others):
             fleet.start_agent("device-00", failpoint=f"{name}:{NTH.get(name, 1)}")
             await_kill(fleet, fleet.agents["device-00"], name)
     fleet.start_agent("device-00")

@@ -1,4 +1,5 @@
-"""Where a device without a hub keeps its node: one row of the agent's store, written in one transaction a step."""
+"""Where a device without a hub keeps its node, and what it carries beside it: rows of the agent's store, written in one
+transaction a step."""
 
 import logging
 import sqlite3
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from edge_agent.gossip.node import Node
 from protocol.database import sealed, unsealed
+from protocol.failpoints import reached
 from protocol.gossip import Effort, Membership
 from protocol.records import RecordError, read_record, write_record
 from sparse.gossip.choco import Choco
@@ -17,22 +19,38 @@ from sparse.gossip.choco import Choco
 log = logging.getLogger("edge-agent")
 
 # Beside the store's own tables, which agents of before this do not look at.
-_TABLE = "CREATE TABLE IF NOT EXISTS gossip (one INTEGER PRIMARY KEY CHECK (one = 1), node BLOB NOT NULL)"
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS gossip (one INTEGER PRIMARY KEY CHECK (one = 1), node BLOB NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS gossip_carry (one INTEGER PRIMARY KEY CHECK (one = 1), carry BLOB NOT NULL)",
+)
 
 
 class NodeStore:
-    """The node of this device in an AgentStore's database, for models of d values."""
+    """The node of this device in an AgentStore's database, for models of d values. carry: what is kept in the same
+    transaction, as bytes; None where there is nothing."""
 
-    def __init__(self, database: sqlite3.Connection, d: int) -> None:
-        self._database, self._d = database, d
+    def __init__(self, database: sqlite3.Connection, d: int = 0) -> None:
+        self._database, self.d = database, d
+        self.carry: bytes | None = None
         with database:
-            database.execute(_TABLE)
+            for table in _TABLES:
+                database.execute(table)
 
     def keep(self, node: Node) -> None:
         """Durable when it returns. What was heard is not kept; neighbours say it again."""
         data = sealed(_dumped(node))
         with self._database:
             self._database.execute("INSERT OR REPLACE INTO gossip VALUES (1, ?)", (data,))
+            if self.carry is not None:
+                self._database.execute("INSERT OR REPLACE INTO gossip_carry VALUES (1, ?)", (self.carry,))
+            reached("agent.gossip-keeping")
+        reached("agent.gossip-kept")
+
+    def load_carry(self) -> bytes | None:
+        """What was kept beside the node."""
+        row = self._database.execute("SELECT carry FROM gossip_carry").fetchone()
+        self.carry = row[0] if row else None
+        return self.carry
 
     def load(self) -> Node | None:
         """None where there is none, of a model of another size, or where it was altered: the device is a newcomer."""
@@ -43,7 +61,7 @@ class NodeStore:
         try:
             if data is None:
                 raise ValueError("its CRC-32 differs")
-            return _loaded(cbor2.loads(data), self._d)
+            return _loaded(cbor2.loads(data), self.d)
         except (RecordError, cbor2.CBORDecodeError, ValueError, KeyError, TypeError) as error:
             log.error("the state of gossip is let go: %s; this device begins again as a newcomer", error)
             return None
@@ -51,6 +69,8 @@ class NodeStore:
     def forget(self) -> None:
         with self._database:
             self._database.execute("DELETE FROM gossip")
+            self._database.execute("DELETE FROM gossip_carry")
+        self.carry = None
 
 
 def _dumped(node: Node) -> bytes:

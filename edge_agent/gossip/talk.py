@@ -4,9 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from edge_agent.gossip import node as table
 from edge_agent.gossip.node import Ask, Completed, Decision, Node, Publish, Refused, Shape, Train, Vector
 from edge_agent.gossip.tables import Table, table_of
+from protocol.failpoints import reached
 from protocol.gossip import Collected, Effort, Membership, Part, Standing, Want, parts
 
 # Longer than a round of small models over slow links; each time that nothing comes, twice as long.
@@ -100,16 +103,18 @@ class Talk:
             self._ask_at = self._next_ask(now)
             self._give(table.Asked(over), now)
             if self.node.membership is not None:
-                self.voice.report(self._standing(0.0))
+                self.report()
         return max(0.0, (self._ask_at or now) - now)
 
     def _give(self, event: table.Event, now: float) -> None:
         before = self.node
         begins = event.membership if isinstance(event, table.Joined) else before.membership
-        self.node, decisions = table_of(begins).step(before, event, self.shape)
-        # What was heard is not kept, so hearing alone is no reason to write.
-        if _worth(before) != _worth(self.node):
-            self.kept.keep(self.node)
+        node, decisions = table_of(begins).step(before, event, self.shape)
+        # What was heard is not kept, so hearing alone is no reason to write. A disk that takes nothing changes nothing.
+        if _worth(before) != _worth(node):
+            self.kept.keep(node)
+        self.node = node
+        if _worth(before) != _worth(node):
             self._forget()
             self._patience = ASK_AFTER_S
         for decision in decisions:
@@ -132,7 +137,7 @@ class Talk:
                 self.voice.ask(neighbour, Want(epoch, number, begun.missing if begun else ()))
             case Completed(estimate=estimate):
                 self.completed(decision)
-                self.voice.report(self._standing(estimate, decision))
+                self.voice.report(Standing(decision.epoch, decision.number, estimate))
             case Refused(sender, reason):
                 self._count(sender, reason)
 
@@ -146,18 +151,24 @@ class Talk:
         said = self._said.get(name)
         if said is not None and now - said < AGAIN_AFTER_S:
             return
-        self._said[name] = now
-        for part in parts(due.epoch, due.number, due.payload, due.places):
-            if due.to is None:
-                self.voice.publish(part)
-            else:
-                self.voice.tell(due.to, part)
+        # What found no connection was not said.
+        if all(self._tell(due.to, part) for part in parts(due.epoch, due.number, due.payload, due.places)):
+            self._said[name] = now
+        reached("agent.gossip-said")
 
-    def _standing(self, estimate: float, done: Completed | None = None) -> Standing:
-        if done is not None:
-            return Standing(done.epoch, done.number, estimate)
-        completed = max(0, self.node.number - 1)
-        return Standing(table.node_epoch(self.node), completed, estimate, self._table.waits_for(self.node))
+    def _tell(self, to: str | None, part: Part) -> bool:
+        return self.voice.publish(part) if to is None else self.voice.tell(to, part)
+
+    def report(self) -> bool:
+        """Says where this device stands to the coordinator."""
+        return self.voice.report(self.standing())
+
+    def standing(self) -> Standing:
+        """Epoch, exchanges of it that are completed, ||s - h|| after the last, and whom it waits for."""
+        choco = self.node.choco
+        estimate = 0.0 if choco is None else float(np.linalg.norm(choco.s - choco.h))
+        waits_for = self._table.waits_for(self.node)
+        return Standing(table.node_epoch(self.node), max(0, self.node.number - 1), estimate, waits_for)
 
     @property
     def _table(self) -> Table:

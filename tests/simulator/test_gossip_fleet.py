@@ -16,6 +16,7 @@ from edge_agent.gossip.node import Completed, Shape, Train
 from edge_agent.gossip.store import NodeStore
 from edge_agent.gossip.talk import Talk
 from edge_agent.gossip.wire import Wire
+from edge_agent.link import Link
 from protocol.envelope import Envelope, decode, encode
 from protocol.gossip import Effort, Membership, Standing
 from protocol.topics import Topics
@@ -34,7 +35,7 @@ class Device:
         self.pull = np.random.default_rng(sum(name.encode())).standard_normal(D, dtype=np.float32)
         filters = (TOPICS.device(name, "down"), *TOPICS.of_gossip(name))
         self.transport = broker.connect(name, filters)
-        self.wire = Wire(self.transport, TOPICS, name, boot)
+        self.wire = Wire(Link(self.transport, TOPICS, name, boot), TOPICS, name)
         self.database = sqlite3.connect(folder / f"{name}.sqlite")
         kept, start = NodeStore(self.database, D), np.zeros(D, np.float32)
         shape = Shape(name, LAYOUT, [(D,)], start)
@@ -190,7 +191,7 @@ def test_consensus_control_brings_devices_closer(tmp_path: Path) -> None:
 
 def test_what_is_said_in_the_wrong_place_is_refused(tmp_path: Path) -> None:
     broker = MemoryBroker()
-    wire = Wire(broker.connect("aa", ()), TOPICS, "aa", 1)
+    wire = Wire(Link(broker.connect("aa", ()), TOPICS, "aa", 1), TOPICS, "aa")
     misplaced = encode(Envelope(1, 1, 0, Standing(1, 1, 0.0)))
     found = wire.read(Incoming(TOPICS.gossip("bb"), misplaced))
     assert getattr(found, "reason", None) == "misplaced"
