@@ -87,7 +87,7 @@ class SameProcess:
         if self._begun is not None:
             begun, self._begun = self._begun, None
             return (self._prepare(begun),)
-        if self._leg is not None:
+        if self._leg is not None and not self._trial_steps:
             leg, self._leg = self._leg, None
             if not leg.steps:
                 return (self._measured(leg),)
@@ -107,15 +107,16 @@ class SameProcess:
             return (Broken(error.reason, str(error)),)
         if finished:
             self._told = True
+            if self._opened is not None and self.progress is None:
+                # A trial, of which nothing is kept.
+                return proven
             return (*proven, Finished(self.training.result(), self._peak(), self._held_out))
         self.keep("due")
         return proven
 
     def _proven(self, training: LocalTraining) -> tuple[Proven, ...]:
         """Said once, after enough steps of a trial. Raises DivergedError where they left no finite model."""
-        # Steps of a leg may be few, and count with those of the next ones.
-        enough = self._trial_steps if self._opened else min(self._trial_steps, training.total_steps)
-        if not self._trial_steps or training.done < enough:
+        if not self._trial_steps or training.done < min(self._trial_steps, training.total_steps):
             return ()
         self._trial_steps = 0
         if not np.isfinite(training.live_state().model).all():
@@ -190,6 +191,10 @@ class SameProcess:
         data = bench.dataset
         if task.until is not None:
             self._opened = _Opened(task, bundle, bench, recipe)
+            if self._trial_steps:
+                # At once: a leg may be of one step, and there may be nobody yet to exchange models with.
+                tried = replace(recipe, steps=self._trial_steps, epochs=0)
+                self.training = self._workshop.begin(bench, tried, model)
             return Ready(len(data), bench.choice.engine.name, 0, task.local_steps, data.left_out.count)
         self.progress = Progress(
             *(assets.blobs, task, bundle, bench, recipe, shared), wanted.checkpoint_s, wanted.threads
@@ -203,8 +208,6 @@ class SameProcess:
         """On the next leg, from its own checkpoint if there is one: a task of its own as far as that goes."""
         assert self._opened is not None
         opened, assets, wanted = self._opened, self.assets, self._settings
-        if self.training is not None and self._trial_steps:
-            self._trial_steps = max(1, self._trial_steps - self.training.done)
         if self.progress is not None:
             self.progress.drop()
         model = BlobRef(hashlib.sha256(leg.model.astype("<f4", copy=False).data).digest(), 4 * len(leg.model))
