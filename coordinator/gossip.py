@@ -37,8 +37,8 @@ class Rules:
     """By which epochs are made, from [gossip] and [training]. links: in place of a topology, the text of a file.
 
     first: members of the first epoch, minimum: of all later ones. algorithm: of `relay` the neighbours are those of a
-    spanning tree of the topology, and an exchange waits at most patience_s for them. target: of consensus control, a share of the largest
-    distance, in the first `first_phase` exchanges of the run; 1 leaves all as it is.
+    spanning tree of the topology, and an exchange waits at most patience_s for them. target: of consensus control, a
+    share of the largest distance, in the first `first_phase` exchanges of the run; 1 leaves all as it is.
     """
 
     topology: str = "ring"

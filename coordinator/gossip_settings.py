@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from protocol.errors import ConfigurationError
-from protocol.gossip import Algorithm, MAX_NEIGHBOURS, MAX_NUMBER, MAX_WANTED
+from protocol.gossip import MAX_NEIGHBOURS, MAX_NUMBER, MAX_WANTED, Algorithm
 from sparse.codecs import parse_codec
 from sparse.gossip import Control, parse_edges, parse_topology
 
@@ -26,11 +26,11 @@ class GossipSettings:
     `topology` (a name of sparse.gossip) nor `links` (a file: a link a line, as two devices' names).
 
     algorithm: "choco", or "relay": RelaySum on a spanning tree, where an exchange waits at most patience_s for who is
-    late. codec, gamma: of what neighbours of choco say to each other; gamma "auto": by the authors' tuner, for each graph. exchanges:
-    between two rounds of collection. gossip_rounds: exchanges after each training. minimum: an epoch has so many
-    members; the first has rounds.devices. dead_after_s: of silence, after which a device is left out. target: of
-    consensus control, a share of the largest distance, in the first `first_phase` exchanges; 1 is for none. seed: of
-    drawn graphs.
+    late. codec, gamma: of choco, what neighbours say to each other; gamma "auto": by the authors' tuner, for each
+    graph. exchanges: between two rounds of collection. gossip_rounds: exchanges after each training. minimum: an epoch
+    has so many members; the first has rounds.devices. dead_after_s: of silence, after which a device is left out.
+    target: of consensus control, a share of the largest distance, in the first `first_phase` exchanges; 1 is for none.
+    seed: of drawn graphs.
     """
 
     topology: str | None = None
