@@ -176,6 +176,12 @@ def serial_of(der: bytes) -> int:
     return x509.load_der_x509_certificate(der).serial_number
 
 
+def public_key_in(der: bytes) -> bytes:
+    """The key that an issued certificate is for: SubjectPublicKeyInfo, DER."""
+    public = x509.load_der_x509_certificate(der).public_key()
+    return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
 def verifier_in(der: bytes) -> Verifier:
     """Of the key that an issued certificate is for."""
     public = x509.load_der_x509_certificate(der).public_key()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from coordinator.budget import day_of
 from coordinator.codecs import Codecs, Now
+from coordinator.council_room import CouncilRoom
 from coordinator.fleet import Fleet
 from coordinator.link import Link
 from coordinator.rows import Pace
@@ -17,8 +18,8 @@ from coordinator.tiers import Tiers
 from coordinator.uploads import Uploads
 from coordinator.versions import Versions
 from protocol.errors import Rejection
-from protocol.manifest import Manifest
-from protocol.messages import KEPT_MOMENTUM, QUASI_GLOBAL, Offer, OptimizerSpec
+from protocol.manifest import FULL, Manifest
+from protocol.messages import GOSSIP, KEPT_MOMENTUM, QUASI_GLOBAL, Offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,8 @@ class Part:
 class Candidates:
     """The devices of a fleet as candidates for its next round.
 
-    refuse: is told once of each device that nothing fits, and why. Raises ConfigurationError for devices assigned to
-    tiers that there are not.
+    refuse: is told once of each device that nothing fits, and why. council: of a fleet without a hub, whose members
+    alone are asked. Raises ConfigurationError for devices assigned to tiers that there are not.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class Candidates:
         uploads: Uploads,
         wall: Callable[[], float],
         refuse: Callable[[str, Rejection], None],
+        council: CouncilRoom | None = None,
     ) -> None:
+        self._council = council
         self._settings, self._store, self._fleet = settings, store, fleet
         self._link, self._uploads, self._wall, self._refuse = link, uploads, wall, refuse
         self._tiers, self._codecs = Tiers(settings, manifest), Codecs(settings)
@@ -61,6 +64,9 @@ class Candidates:
         """What each device would be asked to do now, by name; without those who can do nothing."""
         present = self._skilled()
         only = self._codecs.only
+        if self._council is not None and only is not None:
+            # Neighbours average whole models, so that nobody chooses to train a part.
+            return dict.fromkeys((d for d in present if d in self._council.members), Part(FULL, only))
         if self._tiers.idle and only is not None:
             return dict.fromkeys(present, Part(None, only))
         tiers = self._tiers.assigned(present, self._fleet, self._paces, self._uploads.bytes_per_s)
@@ -84,16 +90,17 @@ class Candidates:
         return parts
 
     def _skilled(self) -> tuple[str, ...]:
-        """The devices that are there and whose agents know the run's optimizer."""
-        needed = skill_for(self._settings.training.optimizer)
-        if needed is None:
+        """The devices that are there and whose agents know all that the run asks."""
+        needed = skills_for(self._settings)
+        if not needed:
             return self._fleet.present()
         skills = {device: self._fleet.skills(device) for device in self._fleet.present()}
         greeted = {device: said for device, said in skills.items() if said is not None}
-        skilled = tuple(device for device, said in greeted.items() if needed in said)
+        skilled = tuple(device for device, said in greeted.items() if needed.keys() <= said)
         for device in sorted(greeted.keys() - set(skilled)):
             agent = self._fleet[device].agent
-            why = f"{device}'s agent ({agent}) does not know {needed} (training.optimizer); upgrade it"
+            lacks = " or ".join(f"{skill} ({key})" for skill, key in needed.items() if skill not in greeted[device])
+            why = f"{device}'s agent ({agent}) does not know {lacks}; upgrade it"
             self._turn_away(device, Rejection("agent-too-old", why), day_of(self._wall()))
         return skilled
 
@@ -106,8 +113,13 @@ class Candidates:
             self._refuse(device, why)
 
 
-def skill_for(optimizer: OptimizerSpec) -> str | None:
-    """What an agent must know for an optimizer, where not every agent does."""
+def skills_for(settings: Settings) -> dict[str, str]:
+    """What an agent must know for a run, where not every agent does, and the key of the settings that asks it."""
+    found, optimizer = {}, settings.training.optimizer
     if optimizer.name == "qg":
-        return QUASI_GLOBAL
-    return KEPT_MOMENTUM if optimizer.keep_momentum else None
+        found[QUASI_GLOBAL] = "training.optimizer"
+    elif optimizer.keep_momentum:
+        found[KEPT_MOMENTUM] = "training.optimizer"
+    if settings.gossip.on:
+        found[GOSSIP] = "gossip"
+    return found

@@ -13,13 +13,15 @@ from coordinator import round as rounds
 from coordinator.asking import Asking
 from coordinator.candidates import Candidates, Part
 from coordinator.carried import Carried, CarriedSeat
+from coordinator.collection import waiting_for
+from coordinator.council_room import CouncilRoom
 from coordinator.distiller import Distiller
 from coordinator.evaluate import Examine
 from coordinator.events import Emit, Finished, FinishReason, RoundCommitted, RoundOpened
 from coordinator.fleet import Fleet
 from coordinator.held_out import on_devices
 from coordinator.intake import Seat
-from coordinator.ledger import round_bytes
+from coordinator.ledger import round_bytes, waiting_before
 from coordinator.link import Link
 from coordinator.local_steps import steps_left
 from coordinator.planner import make_task, order_devices
@@ -41,7 +43,7 @@ class Course:
     """The rounds of one run.
 
     note: writes what is only noted now and then, before a device's first invitation. settle: makes durable what has
-    arrived, and tells `settled` of it.
+    arrived, and tells `settled` of it. council: of a fleet without a hub, None where there is one.
     """
 
     def __init__(
@@ -60,11 +62,12 @@ class Course:
         distiller: Distiller | None,
         note: Callable[[], None],
         settle: Callable[[float], None],
+        council: CouncilRoom | None = None,
     ) -> None:
         self._settings, self._bundle, self._manifest, self._store = settings, bundle, manifest, store
         self._link, self._fleet, self._uploads, self._candidates = link, fleet, uploads, candidates
         self._clock, self._emit, self._examine, self._note = clock, emit, examine, note
-        self._distiller, self._settle = distiller, settle
+        self._distiller, self._settle, self._council = distiller, settle, council
         self.asking = Asking(link, fleet)
         self._started_at, self._uptime_before_s = clock(), store.uptime_s()
         self._parts: dict[str, Part] = {}
@@ -270,6 +273,8 @@ class Course:
     def _enough_there(self) -> bool:
         """Whether a round can begin: its minimum is there, and somebody of them is not still at work for another."""
         present, least = self._fleet.present_count, self._settings.rounds.least
+        if self._council is not None:
+            return bool(self._candidates.able(self.versions))
         free = False
         if present >= least:
             able = self._candidates.able(self.versions)
@@ -311,7 +316,7 @@ class Course:
             if self.connected:
                 self._open_next(now)
             return
-        self.round, decisions = rounds.decide(self.round, event, now, self._spare(), self._busy(now))
+        self.round, decisions = rounds.decide(self._of_members(self.round), event, now, self._spare(), self._busy(now))
         for decision in decisions:
             self._carry_out(decision, now)
 
@@ -350,6 +355,8 @@ class Course:
     def _commit(self, closed: rounds.Round, now: float) -> None:
         """Folds the updates that wait into the next version and commits both."""
         number = closed.number
+        if self._council is not None:
+            self._council.note(number)
         figures = self.versions.advance(number, self._opened_at, self._bytes_before, self._bytes(), carry=closed.carry)
         if figures is None:
             # Nothing is left to fold, and all that is stated; the round goes on as the store has it.
@@ -399,9 +406,15 @@ class Course:
     def _bytes(self) -> tuple[int, int]:
         return self._link.total_bytes("up"), self._link.total_bytes("down")
 
+    def _of_members(self, state: rounds.Round) -> rounds.Round:
+        room = self._council
+        if room is None:
+            return state
+        return waiting_for(state, room.members, room.collected, self._settings.rounds.minimum)
+
     def _empty_round(self, number: int, now: float, taken: dict[str, rounds.Phase], extensions: int) -> rounds.Round:
         wanted = self._settings.rounds
-        return rounds.Round(
+        made = rounds.Round(
             number=number,
             goal=wanted.goal,
             minimum=wanted.least,
@@ -410,10 +423,12 @@ class Course:
             deadline=now + wanted.deadline_s,
             seats=taken,
             extensions=extensions,
-            late=self._store.waiting_before(number),
-            carry=wanted.late_hours > 0,
+            late=self._store.told(partial(waiting_before, number=number)),
+            # Without a hub, what is late is no difference to the model of another round.
+            carry=wanted.late_hours > 0 and self._council is None,
             buffered=wanted.buffered,
         )
+        return self._of_members(made)
 
     def _make_task(self, device: str) -> Task:
         version, part = self.versions.number, self._parts[device]

@@ -10,13 +10,15 @@ from dataclasses import replace
 
 from coordinator import round as rounds
 from coordinator.budget import day_of
-from coordinator.candidates import Candidates
+from coordinator.candidates import Candidates, skills_for
+from coordinator.council_room import Allow, CouncilRoom
 from coordinator.course import Course
 from coordinator.distiller import Distiller
 from coordinator.doubles import Doubles
 from coordinator.evaluate import Examine
 from coordinator.events import DeviceSeen, Emit, UpdateRejected
 from coordinator.fleet import Fleet
+from coordinator.gossip_rules import rules_of
 from coordinator.library import Library
 from coordinator.link import Link
 from coordinator.quotas import Quotas
@@ -29,6 +31,7 @@ from coordinator.uploads import Uploads
 from protocol.bundle import Bundle
 from protocol.envelope import Envelope
 from protocol.errors import Rejection
+from protocol.gossip import Standing
 from protocol.messages import (
     INELIGIBLE,
     Chunk,
@@ -68,9 +71,10 @@ class Coordinator:
         admit: Callable[[str], Rejection | None] = lambda _: None,
         seals: Seals | None = None,
         distiller: Distiller | None = None,
+        allow: Allow = lambda _: None,
     ) -> None:
         """admit: why a device is not heard, asked at every message; without identities everybody is, and nothing has
-        seals. distiller: what follows a fold, if anything."""
+        seals. distiller: what follows a fold, if anything. allow: has the broker let devices hear their neighbours."""
         self._admit, self._seals = admit, seals
         self._settings, self._bundle, self._store = settings, bundle, store
         self._clock, self._emit, self._examine, self._wall = clock, emit, examine, wall
@@ -82,12 +86,16 @@ class Coordinator:
         self._uploads = Uploads(store.updates, self._link, settings.limits.uploads)
         limits = settings.limits
         self._reception = Reception(
-            *(store, self._link, self._uploads, bundle.manifest, limits.examples),
+            *(store, self._link, self._uploads, bundle.manifest),
+            # Without a hub all devices count alike in the mean.
+            1 if settings.gossip.on else limits.examples,
             lambda: self._course.versions.hard_bounds,
         )
         self._quotas = Quotas(limits.device_messages_per_minute, limits.device_mib_per_minute)
+        self._council = self._open_council(allow, clock())
         candidates = Candidates(
-            settings, bundle.manifest, store, self._fleet, self._link, self._uploads, wall, self._count
+            *(settings, bundle.manifest, store, self._fleet, self._link, self._uploads, wall, self._count),
+            council=self._council,
         )
         self._doubles = Doubles()
         state = CoordinatorState(store.epoch, True, store.run, store.instance, spread_s=self._fleet.spread_s)
@@ -113,12 +121,26 @@ class Coordinator:
             distiller,
             self._note,
             self._settle,
+            self._council,
         )
         self._counted = self._course.counted
+
+    def _open_council(self, allow: Allow, now: float) -> CouncilRoom | None:
+        """Of a fleet without a hub. Raises ConfigurationError where it can have none."""
+        if not self._settings.gossip.on:
+            return None
+        seals, skills = self._seals, frozenset(skills_for(self._settings))
+        key_of = (lambda _: None) if seals is None else seals.key_of
+        rules = rules_of(self._settings)
+        room = CouncilRoom(rules, skills, self._store, self._link, self._fleet, self._admit, allow, key_of)
+        room.recover(now)
+        return room
 
     def recover(self, now: float) -> None:
         """Takes everything from the store again, after a fault."""
         self._reception.clear()
+        if self._council is not None:
+            self._council.recover(now)
         self._course.recover(now)
         self._counted = self._course.counted
 
@@ -183,6 +205,8 @@ class Coordinator:
     def _turn_away(self, device: str, why: Rejection, now: float) -> None:
         """Hears nothing of a device that was revoked, or was never let in, and waits for nothing of it."""
         self._count(device, why)
+        if self._council is not None:
+            self._council.left(device)
         if self._fleet.has(device):
             self._fleet.turned_away(device)
         if self._reception.awaits(device):
@@ -224,7 +248,12 @@ class Coordinator:
                 if self._restraint.unsaid((device, "unavailable"), now) is not None:
                     log.warning("unavailable device=%s blob=%s reason=%r", device, digest.hex()[:12], reason)
                 self._uploads.end(device)
+            case Standing():
+                if self._council is not None:
+                    self._council.stands(device, body, now)
             case DeviceState():
+                if self._council is not None and body.state == "gone":
+                    self._council.left(device)
                 if self._restraint.unsaid((device, "state"), now) is not None:
                     log.info("device=%s state=%s", device, body.state)
             case _:
@@ -250,6 +279,8 @@ class Coordinator:
         if hello.task is not None and not self._course.holds(device, hello.task):
             self._link.send(device, Withdraw(hello.task, "round-closed"))
         self._uploads.reconnected(device, now)
+        if self._council is not None:
+            self._council.greeted(device, hello, now)
         self._course.returned(device, hello, now)
 
     def _reported(self, device: str, report: TaskReport, now: float) -> None:
@@ -335,6 +366,8 @@ class Coordinator:
         if now >= self._note_at:
             self._note()
             self._note_at = due[0] = now + NOTE_EVERY_S
+        if self._council is not None:
+            due.append(self._council.advance(now))
         due.extend(self._course.advance(now))
         due.append(self._uploads.ask_again(now))
         return max(0.0, min(due) - now)

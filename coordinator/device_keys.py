@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 
-from coordinator.authority import verifier_in
+from coordinator.authority import public_key_in, verifier_in
 from coordinator.trust import Trust
 from protocol.signing import ID_BYTES, Verifier
 
@@ -15,19 +15,36 @@ class DeviceKeys:
         self._sql, self._wall = trust.connect(), wall
         self._version = -1
         self._known: dict[str, dict[bytes, tuple[Verifier, float]]] = {}
+        self._public: dict[str, bytes | None] = {}
 
     def close(self) -> None:
         self._sql.close()
 
     def verifier(self, device: str, seal: bytes, *, ended: bool) -> Verifier | None:
         """The device's key that a seal names, if it has such a one and its certificate holds. ended: or held once."""
-        version = self._sql.execute("PRAGMA data_version").fetchone()[0]
-        if version != self._version:
-            self._version, self._known = version, {}
+        self._look()
         if device not in self._known:
             self._known[device] = self._read(device)
         found = self._known[device].get(seal[:ID_BYTES])
         return found[0] if found is not None and (ended or self._wall() < found[1]) else None
+
+    def public(self, device: str) -> bytes | None:
+        """The key of the certificate that the device was issued last (SubjectPublicKeyInfo, DER), None without one."""
+        self._look()
+        if device not in self._public:
+            row = self._sql.execute(
+                "SELECT certificate FROM certificates WHERE device = ? AND revoked_s IS NULL "
+                "ORDER BY issued_s DESC, ends_s DESC LIMIT 1",
+                (device,),
+            ).fetchone()
+            self._public[device] = None if row is None else public_key_in(row[0])
+        return self._public[device]
+
+    def _look(self) -> None:
+        """Lets go of what was read before another wrote to the file."""
+        version = self._sql.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._version:
+            self._version, self._known, self._public = version, {}, {}
 
     def _read(self, device: str) -> dict[bytes, tuple[Verifier, float]]:
         rows = self._sql.execute(

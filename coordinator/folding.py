@@ -54,7 +54,9 @@ def caution_of(
     """As the settings ask for. Raises ConfigurationError where the key of the noise is not whole, or not there and not
     to be made."""
     key = load_key(state, make=make_key) if settings.privacy.on else b""
-    return Caution(settings.fold, settings.privacy, settings.limits.weight, recent, state, run, key)
+    # Without a hub a version is the mean of all devices' models, and of none of them less.
+    fold_settings = replace(settings.fold, clip="none") if settings.gossip.on else settings.fold
+    return Caution(fold_settings, settings.privacy, settings.limits.weight, recent, state, run, key)
 
 
 def bound_weights(updates: Sequence[AcceptedUpdate], factor: float) -> tuple[AcceptedUpdate, ...]:

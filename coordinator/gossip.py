@@ -1,43 +1,53 @@
 """What the coordinator does for a fleet without a hub, as a table without clocks and sockets: who is in an epoch, with
 which neighbours and weights, and when the next one begins.
 
-    a device comes       it is in the next epoch, a newcomer where it has no model of this fleet's
-    a device leaves      the next epoch is without it
-    nothing is heard     for `dead_after_s`: the next epoch is without it, and begins at once
+    a device comes       it is in the next epoch, a newcomer where it has no model of this run's
+    a device leaves      the next epoch is without it, and begins at once
+    nothing is heard     for `dead_after_s`: as if it had left
 
 An epoch follows when every member has begun the one before, so that whoever comes and goes together is one change; only
 a member that is lost breaks into it. Where all are there, it begins after an exchange a few numbers ahead of the
 foremost, which all members complete: nothing of the network's mean is lost. Where one is lost, nobody can wait for it.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from protocol.gossip import Algorithm, Effort, Membership, Neighbour, Standing
-from sparse.gossip import Graph, consensus, metropolis_hastings, parse_edges, parse_topology
-from sparse.gossip.graph import spanning_tree, subtrees
+from sparse.gossip import Graph, Weights, consensus, metropolis_hastings, parse_edges, parse_topology
+from sparse.gossip.graph import reachable, spanning_tree, subtrees
 
-# Numbers between the foremost report and the end of an epoch: how far a fleet may come while it is being told.
-AHEAD = 5
+# Numbers between the foremost report and the end of an epoch: how far a fleet may come while it is being told, and at
+# its pace so far in as many seconds; more than `MOST_AHEAD` would keep a newcomer waiting.
+AHEAD, TELLING_S, MOST_AHEAD = 5, 3.0, 100
+
+# gamma of CHOCO on a graph. Raises ValueError where no value works.
+Gamma = Callable[[Weights], float]
+
+
+def fixed(gamma: float) -> Gamma:
+    return lambda _: gamma
 
 
 @dataclass(frozen=True, slots=True)
-class GossipSettings:
-    """`[gossip]` of coordinator.toml. topology: a name of sparse.gossip, or `links`: those of the file's text.
+class Rules:
+    """By which epochs are made, from [gossip] and [training]. links: in place of a topology, the text of a file.
 
-    algorithm: of `relay` the neighbours are those of a spanning tree of the topology, and an exchange waits at most
-    patience_s for them. gamma: of CHOCO, already tuned. target: of consensus control, a share of the largest distance,
-    in the first `first_phase` numbers; 1 leaves all as it is.
+    first: members of the first epoch, minimum: of all later ones. algorithm: of `relay` the neighbours are those of a
+    spanning tree of the topology, and an exchange waits at most patience_s for them. target: of consensus control, a
+    share of the largest distance, in the first `first_phase` exchanges of the run; 1 leaves all as it is.
     """
 
     topology: str = "ring"
     links: str = ""
     codec: str = "all/sign"
-    gamma: float = 0.5
+    gamma: Gamma = field(default_factory=lambda: fixed(0.5))
     local_steps: int = 1
     gossip_rounds: int = 1
+    first: int = 2
     minimum: int = 2
     dead_after_s: float = 300.0
     target: float = 1.0
@@ -52,7 +62,7 @@ class Member:
     """What is known of a device.
 
     epoch, number, estimate: that it last reported of the epoch in force, 0 before. gone: it has said goodbye. model: it
-    has one of this fleet's epochs. again: it had one in this epoch, and has lost it.
+    has one of this run's epochs. again: it had one in this epoch, and has lost it.
     """
 
     heard_s: float
@@ -66,16 +76,25 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Council:
-    """What is kept. members: of the epoch in force, told: what each of them was told; devices: all that were heard of
-    and are not given up. effort: of consensus control, adjusted for this number last."""
+    """What is kept.
+
+    members: of the epoch in force, told: what each of them was told; leaving: the neighbours of the epoch before, while
+    not all have begun this one. begun: exchanges of the run before this epoch. devices: all that were heard of and are
+    not given up; models: those that have begun an epoch of this run, given up or not. effort: of consensus control,
+    adjusted for this exchange of the run last. since_s: when the epoch was told, of this start's clock.
+    """
 
     run: str
     epoch: int = 0
     members: tuple[str, ...] = ()
     told: Mapping[str, Membership] = field(default_factory=dict)
+    leaving: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    begun: int = 0
     devices: Mapping[str, Member] = field(default_factory=dict)
+    models: tuple[str, ...] = ()
     effort: consensus.Effort | None = None
     adjusted: int = 0
+    since_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +106,12 @@ class Told:
 
 
 def here(council: Council, device: str, now: float, *, model: bool) -> Council:
-    """A device says that it is there. model: it has one of this fleet's epochs, so that it is no newcomer."""
+    """A device says that it is there. model: it has one of this run's epochs, so that it is no newcomer."""
     known = council.devices.get(device, Member(now))
     began = device in council.members and known.epoch == council.epoch
     again = known.again or (began and not model)
-    return _with(council, device, replace(known, heard_s=now, gone=False, model=model, again=again))
+    council = _with(council, device, replace(known, heard_s=now, gone=False, model=model, again=again))
+    return council if model else replace(council, models=tuple(d for d in council.models if d != device))
 
 
 def left(council: Council, device: str) -> Council:
@@ -108,30 +128,52 @@ def unheard(council: Council, device: str) -> Membership | None:
 
 
 def stands(council: Council, device: str, said: Standing, now: float) -> Council:
-    """A report; of an epoch that the device is not in it says only that it is there."""
+    """A report; of an epoch that the device is not in it says only that it is there, and has the model that it had."""
+    if said.epoch == 0:
+        return here(council, device, now, model=False)
     known = council.devices.get(device, Member(now))
-    known = replace(known, heard_s=now, gone=False, model=known.model or said.epoch > 0)
+    known = replace(known, heard_s=now, gone=False, model=known.model or device in council.models)
     if said.epoch == council.epoch and device in council.members:
-        known = replace(known, epoch=said.epoch, number=max(said.number, 0), estimate=said.estimate)
+        # What was overtaken on its way is older news.
+        number = max(said.number, known.number) if known.epoch == said.epoch else said.number
+        known = replace(known, epoch=said.epoch, number=number, estimate=said.estimate, model=True)
+        if device not in council.models:
+            council = replace(council, models=tuple(sorted((*council.models, device))))
     return _with(council, device, known)
 
 
-def due(council: Council, settings: GossipSettings, now: float) -> tuple[Council, Told]:
-    """The next council, and what has to be said; the same council where nothing has."""
-    dead = [d for d, m in council.devices.items() if now - m.heard_s >= settings.dead_after_s]
+def due(council: Council, rules: Rules, now: float) -> tuple[Council, Told]:
+    """The next council, and what has to be said; the same council where nothing has. Raises ValueError where no epoch
+    can be made of the devices that there are."""
+    dead = [d for d, m in council.devices.items() if now - m.heard_s >= rules.dead_after_s]
     alive = {device: member for device, member in council.devices.items() if device not in dead}
-    wanted = sorted(device for device, member in alive.items() if not member.gone)
+    wanted = linked(rules, tuple(sorted(device for device, member in alive.items() if not member.gone)))
     lost = [device for device in council.members if device not in wanted or alive[device].again]
     settled = all(alive[d].epoch == council.epoch for d in council.members if d in alive)
-    changed = tuple(wanted) != council.members or bool(lost)
-    if len(wanted) >= settings.minimum and changed and (lost or settled):
-        return _next(replace(council, devices=alive), settings, tuple(wanted), at_once=bool(lost))
-    return _adjusted(replace(council, devices=alive) if dead else council, settings)
+    changed = wanted != council.members or bool(lost)
+    enough = len(wanted) >= (rules.minimum if council.epoch else rules.first)
+    if enough and changed and (lost or settled):
+        return _next(council, alive, rules, wanted, now, at_once=bool(lost))
+    if settled and council.leaving:
+        council = replace(council, leaving={})
+    return _adjusted(replace(council, devices=alive) if dead else council, rules)
 
 
 def access(council: Council) -> dict[str, tuple[str, ...]]:
-    """Who may hear whom: each member's neighbours, by name."""
-    return {device: tuple(n.device for n in said.neighbours) for device, said in council.told.items()}
+    """Who may hear whom, by name: each member's neighbours, and those of the epoch before until all have left it."""
+    now = {device: {n.device for n in said.neighbours} for device, said in council.told.items()}
+    return {d: tuple(sorted(near | set(council.leaving.get(d, ())))) for d, near in now.items()}
+
+
+def collected(council: Council) -> frozenset[str]:
+    """The members that have a model of the run to send, or will as soon as all begin."""
+    newcomers = {device for device, said in council.told.items() if said.newcomer and device not in council.models}
+    return frozenset(council.members) - (newcomers if len(newcomers) < len(council.members) else frozenset())
+
+
+def place(council: Council) -> int:
+    """Exchanges of the run that the foremost member has completed."""
+    return council.begun + _foremost(council)
 
 
 def mean_distance(council: Council) -> float | None:
@@ -140,25 +182,55 @@ def mean_distance(council: Council) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-def graph_of_fleet(settings: GossipSettings, names: tuple[str, ...], epoch: int) -> Graph:
+def effort_of(council: Council, rules: Rules) -> Effort:
+    """What devices are asked for now."""
+    asked = council.effort
+    return Effort(rules.local_steps, rules.gossip_rounds) if asked is None else _said(asked)
+
+
+def linked(rules: Rules, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the devices that can be in one epoch: with a file of links, the largest part that hangs together."""
+    if not rules.links:
+        return names
+    return reachable(rules.links, names)
+
+
+def graph_of_fleet(rules: Rules, names: tuple[str, ...], epoch: int) -> Graph:
     """Of relay a tree. Raises ValueError where these devices do not make such a topology."""
-    if settings.links:
-        graph = parse_edges(settings.links, names)
-    else:
-        graph = parse_topology(settings.topology, len(names), np.random.default_rng([settings.seed, epoch]))
-    return spanning_tree(graph) if settings.algorithm == "relay" else graph
+    graph = _graph(rules, names, np.random.default_rng([rules.seed, epoch]))
+    return spanning_tree(graph) if rules.algorithm == "relay" else graph
 
 
-def _next(council: Council, settings: GossipSettings, names: tuple[str, ...], *, at_once: bool) -> tuple[Council, Told]:
-    epoch = council.epoch + 1
-    graph = graph_of_fleet(settings, names, epoch)
+def _graph(rules: Rules, names: tuple[str, ...], rng: np.random.Generator) -> Graph:
+    if rules.links:
+        return parse_edges(rules.links, names)
+    try:
+        return parse_topology(rules.topology, len(names), rng)
+    except ValueError:
+        if rules.topology != "torus":
+            raise
+        # So many that they make no torus of several rows make one of a single row.
+        return parse_topology("ring", len(names), rng)
+
+
+def _next(
+    council: Council,
+    alive: Mapping[str, Member],
+    rules: Rules,
+    names: tuple[str, ...],
+    now: float,
+    *,
+    at_once: bool,
+) -> tuple[Council, Told]:
+    epoch, foremost = council.epoch + 1, _foremost(council)
+    graph = graph_of_fleet(rules, names, epoch)
     weights = metropolis_hastings(graph)
-    # What lies behind a link is told of trees alone.
-    behind = subtrees(graph) if settings.algorithm == "relay" else {}
-    foremost = max((council.devices[d].number for d in council.members if d in council.devices), default=0)
-    after = 0 if at_once or not council.epoch else foremost + AHEAD
-    new = {name: not council.devices[name].model for name in names}
-    effort = Effort(settings.local_steps, settings.gossip_rounds)
+    # What lies behind a link is told of trees alone, and gamma is of CHOCO.
+    relay = rules.algorithm == "relay"
+    behind, gamma = (subtrees(graph), 1.0) if relay else ({}, rules.gamma(weights))
+    after = 0 if at_once or not council.epoch else foremost + _ahead(council, foremost, now)
+    begun = council.begun + (after or foremost)
+    new = {name: not alive[name].model for name in names}
     told = {
         name: Membership(
             council.run,
@@ -167,39 +239,55 @@ def _next(council: Council, settings: GossipSettings, names: tuple[str, ...], *,
                 Neighbour(names[j], float(weights[i, j]), new[names[j]], subtree=behind.get((i, j)))
                 for j in graph.neighbours[i]
             ),
-            settings.codec,
-            settings.gamma,
+            rules.codec,
+            gamma,
             after,
             new[name],
-            effort,
-            algorithm=settings.algorithm,
-            patience_s=settings.patience_s,
+            effort_of(council, rules),
+            begun,
+            rules.algorithm,
+            rules.patience_s,
         )
         for i, name in enumerate(names)
     }
     devices = {
         name: replace(member, epoch=0, number=0, again=False) if name in told else member
-        for name, member in council.devices.items()
+        for name, member in alive.items()
     }
-    following = replace(council, epoch=epoch, members=names, told=told, devices=devices, adjusted=0)
+    before = {d: tuple(n for n in near if n in told) for d, near in access(council).items() if d in told}
+    following = replace(
+        council, epoch=epoch, members=names, told=told, leaving=before, begun=begun, devices=devices, since_s=now
+    )
     return following, Told(told)
 
 
-def _adjusted(council: Council, settings: GossipSettings) -> tuple[Council, Told]:
-    """Consensus control, once a number that all members have completed."""
-    if settings.target >= 1.0 or not council.members:
+def _foremost(council: Council) -> int:
+    return max((council.devices[d].number for d in council.members if d in council.devices), default=0)
+
+
+def _ahead(council: Council, foremost: int, now: float) -> int:
+    pace = foremost / (now - council.since_s) if now > council.since_s else 0.0
+    return min(MOST_AHEAD, max(AHEAD, math.ceil(TELLING_S * pace)))
+
+
+def _adjusted(council: Council, rules: Rules) -> tuple[Council, Told]:
+    """Consensus control, once for each exchange that all members have completed."""
+    if rules.target >= 1.0 or not council.members:
         return council, Told()
-    control = consensus.Control(settings.target, settings.first_phase, settings.gossip_rounds, settings.local_steps)
+    control = consensus.Control(rules.target, rules.first_phase, rules.gossip_rounds, rules.local_steps)
     numbers = [council.devices[d].number for d in council.members if d in council.devices]
-    least = min(numbers, default=0)
+    least = council.begun + min(numbers, default=0)
     effort = council.effort or consensus.begin(control)
-    if least <= council.adjusted:
+    if not all(numbers) or least <= council.adjusted:
         return council, Told()
     estimates = [council.devices[d].estimate for d in council.members if d in council.devices]
     following = consensus.adjust(control, effort, least, estimates)
-    same = (following.gossip_rounds, following.local_steps) == (effort.gossip_rounds, effort.local_steps)
     council = replace(council, effort=following, adjusted=least)
-    return council, Told() if same else Told(effort=Effort(following.local_steps, following.gossip_rounds))
+    return council, Told() if _said(following) == _said(effort) else Told(effort=_said(following))
+
+
+def _said(effort: consensus.Effort) -> Effort:
+    return Effort(effort.local_steps, effort.gossip_rounds)
 
 
 def _with(council: Council, device: str, member: Member) -> Council:

@@ -1,7 +1,8 @@
-"""How a version does on what devices hold out of their own data: as they said with their updates, per device.
+"""How models do on what devices hold out of their own data: as they said with their updates, per device.
 
-Another thing than the accuracy of the averaged model on the coordinator's held-out data, and never mixed with it. A
-device evaluates before it trains, so that the updates of round n tell of version n - 1.
+Three things, never mixed: the accuracy of the averaged model on the coordinator's held-out data, which is not here; of
+a version on the devices' (a device evaluates before it trains, so that the updates of round n tell of version n - 1);
+and, without a hub, of the devices' own models, those that they sent for round n.
 """
 
 import sqlite3
@@ -23,10 +24,10 @@ class OnDevices:
 
 def insert(sql: sqlite3.Connection, device: str, offer: Offer) -> None:
     """Keeps what an accepted update says, in its transaction."""
-    found = offer.held_out
-    if found is not None:
-        what = (offer.round, device, found.examples, found.loss, found.accuracy)
-        sql.execute("INSERT OR REPLACE INTO held_out VALUES (?, ?, ?, ?, ?)", what)
+    for table, found in (("held_out", offer.held_out), ("own_held_out", offer.own)):
+        if found is not None:
+            what = (offer.round, device, found.examples, found.loss, found.accuracy)
+            sql.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?, ?)", what)
 
 
 def newest(sql: sqlite3.Connection) -> tuple[int, OnDevices] | None:
@@ -38,9 +39,24 @@ def newest(sql: sqlite3.Connection) -> tuple[int, OnDevices] | None:
 
 def on_devices(sql: sqlite3.Connection, version: int) -> OnDevices | None:
     """Of a version; None where no device told an accuracy of it yet."""
+    return _over(sql, "held_out", version + 1)
+
+
+def own_models(sql: sqlite3.Connection, number: int) -> OnDevices | None:
+    """Of the devices' own models, as sent for a round; None where no device told an accuracy of its own."""
+    return _over(sql, "own_held_out", number)
+
+
+def newest_own(sql: sqlite3.Connection) -> OnDevices | None:
+    """Of the newest round for which devices told of their own models."""
+    number = sql.execute("SELECT max(round) FROM own_held_out WHERE accuracy IS NOT NULL").fetchone()[0]
+    return None if number is None else own_models(sql, number)
+
+
+def _over(sql: sqlite3.Connection, table: str, number: int) -> OnDevices | None:
     found = sql.execute(
-        "SELECT accuracy, device FROM held_out WHERE round = ? AND accuracy IS NOT NULL ORDER BY accuracy, device",
-        (version + 1,),
+        f"SELECT accuracy, device FROM {table} WHERE round = ? AND accuracy IS NOT NULL ORDER BY accuracy, device",
+        (number,),
     ).fetchall()
     if not found:
         return None

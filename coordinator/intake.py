@@ -87,8 +87,9 @@ def check_offer(
         return Rejection("examples", f"{offer.examples} examples; an update is of at least one")
     if offer.peak_mib is not None and not 0.0 <= offer.peak_mib < 1e9:
         return Rejection("figures", f"a peak of {offer.peak_mib} MiB cannot be true")
-    if offer.held_out is not None and not math.isfinite(offer.held_out.loss):
-        return Rejection("figures", f"a loss of {offer.held_out.loss} on what is held out is no number")
+    for told in (offer.held_out, offer.own):
+        if told is not None and not math.isfinite(told.loss):
+            return Rejection("figures", f"a loss of {told.loss} on what is held out is no number")
     if not (math.isfinite(offer.loss) and 0.0 <= offer.train_s < 1e9 and offer.steps > 0):
         return Rejection("figures", f"loss {offer.loss}, {offer.steps} steps and {offer.train_s} s cannot all be true")
     return None

@@ -25,6 +25,14 @@ def round_bytes(sql: sqlite3.Connection) -> tuple[int, ...]:
     return tuple(int(row[0]) for row in found)
 
 
+def waiting_before(sql: sqlite3.Connection, number: int) -> int:
+    """How many updates of rounds before this one wait for a fold."""
+    found = sql.execute(
+        "SELECT count(*) FROM updates WHERE fold IS NULL AND discarded IS NULL AND round < ?", (number,)
+    )
+    return int(found.fetchone()[0])
+
+
 def participations(sql: sqlite3.Connection, version: int) -> Participations:
     """In the folds that made the versions up to this one."""
     noise = {

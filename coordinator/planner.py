@@ -84,6 +84,7 @@ def make_task(
         channels=view.channels,
         mask=_mask(settings, round_number, view),
         differences=view.differences,
+        until=settings.gossip.until(round_number),
     )
 
 

@@ -141,6 +141,7 @@ def _serve(
             admit=gate.admit,
             seals=gate.seals,
             distiller=distiller,
+            allow=gate.broker.allow,
         )
         _loop(coordinator, transport, gate, signals, exit_when_finished, notifier)
         coordinator.stop()

@@ -122,6 +122,21 @@ patience = 500                  # steps without a better model end it
 drop_worst = false              # true: clients no better than chance do not teach
 # peers = [{ state = "../other/coordinator-state", bundle = "../other/bundle" }]   # other architectures
 
+[gossip]                        # a fleet without a hub: devices learn from their neighbours (docs/gossip.md)
+# topology = "ring"             # or chain, torus, star, full, exponential, binary-tree, erdos-renyi:0.3; or
+# links = "links.txt"           # a link a line, as the names of two devices; with neither, devices meet at the hub
+algorithm = "choco"             # or "relay": RelaySum, for bad links
+patience_s = 60.0               # of relay: an exchange waits so long, then goes on without who is late
+codec = "all/sign"              # of choco: of what neighbours say; [training] codec is of the models that are collected
+gamma = "auto"                  # of CHOCO-SGD, tuned for each graph; or a number above 0 and at most 1
+exchanges = 10                  # between two rounds, in which the devices' mean model becomes a version
+gossip_rounds = 1               # exchanges after each training
+minimum = 2                     # devices that go on without the others; the run begins with rounds.devices
+dead_after_s = 300.0            # of silence, after which a device is left out; longer than it trains for an exchange
+target = 1.0                    # consensus control: devices' distance, as a share of the largest, as 0.25; 1: none
+first_phase = 0                 # exchanges from the beginning that are controlled
+seed = 0                        # of graphs that are drawn
+
 [limits]
 disk_mib = 4096                 # half for updates, half for models; the oldest give way
 keep_rounds = 10                # updates of so many folded rounds are kept

@@ -11,12 +11,27 @@ from protocol.database import check_before_writing, damaged
 from protocol.disk import LOCAL, Disk, disk_named, exists, is_disk_trouble
 from protocol.errors import ConfigurationError, NothingToDoError
 
-VERSION = 13
+VERSION = 14
 DATABASE = "coordinator.sqlite"
 LOCK = "lock"
 # What it costs to do without a state folder.
 LOST = "a new run begins, without the models and updates of this one"
 
+# Of fleets without a hub.
+_GOSSIP = """
+CREATE TABLE own_held_out (
+  round INTEGER NOT NULL, device TEXT NOT NULL, examples INTEGER NOT NULL, loss REAL NOT NULL, accuracy REAL,
+  PRIMARY KEY (round, device)
+) WITHOUT ROWID;
+CREATE TABLE council (
+  one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, members INTEGER NOT NULL, distance REAL,
+  council BLOB NOT NULL
+);
+CREATE TABLE consensus (
+  round INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, members INTEGER NOT NULL, distance REAL,
+  gossip_rounds INTEGER NOT NULL, local_steps INTEGER NOT NULL
+);
+"""
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE devices (
@@ -110,6 +125,7 @@ _STEPS = {
     ),
     12: "ALTER TABLE models ADD COLUMN folded BLOB;",
     13: "ALTER TABLE models ADD COLUMN distilled TEXT;",
+    14: _GOSSIP,
 }
 
 
@@ -162,7 +178,7 @@ def open_writer(state: Path, disk: Disk = LOCAL) -> sqlite3.Connection:
     # NORMAL may lose committed transactions at a power cut, and receipts were sent for them.
     connection.execute("PRAGMA synchronous=FULL")
     if version == 0:
-        connection.executescript(f"BEGIN;{_TABLES}{_INDEXES}PRAGMA user_version={VERSION};COMMIT;")
+        connection.executescript(f"BEGIN;{_TABLES}{_GOSSIP}{_INDEXES}PRAGMA user_version={VERSION};COMMIT;")
         disk.sync(state)
     elif version < VERSION:
         steps = "".join(_STEPS[number] for number in range(version + 1, VERSION + 1))

@@ -126,6 +126,10 @@ class Seals:
         """Why a message of a device was here before, or is of an earlier start of it."""
         return self._freshness.check(device, said)
 
+    def key_of(self, device: str) -> bytes | None:
+        """By which its neighbours believe a device: SubjectPublicKeyInfo, DER."""
+        return self._devices.public(device)
+
     def is_ours(self, message: Incoming) -> bool:
         """Whether a message that claims to be a coordinator's is of one of this fleet."""
         keys = (ed25519_verifier(online.key) for online in self._keys.ring.online)

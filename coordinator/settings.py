@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from coordinator.access_settings import BrokerSettings, TrustSettings
 from coordinator.distillation_settings import DistillationSettings
+from coordinator.gossip_settings import GossipSettings, check_gossip
 from coordinator.local_steps import BudgetSettings, StepRule
 from coordinator.trust_settings import FoldSettings, PrivacySettings
 from edge_agent.runtimes.optimizers import OptimizerSettings
@@ -326,6 +327,7 @@ class Settings:
     downlink: DownlinkSettings = field(default_factory=DownlinkSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
+    gossip: GossipSettings = field(default_factory=GossipSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
 
     def __post_init__(self) -> None:
@@ -342,6 +344,7 @@ class Settings:
             evaluation=self.evaluation.data,
             rounds=self.rounds.count,
         )
+        check_gossip(self)
 
 
 def _check_mode(rounds: RoundSettings) -> None:
@@ -386,6 +389,7 @@ def load(path: Path) -> Settings:
         trust=trust,
         evaluation=evaluation,
         distillation=settings.distillation.within(folder),
+        gossip=settings.gossip.within(folder),
     )
 
 

@@ -304,14 +304,6 @@ class Store:
         """The set that the fold of a round took, or would take now, in the order of rounds, then devices."""
         return rows.accepted(self._sql, number)
 
-    def waiting_before(self, number: int) -> int:
-        """How many updates of rounds before this one wait for a fold."""
-        found = self._sql.execute(
-            "SELECT count(*) FROM updates WHERE fold IS NULL AND discarded IS NULL AND round < ?", (number,)
-        )
-        count: int = found.fetchone()[0]
-        return count
-
     def delivered_in(self, number: int) -> frozenset[str]:
         """The devices whose update of a round was accepted."""
         found = self._sql.execute("SELECT device FROM updates WHERE round = ?", (number,))
@@ -320,6 +312,11 @@ class Store:
     def told(self, read: Callable[[sqlite3.Connection], T]) -> T:
         """What a reader of rows, which changes none, finds here."""
         return read(self._sql)
+
+    def keep(self, write: Callable[[sqlite3.Connection], None]) -> None:
+        """Lets a writer of rows write, in one transaction."""
+        with self._transaction() as sql:
+            write(sql)
 
     def participations(self, version: int) -> dict[str, dict[float, int]]:
         return ledger.participations(self._sql, version)

@@ -10,6 +10,7 @@ from coordinator.distiller import Distiller
 from coordinator.downlink import check_downlink, steps_for
 from coordinator.evaluate import Examine, accuracy_of
 from coordinator.fold import discount
+from coordinator.gossip_rules import check_bundle
 from coordinator.ledger import recent_norms
 from coordinator.masking import check_mask
 from coordinator.next_model import Made, first_model, load_model, load_public, next_model, structure_of
@@ -45,6 +46,7 @@ class Versions:
         self._clock, self._examine, self._distiller = clock, examine, distiller
         check_mask(settings, bundle.manifest)
         check_privacy(settings.privacy, bundle.manifest)
+        check_bundle(settings, bundle.manifest)
         if settings.privacy.on:
             check_installed()
         check_downlink(settings, masked=bundle.manifest.mask is not None)

@@ -36,6 +36,8 @@ Failpoint = Literal[
     "agent.receipt-settling",
     "agent.receipt-settled",
     "agent.task-forgotten",
+    "coordinator.council-keeping",
+    "coordinator.council-kept",
     "coordinator.round-opening",
     "coordinator.round-opened",
     "coordinator.task-sent",

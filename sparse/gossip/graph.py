@@ -140,15 +140,22 @@ def parse_topology(text: str, n: int, rng: np.random.Generator) -> Graph:
 def parse_edges(text: str, names: Sequence[str]) -> Graph:
     """The graph of a file: a link a line, as the names of two devices; # begins a comment. Links of devices that are
     not among `names` count for nothing, for a fleet's file outlives its members. Raises ValueError by line."""
-    place = {name: i for i, name in enumerate(names)}
-    edges = []
-    for number, line in enumerate(text.splitlines(), 1):
-        said = line.partition("#")[0].split()
-        if said and len(said) != 2:
-            raise ValueError(f"topology: line {number} has {len(said)} words where a link is the names of two devices")
-        if said and said[0] in place and said[1] in place:
-            edges.append((place[said[0]], place[said[1]]))
-    return graph_of(len(names), edges)
+    return graph_of(len(names), _edges_among(text, names))
+
+
+def reachable(text: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The largest part of `names` that the links of a file hold together, of two as large the one named first."""
+    left, best = list(names), list[str]()
+    while left:
+        near: list[list[int]] = [[] for _ in left]
+        for i, j in _edges_among(text, left):
+            near[i].append(j)
+            near[j].append(i)
+        apart = set(unreached(near))
+        part = [name for i, name in enumerate(left) if i not in apart]
+        best = part if len(part) > len(best) else best
+        left = [name for i, name in enumerate(left) if i in apart]
+    return tuple(best)
 
 
 def spanning_tree(graph: Graph, root: int = 0) -> Graph:
@@ -189,6 +196,18 @@ def distances(graph: Graph, start: int) -> list[int]:
                 found[j] = found[i] + 1
                 turn.append(j)
     return found
+
+
+def _edges_among(text: str, names: Sequence[str]) -> list[Edge]:
+    place = {name: i for i, name in enumerate(names)}
+    edges = []
+    for number, line in enumerate(text.splitlines(), 1):
+        said = line.partition("#")[0].split()
+        if said and len(said) != 2:
+            raise ValueError(f"topology: line {number} has {len(said)} words where a link is the names of two devices")
+        if said and said[0] in place and said[1] in place:
+            edges.append((place[said[0]], place[said[1]]))
+    return edges
 
 
 def unreached(neighbours: Sequence[Sequence[int]]) -> list[int]:

@@ -1,7 +1,7 @@
 """A whole fleet in one process: a coordinator on a real store, fake agents that train by formula, and a clock."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -356,7 +356,11 @@ class Simulation:
             self.examine,
             lambda: self.wall_s,
             distiller=self.distiller,
+            allow=self.allow,
         )
+
+    def allow(self, neighbours: Mapping[str, Sequence[str]]) -> None:
+        """What the broker would be told."""
 
     def kill(self) -> None:
         """The process is gone between two instructions: nothing is said or written any more."""

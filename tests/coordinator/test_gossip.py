@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from coordinator import gossip
-from coordinator.gossip import AHEAD, Council, GossipSettings, access, due, here, left, mean_distance, stands, unheard
+from coordinator.gossip import AHEAD, Council, Rules, access, due, here, left, mean_distance, stands, unheard
 from coordinator.neighbour_access import neighbours_acl
 from protocol.gossip import Effort, Membership, Standing
 
-SETTINGS = GossipSettings(minimum=3, dead_after_s=100.0)
+SETTINGS = Rules(first=3, minimum=3, dead_after_s=100.0)
 NAMES = ("aa", "bb", "cc", "dd")
 
 
-def begun(names: tuple[str, ...] = NAMES, settings: GossipSettings = SETTINGS) -> Council:
+def begun(names: tuple[str, ...] = NAMES, settings: Rules = SETTINGS) -> Council:
     """All are here and in the first epoch, having completed number 7."""
     council = Council("run")
     for name in names:
@@ -108,7 +108,7 @@ def test_too_few_devices_are_left_in_their_epoch() -> None:
 
 
 def test_control_raises_gossip_once_for_each_number_that_all_have_completed() -> None:
-    settings = GossipSettings(minimum=3, target=0.25, first_phase=1000)
+    settings = Rules(first=3, minimum=3, target=0.25, first_phase=1000)
     council, told = due(begun(settings=settings), settings, 0.0)
     assert told.effort == Effort(1, 2)
     assert due(council, settings, 0.0) == (council, gossip.Told())
@@ -118,7 +118,7 @@ def test_control_raises_gossip_once_for_each_number_that_all_have_completed() ->
 
 
 def test_a_topology_from_links_is_among_those_who_are_here() -> None:
-    settings = GossipSettings(links="aa bb\nbb cc\ncc zz\nbb dd", minimum=3)
+    settings = Rules(links="aa bb\nbb cc\ncc zz\nbb dd", first=3, minimum=3)
     assert access(begun(settings=settings)) == {"aa": ("bb",), "bb": ("aa", "cc", "dd"), "cc": ("bb",), "dd": ("bb",)}
 
 
@@ -143,6 +143,6 @@ def test_a_name_that_would_say_more_than_a_name_is_none() -> None:
 
 def test_a_membership_leaves_a_device_the_rest_of_1() -> None:
     assert begun().told["aa"] == Membership(
-        "run", 1, begun().told["aa"].neighbours, SETTINGS.codec, SETTINGS.gamma, 0, True, Effort()
+        "run", 1, begun().told["aa"].neighbours, SETTINGS.codec, 0.5, 0, True, Effort()
     )
     assert begun().told["aa"].own_weight == pytest.approx(1 / 3)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from coordinator import gossip as council_table
-from coordinator.gossip import Council, GossipSettings, Told
+from coordinator.gossip import Council, Rules, Told
 from edge_agent.gossip import node as table
 from edge_agent.gossip.node import Completed, Shape, Train
 from edge_agent.gossip.store import NodeStore
@@ -24,7 +24,9 @@ from protocol.transport import Incoming, MemoryBroker
 from sparse.gossip.consensus import distance
 
 TOPICS, D, LAYOUT = Topics("hall"), 40, bytes(8)
-SETTINGS = GossipSettings("ring", codec="topk:0.2/float32/rice", gamma=0.4, minimum=3, dead_after_s=30.0)
+SETTINGS = Rules(
+    "ring", codec="topk:0.2/float32/rice", gamma=council_table.fixed(0.4), first=3, minimum=3, dead_after_s=30.0
+)
 
 
 class Device:
@@ -70,7 +72,7 @@ class Device:
 
 
 class Fleet:
-    def __init__(self, folder: Path, settings: GossipSettings = SETTINGS) -> None:
+    def __init__(self, folder: Path, settings: Rules = SETTINGS) -> None:
         self.folder, self.settings, self.now = folder, settings, 0.0
         self.broker, self.devices, self.council = MemoryBroker(), dict[str, Device](), Council("run")
         self.transport = self.broker.connect("coordinator", TOPICS.of_coordinator())
@@ -177,7 +179,8 @@ def test_a_device_that_is_lost_for_good_is_left_out_and_the_others_go_on(fleet: 
 
 def test_consensus_control_brings_devices_closer(tmp_path: Path) -> None:
     controlled = Fleet(
-        tmp_path, GossipSettings("ring", codec="all/float16", gamma=0.5, minimum=4, target=0.2, first_phase=999)
+        tmp_path,
+        Rules("ring", codec="all/float16", gamma=council_table.fixed(0.5), first=4, target=0.2, first_phase=999),
     )
     for name in ("aa", "bb", "cc", "dd"):
         controlled.start(name)

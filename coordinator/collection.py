@@ -1,0 +1,20 @@
+"""Rounds of a fleet without a hub: all members are asked, and a version is made of all their models.
+
+Who has left is not waited for, and a newcomer that has not begun yet has nothing to send; so what a round waits for is
+worked out anew whenever its table is asked.
+"""
+
+from collections.abc import Set
+from dataclasses import replace
+
+from coordinator.round import Round
+
+
+def waiting_for(state: Round, members: Set[str], collected: Set[str], minimum: int | None) -> Round:
+    """The round, as these members are to close it. collected: those of them that have a model to send. minimum: that is
+    enough at the deadline, None for all."""
+    done = frozenset(state.devices("done"))
+    out = frozenset(state.devices("out"))
+    goal = max(1, len((collected - out) | done))
+    least = goal if minimum is None else min(minimum, goal)
+    return replace(state, goal=goal, minimum=least, wanted=max(goal, len(members | done)))
