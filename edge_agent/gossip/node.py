@@ -28,6 +28,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from edge_agent.gossip.sums import Sums
 from protocol.gossip import Effort, Membership
 from sparse.codecs import PayloadError, Shapes, max_payload_bytes, parse_codec
 from sparse.codecs.spec import DENSE
@@ -56,7 +57,8 @@ class Node:
 
     number: of the difference that is made or exchanged, 0 while bases are gathered. x: while waiting the model before
     the exchange (y). before: the model that the training began at. payloads: one's own, by epoch and number. next: a
-    membership that waits for its `after`. heard: by neighbour and number, decoded; not kept on disk.
+    membership that waits for its `after`. heard: by neighbour and number, decoded; not kept on disk. choco and sums are
+    of one algorithm each; sums are kept.
     """
 
     phase: Phase
@@ -69,6 +71,7 @@ class Node:
     next: Membership | None = None
     effort: Effort = field(default_factory=Effort)
     heard: Mapping[tuple[str, int], Vector] = field(default_factory=dict)
+    sums: Sums | None = None
 
 
 # Events
@@ -296,10 +299,10 @@ def _next(node: Node) -> tuple[Node, list[Decision]]:
     number = node.number + 1
     heard = {key: vector for key, vector in node.heard.items() if key[1] >= number}
     node = replace(node, phase="training", number=number, before=node.x, heard=heard)
-    return node, [_train(node)]
+    return node, [train_of(node)]
 
 
-def _train(node: Node) -> Train:
+def train_of(node: Node) -> Train:
     """Between two trainings there are exchanges alone, for as many rounds as the effort says."""
     exchange_only = (node.number - 1) % node.effort.gossip_rounds != 0
     return Train(node_epoch(node), node.number, node.x, 0 if exchange_only else node.effort.local_steps)
@@ -370,7 +373,7 @@ def _restarted(node: Node) -> list[Decision]:
         newest = max(node.payloads)
         said.append(Publish(*newest, node.payloads[newest]))
     if node.phase == "training":
-        said.append(_train(node))
+        said.append(train_of(node))
     return [*said, *_asks(node)]
 
 

@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.gossip.node import Node
+from edge_agent.gossip.sums import Sums
 from protocol.database import sealed, unsealed
 from protocol.failpoints import reached
 from protocol.gossip import Effort, Membership
 from protocol.records import RecordError, read_record, write_record
 from sparse.gossip.choco import Choco
+from sparse.gossip.relay import Relayed
 
 log = logging.getLogger("edge-agent")
 
@@ -37,7 +39,7 @@ class NodeStore:
                 database.execute(table)
 
     def keep(self, node: Node) -> None:
-        """Durable when it returns. What was heard is not kept; neighbours say it again."""
+        """Durable when it returns. What was heard of differences is not kept; neighbours say it again."""
         data = sealed(_dumped(node))
         with self._database:
             self._database.execute("INSERT OR REPLACE INTO gossip VALUES (1, ?)", (data,))
@@ -82,6 +84,7 @@ def _dumped(node: Node) -> bytes:
         "before": None if node.before is None else node.before.astype("<f4").tobytes(),
         "h": None if choco is None else choco.h.astype("<f8").tobytes(),
         "s": None if choco is None else choco.s.astype("<f8").tobytes(),
+        "sums": None if node.sums is None else _dumped_sums(node.sums),
         "payloads": [[*key, payload] for key, payload in sorted(node.payloads.items())],
         "membership": None if node.membership is None else write_record(node.membership),
         "next": None if node.next is None else write_record(node.next),
@@ -105,7 +108,32 @@ def _loaded(fields: dict[str, Any], d: int) -> Node:
         {(epoch, number): payload for epoch, number, payload in fields["payloads"]},
         None if fields["next"] is None else read_record(Membership, fields["next"]),
         read_record(Effort, fields["effort"]),
+        sums=None if fields.get("sums") is None else _loaded_sums(fields["sums"], d),
     )
+
+
+def _dumped_sums(sums: Sums) -> dict[str, Any]:
+    return {
+        "fill": sums.fill.astype("<f4").tobytes(),
+        "heard": [
+            [neighbour, [[m.number, m.count, m.total.astype("<f4").tobytes()] for m in held]]
+            for neighbour, held in sorted(sums.heard.items())
+        ],
+        "said": [[neighbour, payload] for neighbour, payload in sorted(sums.said.items())],
+        "number": sums.number,
+        "estimate": sums.estimate,
+    }
+
+
+def _loaded_sums(fields: dict[str, Any], d: int) -> Sums:
+    heard = {
+        neighbour: tuple(
+            Relayed(_vector(total, "<f4", d).astype(np.float32), count, number) for number, count, total in held
+        )
+        for neighbour, held in fields["heard"]
+    }
+    fill = _vector(fields["fill"], "<f4", d).astype(np.float32)
+    return Sums(fill, heard, dict(fields["said"]), fields["number"], fields["estimate"])
 
 
 def _vector(data: bytes, kind: str, d: int) -> npt.NDArray[Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from edge_agent.gossip import node
+from edge_agent.gossip import node, relay_node
 from edge_agent.gossip.node import Decision, Event, Node, Shape
 from protocol.gossip import Algorithm, Membership
 
@@ -21,6 +21,7 @@ class Table:
 
 TABLES: Mapping[Algorithm, Table] = {
     "choco": Table(node.step, node.waits_for, node.takes, node.most_bytes),
+    "relay": Table(relay_node.step, relay_node.waits_for, relay_node.takes, relay_node.most_bytes),
 }
 
 

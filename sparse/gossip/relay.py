@@ -17,6 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from sparse.codecs import CodecSpec
+from sparse.codecs.floats import SIZES
+
 Vector = npt.NDArray[np.float32]
 
 
@@ -35,6 +38,15 @@ class Relay:
 
     neighbours: tuple[int, ...]
     heard: Mapping[int, Relayed]
+
+
+def check_codec(spec: CodecSpec) -> None:
+    """Raises ValueError for a codec that is for differences: of a sum, nothing that it leaves out comes later."""
+    if spec.selection != "all" or spec.values not in SIZES:
+        raise ValueError(
+            f"codec: {spec} leaves out or coarsens, which differences make good later and absolute sums do not; use "
+            "all/float32, all/float16 or all/bfloat16"
+        )
 
 
 def begin(neighbours: tuple[int, ...]) -> Relay:

@@ -188,4 +188,4 @@ def test_more_gossip_rounds_are_exchanges_without_training_in_between() -> None:
     ]
     assert moved[0]
     node = network.nodes[name(0)]
-    assert [table._train(replace(node, number=t)).steps for t in range(1, 7)] == [2, 0, 0, 2, 0, 0]
+    assert [table.train_of(replace(node, number=t)).steps for t in range(1, 7)] == [2, 0, 0, 2, 0, 0]
