@@ -27,6 +27,9 @@ def insert(sql: sqlite3.Connection, device: str, offer: Offer) -> None:
     if found is not None:
         what = (offer.round, device, found.examples, found.loss, found.accuracy)
         sql.execute("INSERT OR REPLACE INTO held_out VALUES (?, ?, ?, ?, ?)", what)
+    if found is not None and found.personal is not None and found.mixed is not None:
+        heads = (offer.round, device, found.personal, found.mixed)
+        sql.execute("INSERT OR REPLACE INTO local_heads VALUES (?, ?, ?, ?)", heads)
 
 
 def newest(sql: sqlite3.Connection) -> tuple[int, OnDevices] | None:

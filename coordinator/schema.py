@@ -11,7 +11,7 @@ from protocol.database import check_before_writing, damaged
 from protocol.disk import LOCAL, Disk, disk_named, exists, is_disk_trouble
 from protocol.errors import ConfigurationError, NothingToDoError
 
-VERSION = 13
+VERSION = 14
 DATABASE = "coordinator.sqlite"
 LOCK = "lock"
 # What it costs to do without a state folder.
@@ -55,6 +55,10 @@ CREATE TABLE updates (
 );
 CREATE TABLE held_out (
   round INTEGER NOT NULL, device TEXT NOT NULL, examples INTEGER NOT NULL, loss REAL NOT NULL, accuracy REAL,
+  PRIMARY KEY (round, device)
+) WITHOUT ROWID;
+CREATE TABLE local_heads (
+  round INTEGER NOT NULL, device TEXT NOT NULL, personal REAL NOT NULL, mixed REAL NOT NULL,
   PRIMARY KEY (round, device)
 ) WITHOUT ROWID;
 CREATE TABLE receipts (
@@ -110,6 +114,10 @@ _STEPS = {
     ),
     12: "ALTER TABLE models ADD COLUMN folded BLOB;",
     13: "ALTER TABLE models ADD COLUMN distilled TEXT;",
+    14: (
+        "CREATE TABLE local_heads (round INTEGER NOT NULL, device TEXT NOT NULL, personal REAL NOT NULL, "
+        "mixed REAL NOT NULL, PRIMARY KEY (round, device)) WITHOUT ROWID;"
+    ),
 }
 
 

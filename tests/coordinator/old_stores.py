@@ -19,9 +19,10 @@ _CAME: dict[int, tuple[tuple[str, str], ...]] = {
     11: (),
     12: (("models", "folded"),),
     13: (("models", "distilled"),),
+    14: (),
 }
 # And which tables.
-_TABLES: dict[int, tuple[str, ...]] = {11: ("held_out",)}
+_TABLES: dict[int, tuple[str, ...]] = {11: ("held_out",), 14: ("local_heads",)}
 # And which indexes, over such columns.
 _INDEXES: dict[int, tuple[str, ...]] = {7: ("waiting_updates", "folded_updates", "carried_tasks")}
 
