@@ -49,7 +49,7 @@ process = "child"                  # of lower priority and with limits, killed a
 nice = 10                          # how much lower that process's priority is, 0 to 19
 
 [personal]                         # a head of this device's own, which stays here (docs/algorithms.md)
-enabled = false
+enabled = false                    # true: it is trained with every task, and edge-agent personal shows and uses it
 steps = 200                        # of softmax regression, from each round's head; 0 leaves that
 batch_size = 32                    # examples a step
 rate = 0.5                         # 1 is the largest that cannot overshoot, whatever the features

@@ -1,8 +1,8 @@
 """The personal head on this disk: one file in the state folder, written at once, with a checksum. Nothing sends it.
 
 A safetensors file, as the project's others: `weight`, `bias`, `fleet.weight`, `fleet.bias`, `mean.own` and
-`mean.fleet`, all F32; its text `of` says what it was made from and how it does. A model that has this head, where one is
-kept, lies beside it under a name that the file says, so that both change at once.
+`mean.fleet`, all F32; its text `of` says what it was made from and how it does. A model that has this head, where one
+is kept, lies beside it under a name that the file says, so that both change at once.
 """
 
 import json
