@@ -49,6 +49,18 @@ def run(problem: Problem, plan: Plan, seed: int) -> Row:
     """Trains the fleet of a problem, and measures the last model. Where training diverged that is the last finite one,
     and the row has the fewer rounds that led to it.
     """
+    model, spent = trained(problem, plan, seed)
+    return Row(
+        *(problem.dataset, problem.split, "hub", plan.algorithm, plan.codec, len(spent)),
+        bytes=sum(spent) // len(problem.fleet),
+        accuracy_mean=round(problem.accuracy(model), 4),
+        accuracy_sd=0.0,
+        accuracy_worst_device=round(problem.worst_device(model), 4),
+    )
+
+
+def trained(problem: Problem, plan: Plan, seed: int) -> tuple[Vector, list[int]]:
+    """The last model, float32[total], or the last finite one, and the bytes of each round that led to it."""
     fleet = _Fleet(problem, plan, seed)
     model, state, spent, done = problem.initial, initial_state(), list[int](), 0
     while done < plan.steps:
@@ -61,13 +73,7 @@ def run(problem: Problem, plan: Plan, seed: int) -> Row:
         state, model = server_step(ServerSettings(), state, model, folded)
         spent.append(cost)
         done += steps
-    return Row(
-        *(problem.dataset, problem.split, "hub", plan.algorithm, plan.codec, len(spent)),
-        bytes=sum(spent) // len(problem.fleet),
-        accuracy_mean=round(problem.accuracy(model), 4),
-        accuracy_sd=0.0,
-        accuracy_worst_device=round(problem.worst_device(model), 4),
-    )
+    return model, spent
 
 
 class _Fleet:

@@ -28,6 +28,10 @@ def insert(sql: sqlite3.Connection, device: str, offer: Offer) -> None:
         if found is not None:
             what = (offer.round, device, found.examples, found.loss, found.accuracy)
             sql.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?, ?)", what)
+    of_fleet = offer.held_out
+    if of_fleet is not None and of_fleet.personal is not None and of_fleet.mixed is not None:
+        heads = (offer.round, device, of_fleet.personal, of_fleet.mixed)
+        sql.execute("INSERT OR REPLACE INTO local_heads VALUES (?, ?, ?, ?)", heads)
 
 
 def newest(sql: sqlite3.Connection) -> tuple[int, OnDevices] | None:

@@ -15,7 +15,9 @@ class RoundRow:
     """One committed round, as its event said; round 0 is the exported model. devices: updates in its fold, `late` of
     them of earlier rounds. accuracy: of its version, the averaged model, on the coordinator's held-out data;
     device_mean, device_worst: of the same version on what devices hold out of their own, as they say with the next
-    round's updates, each device counting once. distilled: what its clients taught it after the fold, if anything."""
+    round's updates, each device counting once; personal_mean to mixed_worst: of those that tell it, with the head that
+    each keeps to itself in place of the version's, and with both. distilled: what its clients taught it after the fold,
+    if anything."""
 
     round: int
     version: int
@@ -32,6 +34,10 @@ class RoundRow:
     late: int
     device_mean: float | None = None
     device_worst: float | None = None
+    personal_mean: float | None = None
+    personal_worst: float | None = None
+    mixed_mean: float | None = None
+    mixed_worst: float | None = None
     distilled: Distillation | None = None
 
 
@@ -40,6 +46,10 @@ _ROUND = (
     "bytes_up, bytes_down, (SELECT count(*) FROM updates u WHERE u.fold = rounds.version AND u.round < rounds.round), "
     "(SELECT avg(accuracy) FROM held_out h WHERE h.round = rounds.version + 1), "
     "(SELECT min(accuracy) FROM held_out h WHERE h.round = rounds.version + 1), "
+    "(SELECT avg(personal) FROM local_heads h WHERE h.round = rounds.version + 1), "
+    "(SELECT min(personal) FROM local_heads h WHERE h.round = rounds.version + 1), "
+    "(SELECT avg(mixed) FROM local_heads h WHERE h.round = rounds.version + 1), "
+    "(SELECT min(mixed) FROM local_heads h WHERE h.round = rounds.version + 1), "
     "(SELECT distilled FROM models m WHERE m.version = rounds.version) "
     "FROM rounds WHERE state = 'committed'"
 )
@@ -53,6 +63,8 @@ def round_rows(sql: sqlite3.Connection) -> tuple[RoundRow, ...]:
         accuracy = accuracy_of(json.loads(first[1]))
         seen = on_devices(sql, 0)
         said = (None, None) if seen is None else (seen.mean, seen.worst)
+        heads = "SELECT avg(personal), min(personal), avg(mixed), min(mixed) FROM local_heads WHERE round = 1"
+        said += sql.execute(heads).fetchone()
         rows.insert(0, RoundRow(0, 0, 0, accuracy, first[0], 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, *said))
     return tuple(rows)
 

@@ -11,7 +11,7 @@ from protocol.database import check_before_writing, damaged
 from protocol.disk import LOCAL, Disk, disk_named, exists, is_disk_trouble
 from protocol.errors import ConfigurationError, NothingToDoError
 
-VERSION = 14
+VERSION = 15
 DATABASE = "coordinator.sqlite"
 LOCK = "lock"
 # What it costs to do without a state folder.
@@ -72,6 +72,10 @@ CREATE TABLE held_out (
   round INTEGER NOT NULL, device TEXT NOT NULL, examples INTEGER NOT NULL, loss REAL NOT NULL, accuracy REAL,
   PRIMARY KEY (round, device)
 ) WITHOUT ROWID;
+CREATE TABLE local_heads (
+  round INTEGER NOT NULL, device TEXT NOT NULL, personal REAL NOT NULL, mixed REAL NOT NULL,
+  PRIMARY KEY (round, device)
+) WITHOUT ROWID;
 CREATE TABLE receipts (
   device TEXT NOT NULL, update_boot INTEGER NOT NULL, update_sequence INTEGER NOT NULL, digest BLOB NOT NULL,
   round INTEGER NOT NULL, receipt BLOB NOT NULL,
@@ -126,6 +130,10 @@ _STEPS = {
     12: "ALTER TABLE models ADD COLUMN folded BLOB;",
     13: "ALTER TABLE models ADD COLUMN distilled TEXT;",
     14: _GOSSIP,
+    15: (
+        "CREATE TABLE local_heads (round INTEGER NOT NULL, device TEXT NOT NULL, personal REAL NOT NULL, "
+        "mixed REAL NOT NULL, PRIMARY KEY (round, device)) WITHOUT ROWID;"
+    ),
 }
 
 

@@ -98,9 +98,10 @@ class Agent:
         masks, variant = MaskShelf(state / "masks", disk), settings.training.variant
         catch_up = CatchUp(store.blobs, self._outgoing.digests)
         slots = Slots(store.database, software(), wall)
-        assets = Assets(state / "bundles", store.blobs, masks, catch_up, variant, selector.selected, slots)
+        fetched = catch_up, variant, selector.selected, slots, settings.personal.deployed
+        assets = Assets(state / "bundles", store.blobs, masks, *fetched)
         if trainer is None:
-            workshop = Workshop(settings.data, base, state, settings.training, disk, clock, wall)
+            workshop = Workshop(settings.data, base, state, settings.training, disk, clock, wall, settings.personal)
             self._trainer: Trainer = SameProcess(workshop, assets, settings.training, peak)
         else:
             self._trainer = trainer(assets)

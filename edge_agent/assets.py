@@ -35,7 +35,7 @@ class Assets:
 
     variant: as in the settings: "auto", or the one that this device is pinned to. select: which backend, by manifest,
     digest and variant; it may change its mind. Raises ConfigurationError when none serves. slots: whose bundles stay;
-    None in a process that only reads what the agent put in place.
+    None in a process that only reads what the agent put in place. deployable: the graph to deploy is fetched too.
     """
 
     bundles: Path
@@ -45,6 +45,7 @@ class Assets:
     variant: str
     select: Callable[[Manifest, bytes, str], Selection]
     slots: Slots | None = None
+    deployable: bool = False
 
     @property
     def _disk(self) -> Disk:
@@ -261,6 +262,9 @@ class Assets:
         manifest = narrowed(self._manifest(task), wanted)
         backend = manifest.variant(wanted).backends[self.select(manifest, task.manifest.digest, wanted).name]
         paths = dict.fromkeys(path for role, path in backend.files.items() if role not in UNUSED_ROLES)
+        if self.deployable and not manifest.variant(wanted).keep:
+            # It has the shapes of the whole model, which a tier has not.
+            paths[manifest.inference.path] = None
         return [manifest.file(path) for path in (*paths, *self._record(task, manifest))]
 
     def _record(self, task: Task, manifest: Manifest) -> list[str]:

@@ -189,7 +189,8 @@ def launcher(settings: AgentSettings, base: Path, state: Path, wake: Callable[[]
         memory_mib = available_mib(settings.limits.memory_mib) or 0
         disk_mib = settings.limits.disk_mib
         where = str(state.resolve()), str(base.resolve())
-        return ChildProcess(wire.Start(*where, disk_mib, memory_mib, settings.training, settings.data), wake)
+        start = wire.Start(*where, disk_mib, memory_mib, settings.training, settings.data, settings.personal)
+        return ChildProcess(start, wake)
 
     return launch
 

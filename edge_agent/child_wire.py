@@ -13,6 +13,7 @@ import cbor2
 import numpy as np
 
 from edge_agent.data import DataSettings
+from edge_agent.personal.settings import OFF, PersonalSettings
 from edge_agent.progress import Because
 from edge_agent.runtimes.engine import Vector
 from edge_agent.settings import TrainingSettings
@@ -38,6 +39,7 @@ class Start:
     memory_mib: int
     training: TrainingSettings
     data: DataSettings
+    personal: PersonalSettings = OFF
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from edge_agent import check_command, config_command, diag_command, outbox_command, status_command
+from edge_agent import check_command, config_command, diag_command, outbox_command, personal_command, status_command
 from edge_agent.options import add_config, config_to_make
 from protocol.command import EXIT_CODES, Parser, run_command
 
@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     config_command.add_parser(commands)
     status_command.add_parser(commands)
     outbox_command.add_parser(commands)
+    personal_command.add_parser(commands)
     diag_command.add_parser(commands)
     return parser
 

@@ -187,7 +187,8 @@ class SameProcess:
         bench = self._workshop.bench(bundle, assets.variant_of(task), selected, model, task.model.digest)
         shared = assets.shared(task, bundle.manifest)
         recipe = recipe_of(task, shared)
-        self._held_out = self._workshop.tried(bench, model)
+        said = self._workshop.tried(bench, model)
+        self._held_out = self._workshop.personalised(bench, bundle, task, model, said)
         data = bench.dataset
         if task.until is not None:
             self._opened = _Opened(task, bundle, bench, recipe)

@@ -48,6 +48,16 @@ trial_steps = 3                    # finite steps before this device commits to 
 process = "child"                  # of lower priority and with limits, killed at no loss; "same" is the agent's own
 nice = 10                          # how much lower that process's priority is, 0 to 19
 
+[personal]                         # a head of this device's own, which stays here (docs/algorithms.md)
+enabled = false                    # true: it is trained with every task, and edge-agent personal shows and uses it
+steps = 200                        # of softmax regression, from each round's head; 0 leaves that
+batch_size = 32                    # examples a step
+rate = 0.5                         # 1 is the largest that cannot overshoot, whatever the features
+weight_decay = 0.0                 # how strongly the fleet's head pulls
+most_examples = 2000               # of the training examples so many are drawn, for its memory and time
+report = false                     # true: with an update the coordinator hears its accuracies, and nothing else of it
+deploy = false                     # true: fetch the graph to deploy, and keep a model with this head in state/personal
+
 [limits]
 disk_mib = 512                     # for bundle, model and outbox together
 memory_mib = 0                     # for training, which width tiers go by; 0: what the system has free

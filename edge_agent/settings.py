@@ -10,6 +10,7 @@ from typing import Literal
 from edge_agent.data import DataSettings
 from edge_agent.eligibility import EligibilitySettings
 from edge_agent.options import CONFIG
+from edge_agent.personal.settings import OFF, PersonalSettings
 from edge_agent.runtimes.backends import AUTO, BACKENDS
 from protocol.errors import ConfigurationError
 from protocol.layers import Layers, read_layers, read_settings
@@ -119,6 +120,7 @@ class AgentSettings:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     eligibility: EligibilitySettings = field(default_factory=EligibilitySettings)
+    personal: PersonalSettings = OFF
 
     def __post_init__(self) -> None:
         check_name("device", self.device)

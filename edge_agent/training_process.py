@@ -74,7 +74,7 @@ class Server:
     def __init__(self, start: wire.Start, connection: socket.socket, memory: int) -> None:
         self._start, self._connection, self._memory = start, connection, memory
         state, training = Path(start.state), start.training
-        workshop = Workshop(start.data, Path(start.base), state, training)
+        workshop = Workshop(start.data, Path(start.base), state, training, personal=start.personal)
         self._trainer = SameProcess(workshop, self._assets(Selection("", "")), training)
         self._reported, self._bytes_kept = time.monotonic(), 0
 
@@ -133,7 +133,8 @@ class Server:
         blobs = BlobStore(state / "blobs", self._start.disk_mib << 20, LOCAL, sweep=False)
         catch_up = CatchUp(blobs, set)
         masks, variant = MaskShelf(state / "masks", LOCAL), self._start.training.variant
-        return Assets(state / "bundles", blobs, masks, catch_up, variant, lambda *_: selected)
+        deployable = self._start.personal.deployed
+        return Assets(state / "bundles", blobs, masks, catch_up, variant, lambda *_: selected, deployable=deployable)
 
     def _work(self) -> None:
         """Steps for a moment, and says what came of them."""

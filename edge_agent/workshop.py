@@ -13,6 +13,8 @@ from edge_agent.datasets.listing import Mark
 from edge_agent.datasets.pinning import Pinned
 from edge_agent.held_out import divided, measured
 from edge_agent.momentum import settings_of
+from edge_agent.personal.at_work import personalise
+from edge_agent.personal.settings import OFF, PersonalSettings
 from edge_agent.probes import compared_by, recall, remember
 from edge_agent.runtimes.backends import Choice, Selection, open_selected, runtime_name
 from edge_agent.runtimes.engine import Vector
@@ -60,8 +62,10 @@ class Workshop:
         disk: Disk = LOCAL,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        personal: PersonalSettings = OFF,
     ) -> None:
         self._data, self._base, self._state, self._training = data, base, state, training
+        self._personal = personal
         self._disk, self._clock, self._wall = disk, clock, wall
         self._pinned = Pinned(data, base, state / "blobs", disk)
         self._bench: Bench | None = None
@@ -137,6 +141,16 @@ class Workshop:
             return None
         # By the backend that trains: of the others the device has no files.
         return measured(lambda batch: bench.choice.engine.evaluate(model, batch), bench.held_out)
+
+    def personalised(
+        self, bench: Bench, bundle: Bundle, task: Task, model: Vector, said: HeldOut | None
+    ) -> HeldOut | None:
+        """Makes this device's own head of float32[total] `model`, if it is to have one. said: of the model, to which is
+        added how the head does, if that is to be told."""
+        if not self._personal.enabled:
+            return said
+        opened, data = (bundle, bench.variant), (bench.dataset, bench.held_out)
+        return personalise(self._personal, self._state, task, opened, model, data, said, self._disk)
 
     def finished(self) -> None:
         """The task is over: the next one may have other data."""

@@ -222,17 +222,22 @@ class TaskReport:
 @dataclass(frozen=True, slots=True)
 class HeldOut:
     """How a model did on what the device holds out of its own data: a task's before it was trained, or the device's own
-    without a hub. accuracy: None of a model that has no such metric."""
+    without a hub. accuracy: None of a model that has no such metric. personal, mixed: accuracies with the head that the
+    device keeps to itself in place of the model's, and with both; None where it has none, or does not tell."""
 
     examples: int
     loss: float
     accuracy: float | None = None
+    personal: float | None = None
+    mixed: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.examples < 1 << 63:
             raise ValueError(f"examples: {self.examples} must be at least 1, and fit 64 bits")
-        if self.accuracy is not None and not 0.0 <= self.accuracy <= 1.0:
-            raise ValueError(f"accuracy: {self.accuracy} is outside 0..1")
+        for name in ("accuracy", "personal", "mixed"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name}: {value} is outside 0..1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ def test_a_contract_that_keeps_others_out_of_the_agent_names_every_module_but_th
     modules -= {"edge_agent.runtimes"}
     private = modules - {"edge_agent.__init__", "edge_agent.__main__"}
     closed = [c for c in CONTRACTS if any(name.startswith("edge_agent.") for name in c["forbidden_modules"])]
+    # What a part of the agent keeps from others of it says nothing of the rest.
+    closed = [c for c in closed if c["source_modules"] != ["edge_agent.personal"]]
     assert len(closed) == 3
     for contract in closed:
         named = {name for name in contract["forbidden_modules"] if name.startswith("edge_agent.")}

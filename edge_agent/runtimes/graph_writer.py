@@ -1,4 +1,5 @@
-"""Small ONNX graphs written byte by byte, for machines without the onnx package: what calibration runs.
+"""ONNX graphs written byte by byte, for machines without the onnx package: small ones that calibration runs, and any
+with one more output.
 
 A graph is one protobuf message (onnx.proto, https://github.com/onnx/onnx/blob/main/onnx/onnx.proto); the numbers below
 are its fields. Tests read what is written with the onnx package.
@@ -10,11 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edge_agent.runtimes.engine import Array
+from edge_agent.runtimes.wire_format import BYTES, VARINT, WIDTHS, fields
 
 # As the exporter's graphs have them.
 OPSET, IR = 18, 8
 _TYPES = {np.dtype(np.float32): 1, np.dtype(np.int64): 7, np.dtype(np.bool_): 9}
-_VARINT, _BYTES = 0, 2
+_GRAPH, _OUTPUT, _FLOAT = 7, 12, 1
 
 Attribute = int | Sequence[int]
 
@@ -48,6 +50,24 @@ def write_graph(
     return _number(1, IR) + _bytes(7, body) + _bytes(8, _number(2, OPSET))
 
 
+def with_output(model: bytes, name: str) -> bytes:
+    """A checked model's bytes that gives one of its inner float values too, whatever its shape."""
+    out = b""
+    for number, wire, value in fields(memoryview(model)):
+        if isinstance(value, int):
+            out += _number(number, value)
+        elif wire in WIDTHS:
+            out += _key(number, wire) + bytes(value)
+        else:
+            more = _output(name) if number == _GRAPH else b""
+            out += _bytes(number, bytes(value) + more)
+    return out
+
+
+def _output(name: str) -> bytes:
+    return _bytes(_OUTPUT, _bytes(1, name.encode()) + _bytes(2, _bytes(1, _number(1, _FLOAT))))
+
+
 def _node(place: int, node: Node) -> bytes:
     said = b"".join(_bytes(1, name.encode()) for name in node.inputs)
     said += b"".join(_bytes(2, name.encode()) for name in node.outputs)
@@ -77,11 +97,11 @@ def _key(number: int, kind: int) -> bytes:
 
 
 def _number(number: int, value: int) -> bytes:
-    return _key(number, _VARINT) + _varint(value & (1 << 64) - 1)
+    return _key(number, VARINT) + _varint(value & (1 << 64) - 1)
 
 
 def _bytes(number: int, value: bytes) -> bytes:
-    return _key(number, _BYTES) + _varint(len(value)) + value
+    return _key(number, BYTES) + _varint(len(value)) + value
 
 
 def _varint(value: int) -> bytes:

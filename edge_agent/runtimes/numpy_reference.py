@@ -51,6 +51,11 @@ class NumpyEngine:
         return Evaluation(loss, measure(self._manifest.metrics, scores, batch.targets[0]), len(batch))
 
 
+def forward(manifest: Manifest, model: Vector, inputs: npt.NDArray[np.generic]) -> tuple[Matrix, Matrix]:
+    """The scores of such a model, and what goes into its last layer."""
+    return _forward(_layers(_checked(manifest), model), _flat(inputs))
+
+
 def why_not() -> str | None:
     """This backend runs everywhere."""
     return None

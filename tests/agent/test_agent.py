@@ -12,6 +12,7 @@ from edge_agent.agent import Agent
 from edge_agent.data import Dataset, DataSettings
 from edge_agent.eligibility import EligibilitySettings
 from edge_agent.link import last_will
+from edge_agent.personal.settings import OFF, PersonalSettings
 from edge_agent.same_process import SameProcess
 from edge_agent.settings import AgentSettings, BrokerSettings, TrainingSettings
 from edge_agent.store import AgentStore
@@ -53,6 +54,7 @@ class Fleet:
     training: TrainingSettings = TrainingSettings(idle_unload_s=5.0)  # noqa: RUF009 (frozen)
     data: DataSettings = DataSettings(path="shard.npz")  # noqa: RUF009 (frozen)
     eligibility: EligibilitySettings = EligibilitySettings()  # noqa: RUF009 (frozen)
+    personal: PersonalSettings = OFF
     device: Source | None = None
 
     def turn(self) -> None:
@@ -79,6 +81,7 @@ class Fleet:
             data=self.data,
             training=self.training,
             eligibility=self.eligibility,
+            personal=self.personal,
         )
         self.store = AgentStore(folder / "state", 1 << 24)
         will = last_will(self.coordinator.topics, DEVICE, self.store.boot)

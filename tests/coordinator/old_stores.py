@@ -20,9 +20,14 @@ _CAME: dict[int, tuple[tuple[str, str], ...]] = {
     12: (("models", "folded"),),
     13: (("models", "distilled"),),
     14: (),
+    15: (),
 }
 # And which tables.
-_TABLES: dict[int, tuple[str, ...]] = {11: ("held_out",), 14: ("own_held_out", "council", "consensus")}
+_TABLES: dict[int, tuple[str, ...]] = {
+    11: ("held_out",),
+    14: ("own_held_out", "council", "consensus"),
+    15: ("local_heads",),
+}
 # And which indexes, over such columns.
 _INDEXES: dict[int, tuple[str, ...]] = {7: ("waiting_updates", "folded_updates", "carried_tasks")}
 

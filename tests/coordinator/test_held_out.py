@@ -61,3 +61,34 @@ def test_a_loss_that_is_no_number_is_refused(tmp_path: Path) -> None:
     made.agents["dev-0"].mangle = lambda offer, payload: (replace(offer, held_out=odd), payload)
     made.until(lambda: bool(made.rejected))
     assert made.rejected[0].reason == "figures"
+
+
+def test_local_heads_stand_beside_the_versions_own_accuracy_and_never_in_it(tmp_path: Path) -> None:
+    made = fleet(tmp_path)
+    heads = {"dev-0": (0.95, 0.93), "dev-1": (0.75, 0.85)}
+    for device, (personal, mixed) in heads.items():
+        made.agents[device].mangle = lambda offer, payload, p=personal, m=mixed: (  # type: ignore[misc]
+            replace(offer, held_out=HeldOut(20, 0.3, 0.5, p, m)),
+            payload,
+        )
+    made.finish()
+    made.kill()
+    with Reports(tmp_path / "state") as reports:
+        first, second, last = reports.rounds()
+    for row in (first, second):
+        assert row.personal_mean == pytest.approx(0.85)
+        assert row.mixed_mean == pytest.approx(0.89)
+        assert (row.personal_worst, row.mixed_worst) == (0.75, 0.85)
+        # A third device told of the version alone: it counts there, and nowhere else.
+        assert row.device_worst == 0.5
+    assert (last.personal_mean, last.personal_worst, last.mixed_mean, last.mixed_worst) == (None,) * 4
+    assert first.device_mean == pytest.approx((0.5 + 0.5 + 0.7) / 3)
+    assert second.device_mean == pytest.approx((0.5 + 0.5 + 0.8) / 3)
+
+
+def test_where_no_device_tells_of_a_head_there_is_none_to_show(tmp_path: Path) -> None:
+    made = fleet(tmp_path)
+    made.finish()
+    made.kill()
+    with Reports(tmp_path / "state") as reports:
+        assert {(row.personal_mean, row.mixed_worst) for row in reports.rounds()} == {(None, None)}

@@ -227,6 +227,8 @@ def test_a_field_that_is_missing_is_named(name: str) -> None:
         ("Offer", {"held_out": {"examples": 0, "loss": 0.5}}),
         ("Offer", {"held_out": {"examples": 1 << 63, "loss": 0.5}}),
         ("Offer", {"held_out": {"examples": 9, "loss": 0.5, "accuracy": 1.5}}),
+        ("Offer", {"held_out": {"examples": 9, "loss": 0.5, "accuracy": 0.5, "personal": 1.5, "mixed": 0.5}}),
+        ("Offer", {"held_out": {"examples": 9, "loss": 0.5, "accuracy": 0.5, "personal": 0.5, "mixed": -0.1}}),
         ("Offer", {"base": b""}),
         ("Offer", {"blob": {"digest": b"", "size": 1}}),
         ("Offer", {"examples": 1 << 63}),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from coordinator import gossip as council_table
-from coordinator.gossip import Council, GossipSettings
+from coordinator.gossip import Council, Rules, fixed
 from edge_agent.agent import Agent
 from edge_agent.data import DataSettings
 from edge_agent.eligibility import EligibilitySettings
@@ -45,7 +45,7 @@ from sparse.codecs import decode_update
 from tests.tiny import write_bundle, write_shard
 
 TOPICS, RUN = Topics("hall"), "run"
-SETTINGS = GossipSettings("ring", codec="topk:0.5/float32/rice", gamma=0.4, minimum=4, dead_after_s=1e9, local_steps=2)
+SETTINGS = Rules("ring", "", "topk:0.5/float32/rice", fixed(0.4), local_steps=2, first=4, minimum=4, dead_after_s=1e9)
 MOMENTUM = OptimizerSpec(momentum=0.9, keep_momentum=True)
 
 
@@ -135,7 +135,7 @@ class Hall:
     """Devices, the coordinator's table of who is a neighbour, and tasks said by hand."""
 
     folder: Path
-    settings: GossipSettings = SETTINGS
+    settings: Rules = SETTINGS
     loss: float = 0.0
     twice: float = 0.0
     names: tuple[str, ...] = ("aa", "bb", "cc", "dd")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from coordinator import gossip as council_table
-from coordinator.gossip import GossipSettings
+from coordinator.gossip import Rules, fixed
 from edge_agent.data import DataSettings, load
 from edge_agent.gossip.gossiping import seed_of
 from edge_agent.gossip.node import Vector
@@ -27,7 +27,7 @@ from tests.tiny import TOTAL
 START = (np.arange(1, TOTAL + 1) / 10).astype(np.float32)
 # Two rounds of collection.
 UNTIL = (6, 11)
-EXACT = replace(SETTINGS, codec="all/float32", gamma=1.0)
+EXACT = replace(SETTINGS, codec="all/float32", gamma=fixed(1.0))
 QG = OptimizerSpec(name="qg", momentum=0.9, mu=0.5, nesterov=True)
 
 
@@ -59,7 +59,7 @@ def leg(hall: Hall, device: str, round_: int, number: int, x: Vector, given: Vec
     return training.result()
 
 
-def by_rule(hall: Hall, spec: OptimizerSpec, settings: GossipSettings) -> dict[str, Vector]:
+def by_rule(hall: Hall, spec: OptimizerSpec, settings: Rules) -> dict[str, Vector]:
     """CHOCO-SGD in NumPy, with the gradients of these devices. All exact sums of a delivered update's float32 too."""
     names = list(hall.devices)
     graph = council_table.graph_of_fleet(settings, tuple(names), 1)
@@ -82,7 +82,7 @@ def by_rule(hall: Hall, spec: OptimizerSpec, settings: GossipSettings) -> dict[s
             parts = {k: float(weights[i, names.index(other)]) for k, other in enumerate(near)}
             own = 1.0 - sum(parts.values())
             states[name] = choco.apply(states[name], said[name], own, heard, parts)
-            after = choco.move(states[name], done[name].model, settings.gamma)
+            after = choco.move(states[name], done[name].model, settings.gamma(weights))
             if spec.name == "qg":
                 before = kept[name]
                 assert before is not None
