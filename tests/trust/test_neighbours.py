@@ -38,14 +38,15 @@ def _told(client: Client, topic: str) -> bool:
 
 
 def everyone_speaks(guarded: Guarded, devices: dict[str, Client], number: int) -> None:
-    """A part of each to all, and one and a question of each to each; then the coordinator's word, which comes after all of them."""
+    """A part of each to all, and one and a question of each to each; then the coordinator's word, which comes last."""
     topics = guarded.topics
     for name, client in devices.items():
         part = next(parts(1, number, name.encode()))
         assert client.transport.publish(topics.gossip(name), encode(Envelope(1, number, 0, part)))
         for other in NAMES:
             if other != name:
-                assert client.transport.publish(topics.gossip_to(name, other), encode(Envelope(1, number, 0, part)))
+                own = encode(Envelope(1, number, 0, part))
+                assert client.transport.publish(topics.gossip_to(name, other), own)
                 wanted = encode(Envelope(1, number, 0, Want(1, number)))
                 assert client.transport.publish(topics.want(name, other), wanted)
 
