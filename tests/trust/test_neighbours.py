@@ -19,8 +19,9 @@ NAMES = ("aa", "bb", "cc")
 def devices(guarded: Guarded, tmp_path: Path) -> Iterator[dict[str, Client]]:
     """Three of them, each of which subscribes to whatever it may hear, and to all gossip besides."""
     topics, made = guarded.topics, dict[str, Client]()
+    others = (f"{topics.root}/+/want/+", f"{topics.root}/+/gossip/+")
     for name in NAMES:
-        filters = (*topics.of_agent(name), *topics.of_gossip(name), f"{topics.root}/+/want/+")
+        filters = (*topics.of_agent(name), *topics.of_gossip(name), *others)
         made[name] = Client(guarded.address, issue(guarded.authority, name, tmp_path), *filters)
         made[name].connect()
     yield made
@@ -37,13 +38,15 @@ def _told(client: Client, topic: str) -> bool:
 
 
 def everyone_speaks(guarded: Guarded, devices: dict[str, Client], number: int) -> None:
-    """A part of each, and a question of each to each; then the coordinator's word, which comes after all of them."""
+    """A part of each to all, and one and a question of each to each; then the coordinator's word, which comes last."""
     topics = guarded.topics
     for name, client in devices.items():
         part = next(parts(1, number, name.encode()))
         assert client.transport.publish(topics.gossip(name), encode(Envelope(1, number, 0, part)))
         for other in NAMES:
             if other != name:
+                own = encode(Envelope(1, number, 0, part))
+                assert client.transport.publish(topics.gossip_to(name, other), own)
                 wanted = encode(Envelope(1, number, 0, Want(1, number)))
                 assert client.transport.publish(topics.want(name, other), wanted)
 
@@ -79,8 +82,8 @@ def test_devices_hear_their_neighbours_of_this_epoch_alone_whatever_they_subscri
     heard_after(guarded, devices, coordinator)
     gossip = {name: {t for t in said(devices[name]) if "/gossip" in t or "/want/" in t} for name in NAMES}
     assert gossip == {
-        "aa": {topics.gossip("bb"), topics.want("bb", "aa")},
-        "bb": {topics.gossip("aa"), topics.want("aa", "bb")},
+        "aa": {topics.gossip("bb"), topics.gossip_to("bb", "aa"), topics.want("bb", "aa")},
+        "bb": {topics.gossip("aa"), topics.gossip_to("aa", "bb"), topics.want("aa", "bb")},
         "cc": set(),
     }
     found = decode(next(payload for topic, payload in devices["bb"].heard if topic == topics.gossip("aa")))

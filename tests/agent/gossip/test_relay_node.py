@@ -1,6 +1,9 @@
 """Devices that hand sums on: the bits of the rule where all comes in time, and the same place where much does not."""
 
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +11,7 @@ import pytest
 
 from edge_agent.gossip import node as table
 from edge_agent.gossip import relay_node
+from edge_agent.gossip.store import NodeStore
 from edge_agent.gossip.sums import pack
 from protocol.gossip import Effort, Membership, Neighbour
 from sparse.codecs import parse_codec
@@ -278,3 +282,23 @@ def test_another_algorithm_begins_at_once_from_the_models_that_there_are() -> No
     assert {n.membership.algorithm for n in network.nodes.values() if n.membership} == {"choco"}
     network.run(1, epoch=2)
     np.testing.assert_array_equal([network.completed[d, 2, 1].before for d in network.members], left)
+
+
+def test_a_node_comes_back_from_the_disk_with_the_sums_it_has(tmp_path: Path) -> None:
+    network = begun(binary_tree(4), ordered=True)
+    network.run(5)
+    node = network.nodes[name(1)]
+    assert node.sums is not None
+    with closing(sqlite3.connect(tmp_path / "agent.sqlite")) as database:
+        store = NodeStore(database, D)
+        store.keep(node)
+        found = store.load()
+    assert found is not None
+    assert found.sums is not None
+    assert (found.membership, found.phase, found.number) == (node.membership, node.phase, node.number)
+    assert (found.sums.said, found.sums.number, found.sums.estimate) == (node.sums.said, 5, node.sums.estimate)
+    np.testing.assert_array_equal(found.sums.fill, node.sums.fill)
+    for neighbour, held in node.sums.heard.items():
+        again = found.sums.heard[neighbour]
+        assert [(m.number, m.count) for m in again] == [(m.number, m.count) for m in held]
+        np.testing.assert_array_equal([m.total for m in again], [m.total for m in held])
