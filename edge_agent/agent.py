@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,9 +145,8 @@ class Agent:
 
     def standing(self) -> Standing:
         """What an operator wants to know of it."""
-        return self._journal.standing(
-            self._connected, self.job, self._attempt.ready, self._trainer.done, self._outgoing.offered
-        )
+        seen = self._connected, self.job, self._attempt.ready, self._trainer.done, self._outgoing.offered
+        return replace(self._journal.standing(*seen), gossip=self._gossiping.state())
 
     # What arrives
 

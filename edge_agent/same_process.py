@@ -110,7 +110,8 @@ class SameProcess:
             if self._opened is not None and self.progress is None:
                 # A trial, of which nothing is kept.
                 return proven
-            return (*proven, Finished(self.training.result(), self._peak(), self._held_out))
+            peak_mib = None if self._opened is not None else self._peak()
+            return (*proven, Finished(self.training.result(), peak_mib, self._held_out))
         self.keep("due")
         return proven
 

@@ -25,6 +25,8 @@ RETRY_FILE = "retry"
 # Between two writes: for what an operator waits for, and for progress and the last message heard.
 SOON_S = 5.0
 RARELY_S = 60.0
+# Of neighbours that are waited for.
+MOST_NAMED = 8
 # Of a reason in words; three of them fit into the page with all the rest.
 _WORDS = 400
 
@@ -37,6 +39,21 @@ class Verdict:
     reason: str = ""
     detail: str = ""
     at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gossip:
+    """How far a device without a hub is. number: exchanges of the epoch that are completed, position: of the run.
+    estimate: how far it is from its neighbours. waits_for: some of those whose message is missing; why: what else it
+    waits for. refused: messages of neighbours."""
+
+    epoch: int = 0
+    number: int = 0
+    position: int = 0
+    estimate: float = 0.0
+    waits_for: tuple[str, ...] = ()
+    why: str = ""
+    refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +75,7 @@ class Standing:
     accepted: Verdict | None = None
     rejected: Verdict | None = None
     refused: Verdict | None = None
+    gossip: Gossip | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +103,7 @@ class Status:
     accepted: Verdict | None = None
     rejected: Verdict | None = None
     refused: Verdict | None = None
+    gossip: Gossip | None = None
 
 
 @dataclass(slots=True)
@@ -202,7 +221,11 @@ def read_status(folder: Path, disk: Disk = LOCAL) -> Status | None:
 
 
 def _essence(standing: Standing) -> Standing:
-    return replace(standing, heard=None, offered=None, done=0)
+    gossip = standing.gossip
+    if gossip is not None:
+        # An exchange may take a moment: of these the epoch is news, and what it waits for besides.
+        gossip = Gossip(gossip.epoch, why=gossip.why)
+    return replace(standing, heard=None, offered=None, done=0, gossip=gossip)
 
 
 def _updated(status: Status, standing: Standing, before: Standing, wall_s: float, now: float) -> Status:
@@ -219,6 +242,7 @@ def _updated(status: Status, standing: Standing, before: Standing, wall_s: float
         status,
         **changed,
         why_not=standing.why_not[:_WORDS],
+        gossip=standing.gossip,
         backend=standing.backend or status.backend,
         heard_s=at(standing.heard, status.heard_s),
         offered_s=at(standing.offered, status.offered_s),

@@ -54,6 +54,7 @@ def report(state: Path, broker: str, disk_mib: int) -> Report:
     """What a state folder tells. Raises SparsefleetError where it cannot be read."""
     from edge_agent import state_view
     from edge_agent.status import read_status
+    from protocol.records import write_record
 
     state_view.open_to_us(state)
     pid, said, kept = state_view.running(state), read_status(state), state_view.kept(state)
@@ -74,6 +75,7 @@ def report(state: Path, broker: str, disk_mib: int) -> Report:
         "round": kept.task.round if kept and kept.task else None,
         "steps_done": said.done if said else 0,
         "steps": said.total if said else 0,
+        "gossip": write_record(said.gossip) if said and said.gossip else None,
         "backend": said.backend if said else "",
         "outbox": len(kept.outbox) if kept else 0,
         "outbox_bytes": sum(one.offer.blob.size for one in kept.outbox) if kept else 0,
@@ -119,6 +121,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         ("broker", f"{link} {facts['broker']}" + _because(facts["why_not_connected"])),
         ("last contact", _when(facts["last_contact_s"])),
         ("task", _task(facts)),
+        *([("gossip", _gossip(facts["gossip"]))] if facts["gossip"] else []),
         ("backend", facts["backend"] or "none chosen yet"),
         ("outbox", f"{facts['outbox']} updates, {facts['outbox_bytes']:,} bytes"),
         ("accepted last", _said(facts["last_accepted"])),
@@ -145,6 +148,18 @@ def _task(facts: dict[str, Any]) -> str:
         return "none in hand"
     steps = f", {facts['steps_done']} of {facts['steps']} steps" if facts["steps"] else ""
     return f"{facts['task']} (round {facts['round']}), {facts['phase']}{steps}"
+
+
+def _gossip(said: dict[str, Any]) -> str:
+    if not said["epoch"]:
+        return f"waits: {said['why']}"
+    waits = [*said["waits_for"], *([said["why"]] if said["why"] else [])]
+    near = f"epoch {said['epoch']}, exchange {said['position']}, {said['estimate']:.4g} from its neighbours"
+    return near + (f", waits for {', '.join(waits)}" if waits else "") + _refused(said["refused"])
+
+
+def _refused(messages: int) -> str:
+    return f", {messages} messages refused" if messages else ""
 
 
 def _said(found: dict[str, Any] | None) -> str:

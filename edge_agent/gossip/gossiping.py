@@ -28,12 +28,13 @@ from edge_agent.gossip.talk import Talk
 from edge_agent.gossip.wire import Wire
 from edge_agent.link import Link
 from edge_agent.momentum import settings_of
+from edge_agent.status import MOST_NAMED, Gossip
 from edge_agent.store import AgentStore
 from edge_agent.trainer import Finished, Leg, News, Ready
 from edge_agent.training import Trained
 from edge_agent.trusted import Trusted
 from protocol.errors import Rejection
-from protocol.gossip import Effort, Membership
+from protocol.gossip import Effort, Membership, Standing
 from protocol.layout import Layout, layout_of, put, take
 from protocol.messages import Task
 from protocol.topics import Topics
@@ -54,19 +55,6 @@ class _Hand:
     ready: Ready
     layout: Layout
     base: Vector
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """For people: how far a device is. position: exchanges of the run that are completed; why: what it waits for."""
-
-    epoch: int = 0
-    number: int = 0
-    position: int = 0
-    estimate: float = 0.0
-    waits_for: tuple[str, ...] = ()
-    why: str = ""
-    refused: int = 0
 
 
 class Gossiping:
@@ -124,8 +112,13 @@ class Gossiping:
 
     def welcomed(self, run: str) -> None:
         """The coordinator hears where this device stands in its run."""
-        if self._carry is not None and self._talk is not None and self._carry.run == run:
+        if self._talk is None or self._carry is None:
+            return
+        if self._carry.run == run:
             self._talk.report()
+        else:
+            # It has no model of this run.
+            self._wire.report(Standing(0, 0, 0.0))
 
     def hear(self, message: Incoming, now: float) -> Rejection | bool:
         """Whether a message is of a neighbour's, or why it is not heeded."""
@@ -292,17 +285,19 @@ class Gossiping:
     def _completed(self, done: Completed) -> None:
         log.debug("exchange epoch=%d number=%d estimate=%g", done.epoch, done.number, done.estimate)
 
-    def state(self) -> State | None:
-        """Where it stands; None of a device that has nothing to do with gossip."""
+    def state(self) -> Gossip | None:
+        """Where it stands, for people; None of a device that has nothing to do with gossip."""
         if self._talk is None:
-            return State(why="no task yet") if self._told is not None else None
+            return None if self._told is None else Gossip(why="it has no task yet")
         said, node = self._talk.standing(), self._talk.node
         refused = sum(n for reason, n in self.refused.items() if reason not in _QUIET)
         refused += sum(self._talk.refused.values())
         if node.membership is None:
-            return State(why="no membership yet", refused=refused)
-        why = "" if self._hand is not None or node.phase != "training" else "no task in hand"
-        return State(said.epoch, said.number, position(node), said.estimate, said.waits_for, why, refused)
+            return Gossip(why="it was told of no neighbours yet", refused=refused)
+        idle = self._hand is None and node.phase == "training"
+        waits_for = said.waits_for[:MOST_NAMED]
+        why = "no task in hand" if idle else ""
+        return Gossip(said.epoch, said.number, position(node), said.estimate, waits_for, why, refused)
 
 
 def position(node: Node) -> int:

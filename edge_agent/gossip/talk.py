@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-
 from edge_agent.gossip import node as table
 from edge_agent.gossip.node import Ask, Completed, Decision, Node, Publish, Refused, Shape, Train, Vector
 from edge_agent.gossip.tables import Table, table_of
@@ -111,7 +109,7 @@ class Talk:
         begins = event.membership if isinstance(event, table.Joined) else before.membership
         node, decisions = table_of(begins).step(before, event, self.shape)
         # What was heard is not kept, so hearing alone is no reason to write. A disk that takes nothing changes nothing.
-        if _worth(before) != _worth(node):
+        if _worth(before) != _worth(node) and not (self._table.in_step and _only_went_on(before, node)):
             self.kept.keep(node)
         self.node = node
         if _worth(before) != _worth(node):
@@ -166,7 +164,7 @@ class Talk:
     def standing(self) -> Standing:
         """Epoch, exchanges of it that are completed, ||s - h|| after the last, and whom it waits for."""
         choco = self.node.choco
-        estimate = 0.0 if choco is None else float(np.linalg.norm(choco.s - choco.h))
+        estimate = 0.0 if choco is None else table.apart(choco)
         waits_for = self._table.waits_for(self.node)
         return Standing(table.node_epoch(self.node), max(0, self.node.number - 1), estimate, waits_for)
 
@@ -182,6 +180,12 @@ class Talk:
         number, epoch = self.node.number, table.node_epoch(self.node)
         self._collected = {k: c for k, c in self._collected.items() if self._table.takes(self.node, k[0], epoch, k[1])}
         self._said = {k: at for k, at in self._said.items() if k[1] >= epoch - 1 and k[2] >= number - 2}
+
+
+def _only_went_on(before: Node, node: Node) -> bool:
+    """Whether all that a step did was to end an exchange."""
+    same = before.membership is node.membership and before.next is node.next and before.effort is node.effort
+    return same and before.phase in ("gathering", "waiting") and before.payloads is node.payloads
 
 
 def _worth(node: Node) -> tuple[object, ...]:

@@ -202,7 +202,7 @@ class Hall:
             if all((name, round_) in self.updates for name in self.devices):
                 return {name: self.own(name, round_) for name in self.devices}
             self.turn()
-        states = {name: device.agent._gossiping.state() for name, device in self.devices.items()}
+        states = {name: device.agent.standing().gossip for name, device in self.devices.items()}
         raise AssertionError(f"no update of {round_}: {states} {self.reports}")
 
     def own(self, device: str, round_: int) -> Vector:
