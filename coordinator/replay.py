@@ -144,7 +144,7 @@ def _step(
         settings.server,
         version - 1,
         base.dense,
-        base.structure.mask,
+        base.structure,
         base.state,
         fold.accepted,
         history.payload,

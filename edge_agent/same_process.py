@@ -177,17 +177,17 @@ class SameProcess:
             return Refused("task", str(error))
 
     def _open(self, task: Task, selected: Selection) -> Ready:
-        if parse_codec(task.codec).selection == "mask" and task.mask is None:
+        if task.chances is None and parse_codec(task.codec).selection == "mask" and task.mask is None:
             raise ValueError(f"codec: {task.codec} needs a mask, and the task has none")
-        if task.until is not None and (task.mask or task.channels):
-            raise ValueError("until: devices without a hub exchange whole models, and this task has a mask or channels")
+        if task.until is not None and (task.mask or task.channels or task.chances):
+            raise ValueError("until: devices without a hub exchange whole models, and this task has a mask, channels or chances")
         assets, wanted = self.assets, self._settings
         bundle = assets.bundle(task)
         model = assets.model(task, bundle.manifest)
         bench = self._workshop.bench(bundle, assets.variant_of(task), selected, model, task.model.digest)
         shared = assets.shared(task, bundle.manifest)
-        recipe = recipe_of(task, shared)
-        self._held_out = self._workshop.tried(bench, model)
+        recipe, chances = recipe_of(task, shared), assets.chances(task)
+        self._held_out = self._workshop.tried(bench, model, chances)
         data = bench.dataset
         if task.until is not None:
             self._opened = _Opened(task, bundle, bench, recipe)
@@ -200,7 +200,8 @@ class SameProcess:
             *(assets.blobs, task, bundle, bench, recipe, shared), wanted.checkpoint_s, wanted.threads
         )
         momentum = laid_out(assets.blobs.root.parent, task, assets.blobs.disk)
-        training = self._workshop.begin(bench, recipe, model, shared, self.progress.found(), momentum)
+        found = self.progress.found()
+        training = self._workshop.begin(bench, recipe, model, shared, found, momentum, chances)
         self.training = training
         return Ready(len(data), bench.choice.engine.name, training.done, training.total_steps, data.left_out.count)
 
