@@ -11,14 +11,14 @@ from sparse.codecs import encode_ballot
 from sparse.masks import masked
 from sparse.votes import chances_of, drawn, kept_of, scores_of, straight_through
 
-# Beside the seed of a step, so that what is dropped in a step does not go with its mask.
-_MASK, _BALLOT = 1, 2
+# Beside the task's seed, which orders the examples.
+_BALLOT = 1
 
 
 class ScoreEngine:
     """An engine whose model is scores, float32[total], at the places of the weights that may be masked; 0 elsewhere.
 
-    A step is taken by `engine` at the frozen weights under a mask that is drawn for it (sparse/votes.py). weights:
+    A step is taken by `engine` at the frozen weights under the likeliest mask of the scores (sparse/votes.py). weights:
     float32[total], which nothing here changes. The gradient is zero where there are no scores, and so are the buffers.
     """
 
@@ -36,19 +36,22 @@ class ScoreEngine:
         return self._engine.name
 
     def step(self, model: Vector, batch: Batch, seed: int) -> StepResult:
-        """See `Engine.step`. The mask follows from the seed."""
-        chances = chances_of(take(model, self._parts))
-        mask = drawn(chances, np.random.default_rng([seed, _MASK]))
-        put(self._seen, self._parts, masked(self._frozen, mask))
+        """See `Engine.step`."""
+        chances = self._show(model)
         found = self._engine.step(self._seen, batch, seed)
         put(self._gradient, self._parts, straight_through(take(found.gradient, self._parts), self._frozen, chances))
         return StepResult(found.loss, self._gradient, self._buffers, found.metrics)
 
     def evaluate(self, model: Vector, batch: Batch) -> Evaluation:
         """See `Engine.evaluate`, under the likeliest mask."""
-        kept = kept_of(chances_of(take(model, self._parts)))
-        put(self._seen, self._parts, masked(self._frozen, kept))
+        self._show(model)
         return self._engine.evaluate(self._seen, batch)
+
+    def _show(self, model: Vector) -> Vector:
+        """Brings what the engine sees up to the scores; returns their chances."""
+        chances = chances_of(take(model, self._parts))
+        put(self._seen, self._parts, masked(self._frozen, kept_of(chances)))
+        return chances
 
 
 def first_scores(manifest: Manifest, chances: Vector) -> Vector:

@@ -1,20 +1,21 @@
 """Masks learnt over frozen weights: a chance for each weight to be kept, scores to learn it by, and one bit to say it.
 
-The weights never move. What is learnt is which of them take part: chance p of a weight is that of its bit being 1, and
-the model is weights x (p >= 1/2). A device turns chances into scores, s = log(p / (1 - p)), and takes steps on them:
+The weights never move. What is learnt is which of them take part: the chance p of a weight is that of its bit being 1,
+and the model is weights x m, with m = (p >= 1/2). A device turns chances into scores, s = log(p / (1 - p)), steps on
 
-    m ~ Bernoulli(sigmoid(s))                                     the mask of this step
-    dL/ds = G x weights x sigmoid(s)(1 - sigmoid(s))              straight through m; G = dL/d(weights x m)
+    dL/ds = G x weights x sigmoid(s)(1 - sigmoid(s)),    G = dL/d(weights x m)    straight through the threshold
 
-and in the end draws one mask more, the bits that it sends. The mean of the devices' masks is the fleet's next p.
+and in the end sends one bit a weight, drawn by its chance: Bernoulli(sigmoid(s)). The mean of all devices' bits is the
+fleet's next p.
 
-Thresholded scores over pretrained weights, with the gradient straight through the threshold: Zhao, Lin, Mi, Jaggi,
-Schuetze, "Masking as an efficient alternative to finetuning" (EMNLP 2020), section 3. Masks that are drawn, and their
-mean as the fleet's chances: Isik, Pase, Gunduz, Weissman, Zorzi, "Sparse random networks for communication-efficient
-federated learning" (FedPM, ICLR 2023), algorithm 1. A threshold alone would lose what a round moves by less than it
-takes to cross it; of a bit that is drawn the mean is the score. Where we depart from FedPM: the weights are pretrained,
-so that nearly all chances begin near 1; chances travel down in a byte each, whose 256 levels never reach 0 or 1, so
-that no weight is out for good; and what is evaluated and deployed is the likeliest mask, not one that is drawn.
+Thresholded scores over pretrained weights, and the gradient straight through: Zhao, Lin, Mi, Jaggi, Schuetze, "Masking
+as an efficient alternative to finetuning" (EMNLP 2020), section 3. Bits that are drawn, and their mean as the fleet's
+chances: Isik, Pase, Gunduz, Weissman, Zorzi, "Sparse random networks for communication-efficient federated learning"
+(FedPM, ICLR 2023), algorithm 1. Bits that are thresholded would lose all that a round moves by less than it takes to
+cross one half; of bits that are drawn the mean is what was learnt. Where we depart: from FedPM, that the weights are
+pretrained and chances begin near 1, that steps see the likeliest mask and not one that is drawn for each, since that is
+what is evaluated and deployed, and that chances travel down in a byte each, whose 256 levels never reach 0 or 1, so
+that no weight is out for good; from Zhao et al., the sigmoid, which makes scores chances.
 """
 
 import numpy as np
