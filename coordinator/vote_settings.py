@@ -1,4 +1,4 @@
-"""Settings of learning a mask over frozen weights: from [masking] of coordinator.toml, and what does not go with them."""
+"""Settings of learning a mask over frozen weights: from [masking] of coordinator.toml, and what does not go with it."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

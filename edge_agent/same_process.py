@@ -180,7 +180,9 @@ class SameProcess:
         if task.chances is None and parse_codec(task.codec).selection == "mask" and task.mask is None:
             raise ValueError(f"codec: {task.codec} needs a mask, and the task has none")
         if task.until is not None and (task.mask or task.channels or task.chances):
-            raise ValueError("until: devices without a hub exchange whole models, and this task has a mask, channels or chances")
+            raise ValueError(
+                "until: devices without a hub exchange models, and this task has a mask, channels or chances"
+            )
         assets, wanted = self.assets, self._settings
         bundle = assets.bundle(task)
         model = assets.model(task, bundle.manifest)
