@@ -19,7 +19,7 @@ from coordinator.uploads import Uploads
 from coordinator.versions import Versions
 from protocol.errors import Rejection
 from protocol.manifest import FULL, Manifest
-from protocol.messages import GOSSIP, KEPT_MOMENTUM, QUASI_GLOBAL, Offer
+from protocol.messages import GOSSIP, KEPT_MOMENTUM, MASKING, QUASI_GLOBAL, Offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,4 +122,6 @@ def skills_for(settings: Settings) -> dict[str, str]:
         found[KEPT_MOMENTUM] = "training.optimizer"
     if settings.gossip.on:
         found[GOSSIP] = "gossip"
+    if settings.masking.on:
+        found[MASKING] = "masking.keep"
     return found

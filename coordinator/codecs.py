@@ -14,7 +14,7 @@ from protocol.layout import Layout
 from protocol.manifest import FULL
 from protocol.messages import BlobRef, Difference
 from protocol.topics import Topics
-from sparse.codecs import parse_codec, typical_update_bytes
+from sparse.codecs import ballot_bytes, parse_codec, typical_update_bytes
 
 # Of the names and numbers in a task, those of usual length: the run's, and of the manifest only its size is a guess.
 _RUN, _MANIFEST = "0" * 12, BlobRef(bytes(32), 1 << 14)
@@ -113,6 +113,9 @@ def cost_of(settings: Settings, view: View, codec: str, whole: Layout | None = N
     seen = replace(view, differences=_step(settings, view, whole))
     task = make_task(settings, _RUN, 1, "", _MANIFEST, 1, seen, variant, codec)
     layout = view.layout
+    if task.chances is not None:
+        # The weights stay as they are: a device fetches them once.
+        return round_bytes(Topics(settings.fleet), task, [task.chances.size], ballot_bytes(layout.n_parameters))
     update = typical_update_bytes(
         layout.n_parameters, layout.n_buffers, parse_codec(codec), view.shared(task), layout.shapes
     )

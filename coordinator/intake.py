@@ -14,12 +14,13 @@ import numpy as np
 from coordinator.fold import Decoded
 from coordinator.round import OPEN, Phase
 from coordinator.views import View
+from coordinator.vote import ballot_delta
 from edge_agent.runtimes.engine import Vector
 from protocol.errors import Rejection
 from protocol.layout import Layout, take
 from protocol.manifest import Manifest
 from protocol.messages import Offer, Task
-from sparse.codecs import PayloadError, Shared, decode_update, max_update_bytes, parse_codec
+from sparse.codecs import PayloadError, Shared, ballot_bytes, decode_update, max_update_bytes, parse_codec
 
 # What these say is of the moment, not of the device's work on its task, which goes on.
 NOT_THE_TASKS_END = frozenset(
@@ -77,7 +78,10 @@ def check_offer(
     if isinstance(seen, Rejection):
         return seen
     layout, shared = seen.layout, seen.shared(task)
-    limit = max_update_bytes(layout.n_parameters, layout.n_buffers, parse_codec(task.codec), shared, layout.shapes)
+    if seen.chances is not None:
+        limit = ballot_bytes(layout.n_parameters)
+    else:
+        limit = max_update_bytes(layout.n_parameters, layout.n_buffers, parse_codec(task.codec), shared, layout.shapes)
     if offer.blob.size > limit:
         return Rejection("too-large", f"{offer.blob.size} bytes are over the limit of {limit} for {task.codec}")
     if offer.base != task.model.digest:
@@ -114,12 +118,17 @@ def _check_freshness(offer: Offer, run: str, seat: Seat) -> Rejection | None:
 
 
 def check_payload(
-    payload: bytes, codec: str, layout: Layout, base: Vector, shared: Shared | None = None
+    payload: bytes,
+    codec: str,
+    layout: Layout,
+    base: Vector,
+    shared: Shared | None = None,
+    chances: Vector | None = None,
 ) -> Decoded | Rejection:
     """The decoded deltas of a payload whose digest was right. base: float32[total], the model trained from. shared: of
-    a task under a mask."""
+    a task under a mask. chances: as for `decode_payload`."""
     try:
-        decoded = decode_payload(payload, codec, layout, shared)
+        decoded = decode_payload(payload, codec, layout, shared, chances)
     except PayloadError as error:
         return Rejection(error.reason, error.detail)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -129,9 +138,13 @@ def check_payload(
     return decoded
 
 
-def decode_payload(payload: bytes, codec: str, layout: Layout, shared: Shared | None = None) -> Decoded:
+def decode_payload(
+    payload: bytes, codec: str, layout: Layout, shared: Shared | None = None, chances: Vector | None = None
+) -> Decoded:
     """The deltas of a payload: of what its variant trains, and of the buffers it moves. A report that the task asked
-    for must be there too. Raises PayloadError."""
+    for must be there too. chances: float32[n_parameters], of which the payload is a ballot. Raises PayloadError."""
+    if chances is not None:
+        return ballot_delta(payload, layout.digest, chances)
     spec = parse_codec(codec)
     return decode_update(payload, layout.n_parameters, layout.n_buffers, layout.digest, spec, shared, layout.shapes)
 

@@ -11,7 +11,9 @@ from coordinator.local_steps import steps_of
 from coordinator.masking import report_size
 from coordinator.settings import Settings, TrainingSettings
 from coordinator.views import View
+from protocol.manifest import FULL
 from protocol.messages import BlobRef, SharedMask, Task
+from sparse.codecs import BALLOT
 
 
 def order_devices(invitations: Mapping[str, int], seed: int, round_number: int) -> tuple[str, ...]:
@@ -77,14 +79,16 @@ def make_task(
         batch_size=training.batch_size,
         learning_rate=learning_rate(training, round_number, settings.rounds.count),
         optimizer=training.optimizer,
-        codec=codec,
+        codec=codec if view.told is None else BALLOT,
         seed=task_seed(settings.seed, round_number, device),
         time_left_s=settings.rounds.deadline_s,
-        variant=variant,
+        # A mask is learnt over all weights that may be masked.
+        variant=variant if view.told is None else FULL,
         channels=view.channels,
         mask=_mask(settings, round_number, view),
         differences=view.differences,
         until=settings.gossip.until(round_number),
+        chances=view.told,
     )
 
 

@@ -178,7 +178,7 @@ class Reception:
         seen = view(task, offer.variant)
         if isinstance(seen, Rejection):
             return seen
-        checked = check_payload(payload, task.codec, seen.layout, seen.model, seen.shared(task))
+        checked = check_payload(payload, task.codec, seen.layout, seen.model, seen.shared(task), seen.chances)
         if isinstance(checked, Rejection):
             return checked
         norms = norms_of(checked)

@@ -3,6 +3,7 @@
 from coordinator.masking import first_mask, next_mask
 from coordinator.settings import Settings
 from coordinator.structure import Structure
+from coordinator.vote import first_vote
 from edge_agent.runtimes.engine import Vector
 from protocol.bundle import Bundle
 from protocol.manifest import Manifest
@@ -12,6 +13,8 @@ from sparse.widths import channel_scores, select
 
 def first_structure(settings: Settings, bundle: Bundle, dense: Vector) -> Structure:
     """The structure that version 0 is worked on under. dense: float32[total]."""
+    if settings.masking.on:
+        return first_vote(settings, bundle)
     return Structure(_channels(settings, bundle.manifest, dense, 1), first_mask(settings, bundle, dense))
 
 

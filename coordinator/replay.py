@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from coordinator.history import Fold, History
+from coordinator.masking import deployed
 from coordinator.server_step import ServerState
 from coordinator.settings import Settings
 from coordinator.structure import Structure
-from coordinator.version_step import version_step
+from coordinator.version_step import Stepped, version_step
 from coordinator.views import View, late_view
+from coordinator.vote import elected
 from edge_agent.runtimes.engine import Vector
 from protocol.errors import SparsefleetError
 from protocol.manifest import Manifest
@@ -76,8 +78,13 @@ def replay(history: History, manifest: Manifest, settings: Settings) -> Iterator
         if why_not is not None or base is None or stored is None:
             yield Replayed(version, len(fold.accepted), why_not)
             continue
-        _, dense = _step(history, manifest, settings, fold, base, version)
-        yield Replayed(version, len(fold.accepted), difference=_compare(manifest, stored, dense))
+        made, kept = _step(history, manifest, settings, fold, base, version), history.structure(version)
+        if made.chances is None or kept is None or kept.chances is None:
+            difference = _compare(manifest, stored, made.dense)
+        else:
+            # The weights are frozen; what a fold makes is their chances.
+            difference = _compare(manifest, kept.chances, made.chances)
+        yield Replayed(version, len(fold.accepted), difference=difference)
 
 
 def replay_without(
@@ -88,7 +95,7 @@ def replay_without(
     first = _first(history, settings)
     base = _Base.read(history, first)
     assert base is not None, "this is what _first looks for"
-    began = base.dense
+    began = _learnt(base.dense, base.structure)
     distilled = [version for version in range(first + 1, history.newest + 1) if history.distilled(version)]
     if distilled:
         raise SparsefleetError(
@@ -103,15 +110,20 @@ def replay_without(
         assert structure is not None
         if others:
             kept = Fold(version, others, fold.discounts, fold.kept)
-            state, dense = _step(history, manifest, settings, kept, base, version)
-        else:
+            made = _step(history, manifest, settings, kept, base, version)
+            base = _Base(made.dense, made.state, structure if made.chances is None else elected(made.chances))
+        elif structure.chances is None:
             # A round of that device alone would have made nothing new.
-            state, dense = base.state, base.dense
-        base = _Base(dense, state, structure)
-        keep(dense, structure)
-        yield Without(
-            version, len(others), len(fold.accepted) - len(others), _distance(real, dense), _distance(real, began)
-        )
+            base = _Base(base.dense, base.state, structure)
+        keep(base.dense, base.structure)
+        there = _learnt(real, structure)
+        apart = _distance(there, _learnt(base.dense, base.structure))
+        yield Without(version, len(others), len(fold.accepted) - len(others), apart, _distance(there, began))
+
+
+def _learnt(dense: Vector, structure: Structure) -> Vector:
+    """What a fold moves: the dense model, or where the weights are frozen what the mask keeps of them."""
+    return dense if structure.chances is None else deployed(dense, structure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,21 +142,19 @@ class _Base:
         return cls(dense, state, structure)
 
 
-def _step(
-    history: History, manifest: Manifest, settings: Settings, fold: Fold, base: _Base, version: int
-) -> tuple[ServerState, Vector]:
+def _step(history: History, manifest: Manifest, settings: Settings, fold: Fold, base: _Base, version: int) -> Stepped:
     def view_for(of: int, variant: str) -> View:
         structure = history.structure(of)
         if structure is None:
             raise SparsefleetError(f"version {version}: the structure of version {of} is not kept")
         return late_view(manifest, structure, base.dense, _NO_BLOB, variant)
 
-    made = version_step(
+    return version_step(
         manifest,
         settings.server,
         version - 1,
         base.dense,
-        base.structure.mask,
+        base.structure,
         base.state,
         fold.accepted,
         history.payload,
@@ -152,7 +162,6 @@ def _step(
         lambda update: fold.discounts[update.number, update.device],
         history.caution(settings, version),
     )
-    return made.state, made.dense
 
 
 def _why_not(history: History, fold: Fold, settings: Settings) -> str | None:

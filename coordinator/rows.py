@@ -342,9 +342,7 @@ def late_blobs(sql: sqlite3.Connection) -> set[bytes]:
     found: set[bytes] = set()
     for (packed,) in sql.execute("SELECT task FROM tasks WHERE phase = 'carried'"):
         task = unpack_task(packed)
-        found |= {task.model.digest, *(step.blob.digest for step in task.differences)}
-        if task.mask is not None:
-            found.add(task.mask.blob.digest)
+        found |= {task.model.digest, *(blob.digest for blob in task.beside)}
     (oldest,) = sql.execute(
         "SELECT min(round) FROM (SELECT round FROM tasks WHERE phase = 'carried' "
         "UNION ALL SELECT round FROM updates WHERE fold IS NULL AND discarded IS NULL)"

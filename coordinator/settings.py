@@ -11,6 +11,7 @@ from coordinator.distillation_settings import DistillationSettings
 from coordinator.gossip_settings import GossipSettings, check_gossip
 from coordinator.local_steps import BudgetSettings, StepRule
 from coordinator.trust_settings import FoldSettings, PrivacySettings
+from coordinator.vote_settings import MaskingSettings, check_combined
 from edge_agent.runtimes.optimizers import OptimizerSettings
 from protocol.errors import ConfigurationError
 from protocol.messages import MAX_DIFFERENCES, OptimizerSpec
@@ -328,6 +329,7 @@ class Settings:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
     gossip: GossipSettings = field(default_factory=GossipSettings)
+    masking: MaskingSettings = field(default_factory=MaskingSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
 
     def __post_init__(self) -> None:
@@ -345,6 +347,7 @@ class Settings:
             rounds=self.rounds.count,
         )
         check_gossip(self)
+        check_combined(self)
 
 
 def _check_mode(rounds: RoundSettings) -> None:

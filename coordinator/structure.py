@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from protocol.width import Channels
-from sparse.masks import Mask, pack_mask, unpack_mask
+from sparse.masks import Mask, Vector, pack_mask, unpack_mask
 
 _HEADER = struct.Struct("<I")
 
@@ -21,10 +21,11 @@ _HEADER = struct.Struct("<I")
 @dataclass(frozen=True, slots=True)
 class Structure:
     """channels: of each tier by name, what it keeps of every group. mask: bool[n_parameters], None where nothing is
-    masked."""
+    masked. chances: float32[n_parameters], of each weight to be kept, where the fleet learns the mask (vote.py)."""
 
     channels: Mapping[str, Channels] = field(default_factory=dict)
     mask: Mask | None = None
+    chances: Vector | None = None
 
     @property
     def plain(self) -> bool:
@@ -38,7 +39,7 @@ class Structure:
 
 
 def pack_structure(structure: Structure) -> bytes:
-    """The bytes of a structure: the length of a JSON table, the table, the mask's bits."""
+    """The bytes of a structure: the length of a JSON table, the table, the mask's bits, the chances."""
     mask = structure.mask
     said = {
         "channels": {
@@ -46,9 +47,12 @@ def pack_structure(structure: Structure) -> bytes:
             for tier, channels in structure.channels.items()
         },
         "mask": None if mask is None else len(mask),
+        # Left out where there are none, so that the bytes of such structures are what they always were.
+        **({} if structure.chances is None else {"chances": len(structure.chances)}),
     }
     text = json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
-    return _HEADER.pack(len(text)) + text + (b"" if mask is None else pack_mask(mask))
+    chances = b"" if structure.chances is None else structure.chances.astype("<f4").tobytes()
+    return _HEADER.pack(len(text)) + text + (b"" if mask is None else pack_mask(mask)) + chances
 
 
 def unpack_structure(data: bytes) -> Structure:
@@ -60,4 +64,8 @@ def unpack_structure(data: bytes) -> Structure:
         tier: {group: np.array(chosen, dtype=np.int64) for group, chosen in groups.items()}
         for tier, groups in said["channels"].items()
     }
-    return Structure(channels, None if said["mask"] is None else unpack_mask(data[end:], said["mask"]))
+    if said["mask"] is None:
+        return Structure(channels)
+    bits = end + (said["mask"] + 7) // 8
+    chances = np.frombuffer(data[bits:], "<f4").astype(np.float32) if "chances" in said else None
+    return Structure(channels, unpack_mask(data[end:bits], said["mask"]), chances)

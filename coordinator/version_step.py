@@ -14,23 +14,26 @@ from coordinator.rows import AcceptedUpdate
 from coordinator.server_step import ServerState, server_step
 from coordinator.settings import ServerSettings
 from coordinator.statistics import kept_above_zero
+from coordinator.structure import Structure
 from coordinator.views import View
+from coordinator.vote import vote
 from edge_agent.runtimes.engine import Vector
 from protocol.failpoints import reached
 from protocol.layout import put
 from protocol.manifest import Manifest
 from sparse.codecs import decode_report
-from sparse.masks import Mask
 
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """A version's server state and dense model, float32[total]. clipped, clamped: updates cut in norm or in weight."""
+    """A version's server state and dense model, float32[total]. clipped, clamped: updates cut in norm or in weight.
+    chances: float32[n_parameters], where the fleet learns a mask; the dense model is then the one before."""
 
     state: ServerState
     dense: Vector
     clipped: int
     clamped: int
+    chances: Vector | None = None
 
 
 def version_step(
@@ -38,7 +41,7 @@ def version_step(
     server: ServerSettings,
     base: int,
     dense: Vector,
-    mask: Mask | None,
+    structure: Structure,
     state: ServerState,
     accepted: Sequence[AcceptedUpdate],
     payload: Callable[[AcceptedUpdate], bytes],
@@ -48,7 +51,7 @@ def version_step(
 ) -> Stepped:
     """Version base + 1.
 
-    dense, mask, state: of version `base`. payload: is asked for each update when it is its turn, so that one is in
+    dense, structure, state: of version `base`. payload: is asked for each update when it is its turn, so that one is in
     memory at a time. view_for: the view of a version and variant, by which an update of that version is read.
     """
     bounded = bound_weights(accepted, caution.weight)
@@ -61,7 +64,9 @@ def version_step(
     def decode(weighted: Weighted) -> Decoded:
         update = updates[weighted.number, weighted.device]
         view = view_of(update)
-        parameters, buffers = decode_payload(payload(update), update.codec, view.layout, view.shared(update.task))
+        parameters, buffers = decode_payload(
+            payload(update), update.codec, view.layout, view.shared(update.task), view.chances
+        )
         # What its mask left out it did not train, whatever its codec says of it.
         return parameters if view.mask is None else np.where(view.mask, parameters, np.float32(0)), buffers
 
@@ -83,11 +88,14 @@ def version_step(
     caution = replace(caution, standing=state.standing)
     found = fold_bounded(caution, weighted, norms, decode, manifest.parameters, manifest.buffers, label)
     reached("coordinator.round-folded")
-    folded = found.folded
+    folded, mask = found.folded, structure.mask
+    clamped = sum(before.weight != after.weight for before, after in zip(accepted, bounded, strict=True))
+    if structure.chances is not None:
+        voted, chances = vote(server, state, manifest, structure.chances, folded)
+        return Stepped(replace(voted, standing=folded.standing), dense, found.clipped, clamped, chances)
     if mask is not None:
         moved = motion(bounded, report, manifest.parameters, discounted, caution.fold.report_factor)
         folded = with_feedback(folded, mask, moved)
-    clamped = sum(before.weight != after.weight for before, after in zip(accepted, bounded, strict=True))
     stepped, after = server_step(server, state, dense, folded)
     after = kept_above_zero(manifest, dense, after)
     return Stepped(replace(stepped, standing=found.folded.standing), after, found.clipped, clamped)

@@ -21,6 +21,7 @@ from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.structure import Structure
 from coordinator.views import View, Views, late_view
+from coordinator.vote import check_begun, check_masking
 from edge_agent.runtimes.engine import Vector
 from protocol.bundle import Bundle
 from protocol.errors import DamagedError, SparsefleetError
@@ -45,6 +46,7 @@ class Versions:
         self._settings, self._manifest, self._store = settings, bundle.manifest, store
         self._clock, self._examine, self._distiller = clock, examine, distiller
         check_mask(settings, bundle.manifest)
+        check_masking(settings, bundle.manifest)
         check_privacy(settings.privacy, bundle.manifest)
         check_bundle(settings, bundle.manifest)
         if settings.privacy.on:
@@ -56,6 +58,7 @@ class Versions:
         dense = load_model(store, version, bundle.manifest)
         public = load_public(store, version, bundle.manifest) if version.public is not None else dense
         structure = structure_of(store, version.version)
+        check_begun(settings, structure)
         # A mask stays where a run began with one, whatever the settings say now.
         check_downlink(settings, masked=structure.mask is not None)
         self._set(version, dense, public, structure, held)

@@ -8,13 +8,15 @@ import numpy as np
 
 from coordinator.masking import deployed
 from coordinator.structure import Structure
+from coordinator.vote import over_weights
 from edge_agent.runtimes.engine import Vector
-from protocol.layout import Layout, layout_of, take
+from protocol.layout import Layout, layout_of, maskable_layout, take
 from protocol.manifest import Manifest
 from protocol.messages import BlobRef, Difference, SharedMask, Task
 from protocol.width import Places, narrowed, places
 from sparse.codecs import Shared, encode_mask
 from sparse.masks import Mask, mask_digest
+from sparse.votes import pack_chances
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class View:
     in the whole model, None for the whole model. channels: names the choice of channels it was cut by. mask: over the
     layout's parameters, under which the model is 0 and the blob has no values where it leaves out. announced: how a
     device comes by that mask, over all parameters. differences: steps that lead to a whole model from older ones.
+    chances: float32[n of the layout], where a mask is learnt over the model's frozen weights; told: the blob by which a
+    device comes by them.
     """
 
     variant: str
@@ -36,6 +40,8 @@ class View:
     mask: Mask | None = None
     announced: SharedMask | None = None
     differences: tuple[Difference, ...] = ()
+    chances: Vector | None = None
+    told: BlobRef | None = None
 
     def shared(self, task: Task) -> Shared | None:
         """What both sides know of an update for this task."""
@@ -45,6 +51,9 @@ class View:
 def late_view(manifest: Manifest, structure: Structure, dense: Vector, blob: BlobRef, variant: str) -> View:
     """How an update for an older version is to be read: where its values lie by that version's structure, beside the
     model of today, float32[total], which it is to be added to. Nothing of it is to be fetched."""
+    if structure.chances is not None:
+        chances = over_weights(manifest, structure.chances)
+        return View(variant, maskable_layout(manifest), dense, blob, chances=chances)
     layout = layout_of(narrowed(manifest, variant), variant)
     if structure.mask is not None:
         return View(variant, layout, dense, blob, mask=take(structure.mask, layout.parameters))
@@ -85,6 +94,10 @@ class Views:
         return self._made[variant]
 
     def _make(self, variant: str) -> View:
+        if self.structure.chances is not None:
+            chances = over_weights(self._manifest, self.structure.chances)
+            told, layout = self._put(pack_chances(chances)), maskable_layout(self._manifest)
+            return View(variant, layout, self.public, self._blob, chances=chances, told=told)
         layout = layout_of(narrowed(self._manifest, variant), variant)
         if self.structure.mask is not None:
             return self._under_mask(variant, layout, self.structure.mask)

@@ -18,12 +18,13 @@ from protocol.blobs import BlobStore
 from protocol.bundle import PARAMETERS_FILE, Bundle, open_bundle
 from protocol.disk import Disk, exists, folder_bytes, write_durably
 from protocol.errors import BundleError, ConfigurationError, Rejection, SparsefleetError
-from protocol.layout import layout_of, take
+from protocol.layout import layout_of, maskable_layout, take
 from protocol.manifest import FULL, MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest
 from protocol.messages import BlobRef, Task
 from protocol.width import narrowed
 from sparse.codecs import Shared
 from sparse.masks import Mask
+from sparse.votes import unpack_chances
 
 # Graphs that only the deployment or another runtime needs stay where they are: a device's bytes are dear.
 UNUSED_ROLES = frozenset({"optimizer"})
@@ -75,12 +76,16 @@ class Assets:
         sent = seen.total - self._left_out(task, seen)
         if task.model.size != sent * 4:
             return Rejection("model", f"{task.model.size} bytes where {sent} values of the manifest are {sent * 4}")
+        maskable = maskable_layout(manifest).n_parameters
+        if task.chances is not None and task.chances.size != maskable:
+            return Rejection("masking", f"{task.chances.size} chances where {maskable} weights may be masked")
         try:
             wanted = self._absent(task)
         except ConfigurationError as error:
             return Rejection(error.reason, str(error))
         lacking_model = self._lacking_model(task)
-        missing = tuple(blob for blob in (*wanted, *lacking_model) if not self.blobs.has(blob.digest))
+        chances = () if task.chances is None else (task.chances,)
+        missing = tuple(blob for blob in (*wanted, *lacking_model, *chances) if not self.blobs.has(blob.digest))
         size = sum(blob.size for blob in missing)
         if lacking_model and task.model not in lacking_model:
             size += task.model.size
@@ -121,6 +126,8 @@ class Assets:
             keep |= self.catch_up.needs(task)
         if task.mask is not None:
             keep.add(task.mask.blob.digest)
+        if task.chances is not None:
+            keep.add(task.chances.digest)
         if self._has_manifest(task):
             # All of the bundle, whichever backend it will be: to know that, a training process must have started.
             with suppress(ConfigurationError):
@@ -159,6 +166,10 @@ class Assets:
         model = np.zeros(manifest.total, dtype=np.float32)
         model[np.concatenate([mask, np.ones(manifest.total - len(mask), np.bool_)])] = sent
         return model
+
+    def chances(self, task: Task) -> Vector | None:
+        """float32[d], of the weights that may be masked, where a mask is to be learnt over them."""
+        return None if task.chances is None else unpack_chances(self._read(task.chances.digest))
 
     def shared(self, task: Task, manifest: Manifest) -> Shared | None:
         """The mask over what the task's variant trains, and what is to be reported, if there is a mask."""

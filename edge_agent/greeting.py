@@ -7,7 +7,7 @@ import numpy as np
 
 from edge_agent.repeats import Repeated
 from edge_agent.settings import AgentSettings
-from protocol.messages import GOSSIP, KEPT_MOMENTUM, QUASI_GLOBAL, TWO_AGENTS
+from protocol.messages import GOSSIP, KEPT_MOMENTUM, MASKING, QUASI_GLOBAL, TWO_AGENTS
 
 log = logging.getLogger("edge-agent")
 
@@ -16,7 +16,7 @@ SPREAD_S = 1.0
 # A device at rest says so now and then, for a coordinator that lost sight of it (a late will, a lost message).
 HEARTBEAT_S = 300.0
 # What a task may ask of this agent that older ones cannot do.
-SKILLS = (QUASI_GLOBAL, KEPT_MOMENTUM, GOSSIP)
+SKILLS = (QUASI_GLOBAL, KEPT_MOMENTUM, GOSSIP, MASKING)
 
 
 class Greetings:

@@ -23,7 +23,7 @@ from protocol.errors import SparsefleetError
 from protocol.failpoints import reached
 from protocol.layout import layout_of
 from protocol.messages import Task
-from sparse.codecs import Shared, max_update_bytes, parse_codec
+from sparse.codecs import Shared, ballot_bytes, max_update_bytes, parse_codec
 
 log = logging.getLogger("edge-agent")
 
@@ -128,10 +128,15 @@ class Progress:
 
     def _room(self, size: int) -> bool:
         """Whether the limit holds the checkpoint, the one before it, which goes only then, and the update."""
+        return self.blobs.used_bytes() + size + self._most_update() <= self.blobs.limit_bytes
+
+    def _most_update(self) -> int:
+        """The bytes that the update may have."""
+        if self.task.chances is not None:
+            return ballot_bytes(self.task.chances.size)
         layout = layout_of(self.bench.manifest, self.bench.variant)
         spec = parse_codec(self.task.codec)
-        update = max_update_bytes(layout.n_parameters, layout.n_buffers, spec, self.shared, layout.shapes)
-        return self.blobs.used_bytes() + size + update <= self.blobs.limit_bytes
+        return max_update_bytes(layout.n_parameters, layout.n_buffers, spec, self.shared, layout.shapes)
 
     def _identity(self) -> Run:
         """Made when it is first needed: the data are hashed for it."""

@@ -14,6 +14,7 @@ from edge_agent.memory import peak_mib
 from edge_agent.momentum import laid_out
 from edge_agent.progress import Because, Progress, clear
 from edge_agent.runtimes.backends import Selection, UnusableError, refusals, runtime_name
+from edge_agent.scores import under_likeliest
 from edge_agent.settings import TrainingSettings
 from edge_agent.trainer import Broken, Facts, Finished, Leg, News, Proven, Ready, Refused, Unusable
 from edge_agent.training import DivergedError, LocalTraining, Recipe, Trained
@@ -178,18 +179,21 @@ class SameProcess:
             return Refused("task", str(error))
 
     def _open(self, task: Task, selected: Selection) -> Ready:
-        if parse_codec(task.codec).selection == "mask" and task.mask is None:
+        if task.chances is None and parse_codec(task.codec).selection == "mask" and task.mask is None:
             raise ValueError(f"codec: {task.codec} needs a mask, and the task has none")
-        if task.until is not None and (task.mask or task.channels):
-            raise ValueError("until: devices without a hub exchange whole models, and this task has a mask or channels")
+        if task.until is not None and (task.mask or task.channels or task.chances):
+            raise ValueError(
+                "until: devices without a hub exchange models, and this task has a mask, channels or chances"
+            )
         assets, wanted = self.assets, self._settings
         bundle = assets.bundle(task)
         model = assets.model(task, bundle.manifest)
         bench = self._workshop.bench(bundle, assets.variant_of(task), selected, model, task.model.digest)
         shared = assets.shared(task, bundle.manifest)
-        recipe = recipe_of(task, shared)
-        said = self._workshop.tried(bench, model)
-        self._held_out = self._workshop.personalised(bench, bundle, task, model, said)
+        recipe, chances = recipe_of(task, shared), assets.chances(task)
+        # As it would be used: under the likeliest of the masks that are learnt.
+        used = model if chances is None else under_likeliest(bundle.manifest, model, chances)
+        self._held_out = self._workshop.personalised(bench, bundle, task, used, self._workshop.tried(bench, used))
         data = bench.dataset
         if task.until is not None:
             self._opened = _Opened(task, bundle, bench, recipe)
@@ -202,7 +206,8 @@ class SameProcess:
             *(assets.blobs, task, bundle, bench, recipe, shared), wanted.checkpoint_s, wanted.threads
         )
         momentum = laid_out(assets.blobs.root.parent, task, assets.blobs.disk)
-        training = self._workshop.begin(bench, recipe, model, shared, self.progress.found(), momentum)
+        found = self.progress.found()
+        training = self._workshop.begin(bench, recipe, model, shared, found, momentum, chances)
         self.training = training
         return Ready(len(data), bench.choice.engine.name, training.done, training.total_steps, data.left_out.count)
 

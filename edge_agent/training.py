@@ -29,7 +29,8 @@ class Recipe:
     """How to train: exactly one of `steps` and `epochs` is positive; `seed` orders the examples and drops units.
 
     decay_at: after each of these steps the learning rate is a tenth. sparse: which parameters take part, and when.
-    mean_gradient: whether the result is to tell the mean of all steps' gradients.
+    mean_gradient: whether the result is to tell the mean of all steps' gradients. chances: digest of those that a mask
+    is learnt from, where what is trained is its scores (scores.py).
     """
 
     steps: int
@@ -41,6 +42,7 @@ class Recipe:
     decay_at: tuple[int, ...] = ()
     sparse: SparseRule | None = None
     mean_gradient: bool = False
+    chances: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

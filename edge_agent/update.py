@@ -7,10 +7,11 @@ import numpy as np
 
 from edge_agent.momentum import memory_of, pack_memory, settings_of
 from edge_agent.runtimes.engine import Vector
+from edge_agent.scores import ballot_of
 from edge_agent.store import AgentStore
 from edge_agent.training import Trained
 from protocol.failpoints import reached
-from protocol.layout import Layout, layout_of, take
+from protocol.layout import Layout, layout_of, maskable_layout, take
 from protocol.manifest import Manifest
 from protocol.messages import HeldOut, Offer, Task
 from sparse.codecs import Shared, encode_update, parse_codec
@@ -40,28 +41,12 @@ def pack(store: AgentStore, task: Task, work: Work, trained: Trained, most_misse
     The payload is on disk before the outbox names it; a kill in between leaves a blob that nothing names and the next
     task clears away. most_missed: as in `carried_on`.
     """
-    layout = layout_of(work.manifest, work.variant)
-    # What was left unsent of a tier's update belongs to the channels that its model was cut from.
-    key = kept_under(layout, task)
-    delta = np.subtract(trained.model, work.base)
-    parameters, buffers = take(delta, layout.parameters), take(delta, layout.buffers)
-    residual = carried_on(store, key, layout.n_parameters, task, most_missed)
-    if task.channels is not None and store.has_other_residual(key):
-        log.info(
-            "task=%s residual of other channels is not carried on, and goes once this update is accepted", task.name
-        )
-    spec = parse_codec(task.codec)
-    payload, residual = encode_update(
-        parameters,
-        buffers,
-        residual,
-        spec,
-        layout.digest,
-        work.shared,
-        trained.gradient,
-        layout.shapes,
-        task.seed % (1 << 32),  # the coordinator's, of this round and device
-    )
+    if task.chances is None:
+        key, payload, residual = _compressed(store, task, work, trained, most_missed)
+    else:
+        # A mask that is drawn leaves nothing unsent: its mean is what was learnt.
+        key, residual = maskable_layout(work.manifest).digest, np.zeros(0, np.float32)
+        payload = ballot_of(work.manifest, task, trained)
     blob = store.blobs.put(payload)
     reached("agent.payload-put")
     offer = Offer(
@@ -83,8 +68,37 @@ def pack(store: AgentStore, task: Task, work: Work, trained: Trained, most_misse
     )
     if task.until is not None:
         residual = residual[:0]
-    store.keep_update(offer, key, residual, _momentum(task, work, trained, layout))
+    store.keep_update(offer, key, residual, _momentum(task, work, trained))
     return offer
+
+
+def _compressed(
+    store: AgentStore, task: Task, work: Work, trained: Trained, most_missed: int
+) -> tuple[bytes, bytes, Vector]:
+    """The name under which a residual is kept, the payload under the task's codec, and what is left unsent of it."""
+    layout = layout_of(work.manifest, work.variant)
+    # What was left unsent of a tier's update belongs to the channels that its model was cut from.
+    key = kept_under(layout, task)
+    delta = np.subtract(trained.model, work.base)
+    parameters, buffers = take(delta, layout.parameters), take(delta, layout.buffers)
+    residual = carried_on(store, key, layout.n_parameters, task, most_missed)
+    if task.channels is not None and store.has_other_residual(key):
+        log.info(
+            "task=%s residual of other channels is not carried on, and goes once this update is accepted", task.name
+        )
+    spec = parse_codec(task.codec)
+    payload, left = encode_update(
+        parameters,
+        buffers,
+        residual,
+        spec,
+        layout.digest,
+        work.shared,
+        trained.gradient,
+        layout.shapes,
+        task.seed % (1 << 32),  # the coordinator's, of this round and device
+    )
+    return key, payload, left
 
 
 def kept_under(layout: Layout, task: Task) -> bytes:
@@ -92,9 +106,10 @@ def kept_under(layout: Layout, task: Task) -> bytes:
     return layout.digest + (task.channels or b"")
 
 
-def _momentum(task: Task, work: Work, trained: Trained, layout: Layout) -> bytes | None:
+def _momentum(task: Task, work: Work, trained: Trained) -> bytes | None:
     if trained.momentum is None:
         return None
+    layout = layout_of(work.manifest, work.variant)
     mask, base = None if work.shared is None else work.shared.mask, take(work.base, layout.parameters)
     settings = settings_of(task.optimizer)
     return pack_memory(memory_of(task, settings, trained.steps, trained.momentum, base, mask))

@@ -17,7 +17,8 @@ from edge_agent.personal.at_work import personalise
 from edge_agent.personal.settings import OFF, PersonalSettings
 from edge_agent.probes import compared_by, recall, remember
 from edge_agent.runtimes.backends import Choice, Selection, open_selected, runtime_name
-from edge_agent.runtimes.engine import Vector
+from edge_agent.runtimes.engine import Engine, Vector
+from edge_agent.scores import ScoreEngine, first_scores
 from edge_agent.settings import TrainingSettings
 from edge_agent.training import LocalTraining, Recipe, TrainingState
 from protocol.bundle import Bundle
@@ -117,13 +118,18 @@ class Workshop:
         shared: Shared | None = None,
         resume: TrainingState | None = None,
         momentum: Vector | None = None,
+        chances: Vector | None = None,
     ) -> LocalTraining:
         """The local steps of a task's recipe, from float32[total] `model`, or on from what `resume` says.
 
-        shared: of a task under a mask, which `model` was masked by. momentum: float32[n] from rounds before.
+        shared: of a task under a mask, which `model` was masked by. momentum: float32[n] from rounds before. chances:
+        float32[d], where a mask is learnt over `model`; what is trained is then scores.
         """
+        engine: Engine = bench.choice.engine
+        if chances is not None:
+            engine, model = ScoreEngine(engine, bench.manifest, model), first_scores(bench.manifest, chances)
         return LocalTraining(
-            bench.choice.engine,
+            engine,
             bench.manifest,
             bench.dataset,
             recipe,
@@ -177,6 +183,7 @@ def recipe_of(task: Task, shared: Shared | None = None) -> Recipe:
         seed=task.seed,
         sparse=None if _mask_of(shared) is None else FIXED,
         mean_gradient=shared is not None and shared.report > 0,
+        chances=None if task.chances is None else task.chances.digest.hex(),
     )
 
 

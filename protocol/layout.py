@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from protocol.manifest import Kind, Manifest, Tensor
+from protocol.manifest import FULL, Kind, Manifest, Tensor
 
 Vector = npt.NDArray[np.float32]
 Flat = TypeVar("Flat", bound=npt.NDArray[Any])
@@ -49,6 +49,19 @@ def layout_of(manifest: Manifest, variant: str) -> Layout:
         buffers=_parts(t for t, kind in kinds if kind == "buffer"),
         digest=hashlib.sha256(said.encode()).digest()[:8],
         shapes=tuple(tuple(t.shape) for t, kind in kinds if kind == "parameter"),
+    )
+
+
+def maskable_layout(manifest: Manifest) -> Layout:
+    """The weights that may be masked where masks are learnt: those of the prunable tensors, which are neither biases
+    nor norms. No buffers move. Its digest is no variant's."""
+    maskable = [t for t in manifest.tensors if t.kind == "parameter" and t.prunable]
+    said = json.dumps(["masks", layout_of(manifest, FULL).digest.hex(), [t.name for t in maskable]])
+    return Layout(
+        parameters=_parts(maskable),
+        buffers=(),
+        digest=hashlib.sha256(said.encode()).digest()[:8],
+        shapes=tuple(tuple(t.shape) for t in maskable),
     )
 
 

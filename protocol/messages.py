@@ -29,8 +29,8 @@ MAX_WAIT_S = 3600.0
 # A welcome's warning, and the reason it is counted under: two agents speak in the name of one device.
 TWO_AGENTS = "two-agents"
 # Skills of agents: quasi-global momentum, velocity that goes on from round to round,
-# and training with neighbours, whose models the coordinator collects now and then.
-QUASI_GLOBAL, KEPT_MOMENTUM, GOSSIP = "quasi-global", "kept-momentum", "gossip"
+# training with neighbours, whose models the coordinator collects now and then, and masks over frozen weights.
+QUASI_GLOBAL, KEPT_MOMENTUM, GOSSIP, MASKING = "quasi-global", "kept-momentum", "gossip", "masking"
 MAX_SKILLS = 64
 # A report's reason: the device may not train now. One that accepts a task nevertheless waits with it.
 INELIGIBLE = "ineligible"
@@ -162,7 +162,9 @@ class Task:
     the manifest (protocol/release.py), None where nothing is signed. until: of a fleet without a hub
     (protocol/gossip.py), exchanges of the run after which the device's own model is sent, as its difference to this
     one; local_steps are then those between two exchanges. Before it trains on, it waits for the next task. None where
-    devices train alone.
+    devices train alone. chances: where masks over frozen weights are learnt, which are the model, the fleet's chance of
+    each weight that may be masked, a byte each (sparse/votes.py); the update is then a mask (sparse/codecs/ballot.py).
+    None where weights are trained.
     """
 
     run: str
@@ -184,6 +186,7 @@ class Task:
     differences: tuple[Difference, ...] = ()
     release: bytes | None = None
     until: int | None = None
+    chances: BlobRef | None = None
 
     def __post_init__(self) -> None:
         if self.until is not None and not 0 < self.until < 1 << 32:
@@ -198,6 +201,13 @@ class Task:
             raise ValueError(f"batch_size: {self.batch_size} must be at least 1")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate: {self.learning_rate} must be positive and finite")
+
+    @property
+    def beside(self) -> tuple[BlobRef, ...]:
+        """What may have to be fetched for it beside the bundle and the model."""
+        mask = () if self.mask is None else (self.mask.blob,)
+        chances = () if self.chances is None else (self.chances,)
+        return (*(step.blob for step in self.differences), *mask, *chances)
 
     @property
     def name(self) -> str:

@@ -75,12 +75,14 @@ def write_bundle(
     recorded: bool = False,
     mask: npt.NDArray[np.bool_] | None = None,
     features: int = FEATURES,
+    values: npt.NDArray[np.float32] | None = None,
 ) -> Bundle:
     """Writes a bundle of zeros and opens it; its variant `bias` trains the bias alone. recorded: with reference steps,
     of the variant `full`, which is then the only one. mask: bool[TOTAL], that the bundle brings along. features: for
-    models that are large enough to be worth compressing."""
+    models that are large enough to be worth compressing. values: of weight and bias, in place of zeros."""
     root.mkdir(parents=True, exist_ok=True)
-    weight, bias = np.zeros((CLASSES, features), np.float32), np.zeros(CLASSES, np.float32)
+    start = np.zeros(CLASSES * (features + 1), np.float32) if values is None else values
+    weight, bias = start[:-CLASSES].reshape(CLASSES, features), start[-CLASSES:]
     files = {
         PARAMETERS_FILE: safetensors({"weight": weight, "bias": bias}),
         # Not a graph: the NumPy backend needs none, and it stands for a file that every device must fetch.

@@ -1,5 +1,6 @@
 """Update codecs: pure functions between flat float32 vectors and bytes."""
 
+from sparse.codecs.ballot import BALLOT, ballot_bytes, decode_ballot, encode_ballot
 from sparse.codecs.difference import apply_difference, encode_difference
 from sparse.codecs.errors import PayloadError
 from sparse.codecs.feedback import encode_with_feedback
@@ -11,16 +12,20 @@ from sparse.codecs.typical import typical_update_bytes
 from sparse.codecs.update import Shared, decode_report, decode_update, encode_update, max_update_bytes
 
 __all__ = [
+    "BALLOT",
     "CodecSpec",
     "PayloadError",
     "Shapes",
     "Shared",
     "apply_difference",
+    "ballot_bytes",
     "decode",
+    "decode_ballot",
     "decode_mask",
     "decode_report",
     "decode_update",
     "encode",
+    "encode_ballot",
     "encode_difference",
     "encode_mask",
     "encode_update",

@@ -56,7 +56,7 @@ def test_a_fold_of_many_devices_takes_no_more_memory_than_one_of_few(tmp_path: P
             ServerSettings(),
             0,
             dense,
-            None,
+            Structure(),
             initial_state(),
             updates,
             lambda _: (tmp_path / "payload").read_bytes(),

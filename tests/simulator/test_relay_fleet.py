@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coordinator.gossip import GossipSettings, graph_of_fleet
+from coordinator.gossip import Rules, graph_of_fleet
 from protocol.transport import Incoming
 from tests.simulator.test_gossip_fleet import TOPICS, Device, Fleet
 
 NAMES = ("aa", "bb", "cc", "dd", "ee")
-SETTINGS = GossipSettings("ring", codec="all/float32", minimum=3, dead_after_s=60.0, algorithm="relay", patience_s=8.0)
+SETTINGS = Rules("ring", codec="all/float32", minimum=3, dead_after_s=60.0, algorithm="relay", patience_s=8.0)
 
 
 # An exchange takes a tenth of what is off away, later where the tree is long.
