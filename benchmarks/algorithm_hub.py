@@ -34,9 +34,9 @@ class Settings:
 
 SETTINGS = {
     # Half of the largest rates that were stable there: on all 21 people SGD with H = 8 diverges at 0.2.
-    "hapt": Settings(400, 8, 0.1, 0.01, 0.05),
-    "fashion": Settings(600, 8, 0.3, 0.1, 0.2),
-    "fsdd": Settings(400, 8, 0.2, 0.05, 0.1),
+    "hapt": Settings(240, 8, 0.1, 0.01, 0.05),
+    "fashion": Settings(240, 8, 0.3, 0.1, 0.2),
+    "fsdd": Settings(240, 8, 0.2, 0.05, 0.1),
 }
 
 

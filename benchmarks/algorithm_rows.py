@@ -1,7 +1,7 @@
 """What a comparison of algorithms is made of: the row, and the problem that all algorithms on a split share."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
@@ -36,6 +36,8 @@ class Row:
     accuracy_mean, accuracy_sd: of the averaged model, on what is held out of the data set, over seeds.
     accuracy_worst_device: the lowest of any device; in hub mode of the one model on each device's own mix of labels (or
     on each held-out person), in gossip of each device's own model on all that is held out. The mean over seeds.
+    own_mean: in gossip the mean accuracy of devices' own models, which is a third figure, and not in the rows that are
+    published but in a note below them.
     """
 
     dataset: str
@@ -48,6 +50,11 @@ class Row:
     accuracy_mean: float
     accuracy_sd: float
     accuracy_worst_device: float
+    own_mean: float | None = None
+
+    def published(self) -> dict[str, str | int | float]:
+        """The keys that every row has."""
+        return {key: value for key, value in asdict(self).items() if key != "own_mean"}
 
 
 # What each part of the comparison provides: rows of a data set, for seeds, quickly or not. The frame asks for one seed
@@ -65,6 +72,7 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
 
 def _merged(rows: Sequence[Row]) -> Row:
     accuracies = [row.accuracy_mean for row in rows]
+    own = [row.own_mean for row in rows if row.own_mean is not None]
     return replace(
         rows[0],
         rounds=round(mean(row.rounds for row in rows)),
@@ -72,6 +80,7 @@ def _merged(rows: Sequence[Row]) -> Row:
         accuracy_mean=round(mean(accuracies), 4),
         accuracy_sd=round(stdev(accuracies), 4) if len(rows) > 1 else 0.0,
         accuracy_worst_device=round(mean(row.accuracy_worst_device for row in rows), 4),
+        own_mean=round(mean(own), 4) if own else None,
     )
 
 

@@ -23,6 +23,7 @@ from benchmarks.harness import options, progress_console, publish
 PARTS: Mapping[str, Rows] = {
     "hub": algorithm_hub.rows,
     "gossip": algorithm_gossip.rows,
+    "gossip-natural": algorithm_gossip.natural_rows,
     "feddf": algorithm_feddf.rows,
     "head": algorithm_head.rows,
 }
@@ -52,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"seeds {', '.join(map(str, seeds))}; accuracy of the averaged model on what is held out",
         "bytes: sent and received by a device in the whole run; worst device: see benchmarks/algorithm_rows.py",
     ]
-    table = [asdict(row) for row in merged]
+    own = [f"{_named(row)} {row.own_mean:.4f}" for row in merged if row.own_mean is not None]
+    if own:
+        notes.append(f"mean of the devices' own models: {'; '.join(own)}")
+    table = [row.published() for row in merged]
     publish(table, seed=chosen.seed, as_json=chosen.json, title="Algorithms", notes=notes)
 
 
@@ -75,10 +79,15 @@ class Kept:
                 file.write(json.dumps({"key": key, "rows": [asdict(row) for row in rows]}) + "\n")
 
 
+def _named(row: Row) -> str:
+    return f"{row.dataset}, {row.split}, {row.topology}, {row.algorithm}, {row.codec}:"
+
+
 def _said(row: Row) -> str:
+    own = "" if row.own_mean is None else f"own models {row.own_mean:.4f}, "
     return (
-        f"{row.dataset}, {row.split}, {row.topology}, {row.algorithm}, {row.codec}: {row.accuracy_mean:.4f}, worst "
-        f"{row.accuracy_worst_device:.4f}, {row.bytes:,} bytes in {row.rounds} rounds"
+        f"{_named(row)} {row.accuracy_mean:.4f}, {own}worst {row.accuracy_worst_device:.4f}, {row.bytes:,} bytes in "
+        f"{row.rounds} rounds"
     )
 
 

@@ -28,7 +28,8 @@ WEIGHT_DECAY = 1e-4
 class Plan:
     """One algorithm. The rate falls to a tenth at half of the rounds and again at three quarters.
 
-    codec: of CHOCO's differences; the others send models as they are. gamma: of CHOCO. momentum is 0.9, Nesterov's.
+    codec: of CHOCO's differences; the others send models as they are. gamma: of CHOCO. momentum is 0.9, Nesterov's;
+    mu: of quasi-global momentum. exchanges: after each step; the later ones are of gossip alone.
     """
 
     algorithm: str
@@ -40,6 +41,8 @@ class Plan:
     exchange: Exchange = "exact"
     codec: str = "all/float32"
     gamma: float = 1.0
+    mu: float = 0.9
+    exchanges: int = 1
 
     def rate_at(self, number: int) -> float:
         return self.rate * 0.1 ** ((number >= self.rounds // 2) + (number >= self.rounds * 3 // 4))
@@ -105,6 +108,7 @@ def run(given: Problem, plan: Plan, seed: int) -> Row:
     """Trains the fleet; the row's accuracies are of the averaged model and of the worst device's own."""
     models, sent = train(given, plan, seed)
     average: Vector = np.asarray(np.mean(models, axis=0, dtype=np.float64), dtype=np.float32)
+    own = [given.accuracy(model) for model in models]
     return Row(
         dataset=given.dataset,
         split=given.split,
@@ -115,7 +119,8 @@ def run(given: Problem, plan: Plan, seed: int) -> Row:
         bytes=round(sent / len(models)),
         accuracy_mean=round(given.accuracy(average), 4),
         accuracy_sd=0.0,
-        accuracy_worst_device=round(min(given.accuracy(model) for model in models), 4),
+        accuracy_worst_device=round(min(own), 4),
+        own_mean=round(float(np.mean(own)), 4),
     )
 
 
@@ -125,7 +130,7 @@ def train(given: Problem, plan: Plan, seed: int) -> tuple[list[Vector], int]:
     A run that diverges ends with the last models that were finite.
     """
     assert given.manifest.parameters == given.manifest.total, "gossip of running statistics is not meant here"
-    n, rule = len(given.fleet), QuasiGlobal(nesterov=True)
+    n, rule = len(given.fleet), QuasiGlobal(mu=plan.mu, nesterov=True)
     exchange = _exchange(given, plan, parse_topology(plan.topology, n, np.random.default_rng(seed)))
     batches = [_batches(data, plan.batch, (seed, i)) for i, data in enumerate(given.fleet.values())]
     models = [given.initial.copy() for _ in range(n)]
@@ -139,12 +144,13 @@ def train(given: Problem, plan: Plan, seed: int) -> tuple[list[Vector], int]:
             ys.append(y)
         if not all(np.isfinite(y).all() for y in ys):
             break
-        exchanged = exchange.exchange(ys, number)
-        sent += exchanged.bytes
+        for again in range(plan.exchanges):
+            exchanged = exchange.exchange(ys, number * plan.exchanges + again)
+            ys, sent = list(exchanged.models), sent + exchanged.bytes
         if plan.momentum == "quasi-global":
-            pairs = zip(momenta, models, exchanged.models, strict=True)
+            pairs = zip(momenta, models, ys, strict=True)
             momenta = [quasi_global.refresh(rule, m, before, after, rate) for m, before, after in pairs]
-        models = list(exchanged.models)
+        models = ys
     return models, sent
 
 
@@ -192,4 +198,4 @@ def _batches(data: Dataset, size: int, seed: tuple[int, int]) -> Iterator[Batch]
 
 def quick(plan: Plan) -> Plan:
     """A few rounds of it, with a gamma that needs no trial."""
-    return replace(plan, rounds=8, gamma=0.05)
+    return replace(plan, rounds=8, gamma=0.05, exchanges=min(plan.exchanges, 2))

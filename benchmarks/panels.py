@@ -12,13 +12,18 @@ from benchmarks.harness import Row
 Draw = Callable[[Axes, Sequence[Row]], None]
 
 
-def save_panels(rows: Sequence[Row], path: Path, size: tuple[float, float], draw: Draw) -> None:
-    """Draws the rows of each data set into a panel of its own. size: of a panel, in inches."""
+def save_panels(
+    rows: Sequence[Row], path: Path, size: tuple[float, float], draw: Draw, columns: int | None = None
+) -> None:
+    """Draws the rows of each data set into a panel of its own. size: of a panel, in inches. columns: of panels; without
+    it all are beside each other."""
     names = list(dict.fromkeys(row["dataset"] for row in rows))
+    across = min(columns or len(names), len(names))
+    down = -(-len(names) // across)
     with mpl.rc_context({"svg.hashsalt": "sparsefleet", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(size[0] * len(names), size[1]), layout="constrained")
+        figure = Figure(figsize=(size[0] * across, size[1] * down), layout="constrained")
         for place, name in enumerate(names, 1):
-            axes = figure.add_subplot(1, len(names), place)
+            axes = figure.add_subplot(down, across, place)
             axes.set_title(name)
             axes.set_ylabel("accuracy, %")
             draw(axes, [row for row in rows if row["dataset"] == name])

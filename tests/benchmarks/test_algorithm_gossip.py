@@ -75,6 +75,20 @@ def test_on_a_tree_bytes_are_those_of_both_ways_of_each_link(given: Problem) -> 
     assert row.bytes == round(5 * 4 * PARAMETERS * 4 * (DEVICES - 1) / DEVICES)
 
 
+def test_an_exchange_after_a_step_may_be_followed_by_others_and_each_costs_its_bytes(given: Problem) -> None:
+    once, sent = train(given, replace(PLAN, rounds=20), seed=1)
+    twice, also = train(given, replace(PLAN, rounds=20, exchanges=3), seed=1)
+    assert also == 3 * sent
+    assert np.std(twice, axis=0).max() < np.std(once, axis=0).max(), "devices agree better"
+
+
+def test_the_mean_of_devices_own_models_is_a_third_figure(given: Problem) -> None:
+    row = run(given, replace(PLAN, rounds=10), seed=1)
+    assert row.own_mean is not None
+    assert row.accuracy_worst_device <= row.own_mean
+    assert "own_mean" not in row.published()
+
+
 def test_the_rate_falls_to_a_tenth_at_half_and_at_three_quarters() -> None:
     plan = replace(PLAN, rounds=8, rate=1.0)
     assert [plan.rate_at(t) for t in range(8)] == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
@@ -90,6 +104,6 @@ def test_a_data_set_that_gossip_is_not_compared_on_has_no_rows() -> None:
 
 
 def test_every_algorithm_has_a_rate_on_every_data_set_and_a_quick_version() -> None:
-    for dataset in algorithm_gossip.DATASETS:
+    for dataset in algorithm_gossip.NATURAL:
         assert all(plan.rate > 0 for plan in algorithm_gossip.plans(dataset))
         assert {gossip_fleet.quick(plan).rounds for plan in algorithm_gossip.plans(dataset)} == {8}
