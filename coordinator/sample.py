@@ -100,6 +100,9 @@ report_every = 2                # rounds between reports of gradients off the ma
 report_fraction = 0.05          # of the parameters left out, whose gradients a report tells
 distribution = "global"         # one threshold over all tensors; or "uniform", "erk"
 
+[masking]                       # weights stay as they are, and devices vote which to keep (docs/algorithms.md)
+keep = 0.0                      # the chance of each weight that the run begins with, as 0.9; 0: weights are trained
+
 [downlink]
 codec = "all/float32"           # the model, whole; or its difference to one that the device has, as topk:0.1/int8
 keep_versions = 8               # a device further behind gets the whole model
