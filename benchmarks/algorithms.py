@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 
-from benchmarks import algorithm_feddf, algorithm_gossip, algorithm_head, algorithm_hub
+from benchmarks import algorithm_feddf, algorithm_gossip, algorithm_head, algorithm_hub, algorithm_masking
 from benchmarks.algorithm_plot import save_plot
 from benchmarks.algorithm_rows import SPLITS, Row, Rows, over_seeds
 from benchmarks.harness import options, progress_console, publish
@@ -26,6 +26,7 @@ PARTS: Mapping[str, Rows] = {
     "gossip-natural": algorithm_gossip.natural_rows,
     "feddf": algorithm_feddf.rows,
     "head": algorithm_head.rows,
+    "masking": algorithm_masking.rows,
 }
 
 

@@ -26,7 +26,6 @@ from coordinator.structure import Structure, pack_structure, unpack_structure
 from coordinator.teachers import Base, client_models
 from coordinator.version_step import Stepped, version_step
 from coordinator.views import View, Views
-from coordinator.vote import elected
 from edge_agent.runtimes.engine import Evaluation, Vector
 from edge_agent.runtimes.parameters import initial_model
 from protocol.bundle import Bundle
@@ -109,11 +108,7 @@ def next_model(
     state, folded = made.state, clock()
     dense, distilled = _distilled(store, manifest, distiller, base, views, accepted, made.dense)
     distilled_s = clock() - folded
-    structure = (
-        next_structure(settings, manifest, views.structure, dense, base.version + 1)
-        if made.chances is None
-        else elected(made.chances)
-    )
+    structure = made.elected or next_structure(settings, manifest, views.structure, dense, base.version + 1)
     layout = layout_of(manifest, FULL)
     published = publish(settings, layout, views.public, dense, base.version + 1, store.put_model)
     done = clock()

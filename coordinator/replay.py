@@ -18,7 +18,6 @@ from coordinator.settings import Settings
 from coordinator.structure import Structure
 from coordinator.version_step import Stepped, version_step
 from coordinator.views import View, late_view
-from coordinator.vote import elected
 from edge_agent.runtimes.engine import Vector
 from protocol.errors import SparsefleetError
 from protocol.manifest import Manifest
@@ -79,11 +78,11 @@ def replay(history: History, manifest: Manifest, settings: Settings) -> Iterator
             yield Replayed(version, len(fold.accepted), why_not)
             continue
         made, kept = _step(history, manifest, settings, fold, base, version), history.structure(version)
-        if made.chances is None or kept is None or kept.chances is None:
+        if made.elected is None or kept is None:
             difference = _compare(manifest, stored, made.dense)
         else:
             # The weights are frozen; what a fold makes is their chances.
-            difference = _compare(manifest, kept.chances, made.chances)
+            difference = _compare(manifest, _chances(kept), _chances(made.elected))
         yield Replayed(version, len(fold.accepted), difference=difference)
 
 
@@ -111,7 +110,7 @@ def replay_without(
         if others:
             kept = Fold(version, others, fold.discounts, fold.kept)
             made = _step(history, manifest, settings, kept, base, version)
-            base = _Base(made.dense, made.state, structure if made.chances is None else elected(made.chances))
+            base = _Base(made.dense, made.state, made.elected or structure)
         elif structure.chances is None:
             # A round of that device alone would have made nothing new.
             base = _Base(base.dense, base.state, structure)
@@ -119,6 +118,11 @@ def replay_without(
         there = _learnt(real, structure)
         apart = _distance(there, _learnt(base.dense, base.structure))
         yield Without(version, len(others), len(fold.accepted) - len(others), apart, _distance(there, began))
+
+
+def _chances(structure: Structure) -> Vector:
+    assert structure.chances is not None, "a run that votes does so from its first version"
+    return structure.chances
 
 
 def _learnt(dense: Vector, structure: Structure) -> Vector:

@@ -27,13 +27,13 @@ from sparse.codecs import decode_report
 @dataclass(frozen=True, slots=True)
 class Stepped:
     """A version's server state and dense model, float32[total]. clipped, clamped: updates cut in norm or in weight.
-    chances: float32[n_parameters], where the fleet learns a mask; the dense model is then the one before."""
+    elected: the next structure, where the fleet votes on it; the dense model is then the one before."""
 
     state: ServerState
     dense: Vector
     clipped: int
     clamped: int
-    chances: Vector | None = None
+    elected: Structure | None = None
 
 
 def version_step(
@@ -91,8 +91,8 @@ def version_step(
     folded, mask = found.folded, structure.mask
     clamped = sum(before.weight != after.weight for before, after in zip(accepted, bounded, strict=True))
     if structure.chances is not None:
-        voted, chances = vote(server, state, manifest, structure.chances, folded)
-        return Stepped(replace(voted, standing=folded.standing), dense, found.clipped, clamped, chances)
+        voted, chosen = vote(server, state, manifest, structure.chances, folded)
+        return Stepped(replace(voted, standing=folded.standing), dense, found.clipped, clamped, chosen)
     if mask is not None:
         moved = motion(bounded, report, manifest.parameters, discounted, caution.fold.report_factor)
         folded = with_feedback(folded, mask, moved)

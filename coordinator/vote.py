@@ -84,12 +84,12 @@ def ballot_delta(payload: bytes, layout: bytes, chances: Vector) -> Decoded:
 
 def vote(
     server: ServerSettings, state: ServerState, manifest: Manifest, chances: Vector, folded: Folded
-) -> tuple[ServerState, Vector]:
-    """The next server state and chances, float32[n_parameters]."""
+) -> tuple[ServerState, Structure]:
+    """The next server state, and the structure that the vote elects. chances: float32[n_parameters], before it."""
     model = np.zeros(manifest.total, np.float32)
     model[: manifest.parameters] = chances
     after, moved = server_step(server, state, model, folded)
-    return after, np.clip(moved[: manifest.parameters], 0.0, 1.0)
+    return after, elected(np.clip(moved[: manifest.parameters], 0.0, 1.0))
 
 
 def over_weights(manifest: Manifest, chances: Vector) -> Vector:

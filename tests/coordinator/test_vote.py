@@ -42,7 +42,7 @@ def of_masks(masks: list[Mask], chances: Vector, weights: list[int], rate: float
     payloads = {f"d{i}": encode_ballot(mask, bundle_layout.digest) for i, mask in enumerate(masks)}
     updates = [Weighted(f"d{i}", weight, bundle_layout) for i, weight in enumerate(weights)]
     folded = fold(updates, lambda u: ballot_delta(payloads[u.device], bundle_layout.digest, chances[:D]), n, 0)
-    return elected(vote(ServerSettings(learning_rate=rate), initial_state(), MANIFEST, chances, folded)[1])
+    return vote(ServerSettings(learning_rate=rate), initial_state(), MANIFEST, chances, folded)[1]
 
 
 def drawn_mask(seed: int) -> Mask:
@@ -174,7 +174,7 @@ def test_robust_rules_hold_a_liar_off() -> None:
         *(FoldSettings("median"), updates, lambda u: ballot_delta(payloads[u.device], LAYOUT.digest, chances[:D])),
         *(N, 0, Path()),
     )
-    made = elected(vote(ServerSettings(), initial_state(), MANIFEST, chances, folded)[1])
+    made = vote(ServerSettings(), initial_state(), MANIFEST, chances, folded)[1]
     assert made.mask is not None
     assert made.mask.all()
     assert ballot_bytes(D) == len(payloads["d4"])
