@@ -17,11 +17,12 @@ from edge_agent.gossip.node import Vector
 from edge_agent.settings import AgentSettings, BrokerSettings, TrainingSettings
 from edge_agent.store import AgentStore
 from edge_agent.trainer import Trainer
+from edge_agent.trusted import Trusted
 from edge_agent.watch import Source
 from protocol import failpoints
 from protocol.bundle import Bundle
 from protocol.envelope import Envelope, decode, encode
-from protocol.gossip import Standing
+from protocol.gossip import Membership, Standing
 from protocol.layout import layout_of
 from protocol.manifest import MANIFEST_FILE
 from protocol.messages import (
@@ -44,7 +45,7 @@ from protocol.transport import Incoming, MemoryBroker
 from sparse.codecs import decode_update
 from tests.tiny import write_bundle, write_shard
 
-TOPICS, RUN = Topics("hall"), "run"
+RUN = "run"
 SETTINGS = GossipSettings("ring", codec="topk:0.5/float32/rice", gamma=0.4, minimum=4, dead_after_s=1e9, local_steps=2)
 MOMENTUM = OptimizerSpec(momentum=0.9, keep_momentum=True)
 
@@ -93,9 +94,10 @@ class Device:
         self.start()
 
     def start(self) -> None:
+        topics = self.hall.topics
         settings = AgentSettings(
             self.name,
-            "hall",
+            topics.fleet,
             "state",
             BrokerSettings("mqtt://127.0.0.1:1883"),
             self.data,
@@ -103,11 +105,18 @@ class Device:
             eligibility=EligibilitySettings(),
         )
         self.store = AgentStore(self.folder / "state", 1 << 24)
-        filters = (*TOPICS.of_agent(self.name), *TOPICS.of_gossip(self.name))
+        filters = (*topics.of_agent(self.name), *topics.of_gossip(self.name))
         self.transport = self.hall.broker.connect(self.name, filters)
         rng = np.random.default_rng(1)
         self.agent = Agent(
-            settings, self.folder, self.store, self.transport, rng, trainer=self.trainer, device=self.source
+            settings,
+            self.folder,
+            self.store,
+            self.transport,
+            rng,
+            trainer=self.trainer,
+            device=self.source,
+            trusted=self.hall.trusted(self),
         )
 
     def end(self) -> None:
@@ -136,6 +145,7 @@ class Hall:
 
     folder: Path
     settings: GossipSettings = SETTINGS
+    fleet: str = "hall"
     loss: float = 0.0
     twice: float = 0.0
     names: tuple[str, ...] = ("aa", "bb", "cc", "dd")
@@ -149,8 +159,9 @@ class Hall:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.topics = Topics(self.fleet)
         self.broker, self.council = Bad(loss=self.loss, twice=self.twice), Council(RUN)
-        self.transport = self.broker.connect("coordinator", TOPICS.of_coordinator())
+        self.transport = self.broker.connect("coordinator", self.topics.of_coordinator())
         self.bundle: Bundle = write_bundle(self.folder / "bundle")
         self.layout = layout_of(self.bundle.manifest, "full")
         files = [MANIFEST_FILE, *(e.path for e in self.bundle.manifest.files)]
@@ -194,7 +205,24 @@ class Hall:
 
     def say(self, device: str, body: Body, channel: Channel = "down") -> None:
         self._sequence += 1
-        self.transport.publish(TOPICS.device(device, channel), encode(Envelope(1, self._sequence, 0, body)))
+        topic = self.topics.device(device, channel)
+        self.transport.publish(topic, self.sealed(topic, Envelope(1, self._sequence, 0, body)))
+
+    def introduce(self, device: str, said: Membership) -> None:
+        near = (replace(neighbour, key=self.key_of(neighbour.device)) for neighbour in said.neighbours)
+        self.say(device, replace(said, neighbours=tuple(near)))
+
+    def sealed(self, topic: str, said: Envelope) -> bytes:
+        """What a coordinator's message is in bytes."""
+        return encode(said)
+
+    def trusted(self, device: Device) -> Trusted | None:
+        """Whom a device believes."""
+        return None
+
+    def key_of(self, device: str) -> bytes | None:
+        """By which its neighbours believe a device."""
+        return None
 
     def collect(self, round_: int, turns: int = 40_000) -> dict[str, Vector]:
         """Every device's own model, once all of them have come."""
@@ -226,26 +254,27 @@ class Hall:
     def work(self) -> None:
         """The coordinator's part."""
         while (event := self.transport.poll(0)) is not None:
-            topic = TOPICS.parse(event.topic) if isinstance(event, Incoming) else None
+            topic = self.topics.parse(event.topic) if isinstance(event, Incoming) else None
             if topic is None or not isinstance(event, Incoming):
                 continue
             said = decode(event.payload)
             assert isinstance(said, Envelope), said
-            self._answer(topic.device, said.body)
+            self._answer(topic.device, said)
         self.council, told = council_table.due(self.council, self.settings, self.now)
         for device, membership in told.memberships.items():
-            self.say(device, membership)
+            self.introduce(device, membership)
 
-    def _answer(self, device: str, body: Body) -> None:
+    def _answer(self, device: str, said: Envelope) -> None:
+        body = said.body
         match body:
             case Hello():
                 self.hellos.append(body)
                 known = device in self.council.members
                 self.council = council_table.here(self.council, device, self.now, model=known)
-                self.say(device, Welcome(RUN, 0.0, instance=body.instance))
+                self.say(device, Welcome(RUN, 0.0, instance=body.instance, hello=said.sequence))
                 again = council_table.unheard(self.council, device)
                 if again is not None:
-                    self.say(device, again)
+                    self.introduce(device, again)
                 task = self.tasks.get(device)
                 if task is not None and (device, task.round) not in self.updates:
                     self.say(device, task)
