@@ -2,6 +2,7 @@
 and doubled, and its devices are killed at durable steps."""
 
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,12 +12,14 @@ import numpy as np
 from coordinator import gossip as council_table
 from coordinator.gossip import Council, GossipSettings
 from edge_agent.agent import Agent
+from edge_agent.assets import Assets
+from edge_agent.child import ChildTrainer
+from edge_agent.child_process import ChildProcess, Launch, launcher
 from edge_agent.data import DataSettings
 from edge_agent.eligibility import EligibilitySettings
 from edge_agent.gossip.node import Vector
 from edge_agent.settings import AgentSettings, BrokerSettings, TrainingSettings
 from edge_agent.store import AgentStore
-from edge_agent.trainer import Trainer
 from edge_agent.trusted import Trusted
 from edge_agent.watch import Source
 from protocol import failpoints
@@ -86,11 +89,11 @@ class Device:
 
     def __init__(self, hall: "Hall", name: str, **data: object) -> None:
         self.hall, self.name, self.folder = hall, name, hall.folder / name
+        self.child: ChildProcess | None = None
         self.data = DataSettings(path="shard.npz", **data)  # type: ignore[arg-type]
         self.folder.mkdir(parents=True)
         write_shard(self.folder / "shard.npz", seed=sum(name.encode()))
-        self.source: Source | None = None
-        self.trainer: Callable[..., Trainer] | None = None
+        self.source: Source | None = hall.source
         self.start()
 
     def start(self) -> None:
@@ -102,25 +105,32 @@ class Device:
             BrokerSettings("mqtt://127.0.0.1:1883"),
             self.data,
             TrainingSettings(),
-            eligibility=EligibilitySettings(),
+            eligibility=self.hall.eligibility,
         )
         self.store = AgentStore(self.folder / "state", 1 << 24)
         filters = (*topics.of_agent(self.name), *topics.of_gossip(self.name))
         self.transport = self.hall.broker.connect(self.name, filters)
-        rng = np.random.default_rng(1)
+        rng, launch = np.random.default_rng(1), launcher(settings, self.folder, self.folder / "state", lambda: None)
         self.agent = Agent(
-            settings,
-            self.folder,
-            self.store,
-            self.transport,
-            rng,
-            trainer=self.trainer,
+            *(settings, self.folder, self.store, self.transport, rng),
+            trainer=(lambda assets: self._child(assets, launch)) if self.hall.children else None,
             device=self.source,
             trusted=self.hall.trusted(self),
         )
 
+    def _child(self, assets: Assets, launch: Launch) -> ChildTrainer:
+        """Of its own process, which a test may kill."""
+
+        def launched() -> ChildProcess:
+            self.child = launch()
+            return self.child
+
+        return ChildTrainer(assets, launched)
+
     def end(self) -> None:
         self.transport.close()
+        if self.child is not None:
+            self.agent.stop()
         self.store.close()
 
     def restart(self) -> None:
@@ -146,10 +156,14 @@ class Hall:
     folder: Path
     settings: GossipSettings = SETTINGS
     fleet: str = "hall"
+    eligibility: EligibilitySettings = EligibilitySettings()  # noqa: RUF009 (frozen)
     loss: float = 0.0
     twice: float = 0.0
     names: tuple[str, ...] = ("aa", "bb", "cc", "dd")
     data: dict[str, object] = field(default_factory=dict)
+    # Whether devices train in a process of their own, on the system's clock.
+    children: bool = False
+    source: Source | None = None
     now: float = 0.0
     updates: dict[tuple[str, int], Update] = field(default_factory=dict)
     reports: dict[str, list[TaskReport]] = field(default_factory=dict)
@@ -226,12 +240,18 @@ class Hall:
 
     def collect(self, round_: int, turns: int = 40_000) -> dict[str, Vector]:
         """Every device's own model, once all of them have come."""
-        for _ in range(turns):
-            if all((name, round_) in self.updates for name in self.devices):
-                return {name: self.own(name, round_) for name in self.devices}
+        self.until(lambda: all((name, round_) in self.updates for name in self.devices), turns)
+        return {name: self.own(name, round_) for name in self.devices}
+
+    def until(self, reached: Callable[[], bool], turns: int = 40_000) -> None:
+        ends = time.monotonic() + 60.0
+        while turns > 0 or (self.children and time.monotonic() < ends):
+            if reached():
+                return
             self.turn()
+            turns -= 1
         states = {name: device.agent.standing().gossip for name, device in self.devices.items()}
-        raise AssertionError(f"no update of {round_}: {states} {self.reports}")
+        raise AssertionError(f"in vain: {states} {[reports[-1:] for reports in self.reports.values()]}")
 
     def own(self, device: str, round_: int) -> Vector:
         found = self.updates[device, round_]
@@ -248,7 +268,9 @@ class Hall:
                 device.restart()
                 waits.append(0.0)
         self.work()
-        if not any(t.transport.events for t in self.devices.values()):
+        if self.children:
+            self.now = time.monotonic()
+        elif not any(t.transport.events for t in self.devices.values()):
             self.now += min(max(min(waits), 0.001), 1.0)
 
     def work(self) -> None:
