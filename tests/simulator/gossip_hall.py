@@ -2,6 +2,7 @@
 and doubled, and its devices are killed at durable steps."""
 
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,17 +12,20 @@ import numpy as np
 from coordinator import gossip as council_table
 from coordinator.gossip import Council, Rules, fixed
 from edge_agent.agent import Agent
+from edge_agent.assets import Assets
+from edge_agent.child import ChildTrainer
+from edge_agent.child_process import ChildProcess, Launch, launcher
 from edge_agent.data import DataSettings
 from edge_agent.eligibility import EligibilitySettings
 from edge_agent.gossip.node import Vector
 from edge_agent.settings import AgentSettings, BrokerSettings, TrainingSettings
 from edge_agent.store import AgentStore
-from edge_agent.trainer import Trainer
+from edge_agent.trusted import Trusted
 from edge_agent.watch import Source
 from protocol import failpoints
 from protocol.bundle import Bundle
 from protocol.envelope import Envelope, decode, encode
-from protocol.gossip import Standing
+from protocol.gossip import Membership, Standing
 from protocol.layout import layout_of
 from protocol.manifest import MANIFEST_FILE
 from protocol.messages import (
@@ -44,7 +48,7 @@ from protocol.transport import Incoming, MemoryBroker
 from sparse.codecs import decode_update
 from tests.tiny import write_bundle, write_shard
 
-TOPICS, RUN = Topics("hall"), "run"
+RUN = "run"
 SETTINGS = Rules("ring", "", "topk:0.5/float32/rice", fixed(0.4), local_steps=2, first=4, minimum=4, dead_after_s=1e9)
 MOMENTUM = OptimizerSpec(momentum=0.9, keep_momentum=True)
 
@@ -85,33 +89,48 @@ class Device:
 
     def __init__(self, hall: "Hall", name: str, **data: object) -> None:
         self.hall, self.name, self.folder = hall, name, hall.folder / name
+        self.child: ChildProcess | None = None
         self.data = DataSettings(path="shard.npz", **data)  # type: ignore[arg-type]
         self.folder.mkdir(parents=True)
         write_shard(self.folder / "shard.npz", seed=sum(name.encode()))
-        self.source: Source | None = None
-        self.trainer: Callable[..., Trainer] | None = None
+        self.source: Source | None = hall.source
         self.start()
 
     def start(self) -> None:
+        topics = self.hall.topics
         settings = AgentSettings(
             self.name,
-            "hall",
+            topics.fleet,
             "state",
             BrokerSettings("mqtt://127.0.0.1:1883"),
             self.data,
             TrainingSettings(),
-            eligibility=EligibilitySettings(),
+            eligibility=self.hall.eligibility,
         )
         self.store = AgentStore(self.folder / "state", 1 << 24)
-        filters = (*TOPICS.of_agent(self.name), *TOPICS.of_gossip(self.name))
+        filters = (*topics.of_agent(self.name), *topics.of_gossip(self.name))
         self.transport = self.hall.broker.connect(self.name, filters)
-        rng = np.random.default_rng(1)
+        rng, launch = np.random.default_rng(1), launcher(settings, self.folder, self.folder / "state", lambda: None)
         self.agent = Agent(
-            settings, self.folder, self.store, self.transport, rng, trainer=self.trainer, device=self.source
+            *(settings, self.folder, self.store, self.transport, rng),
+            trainer=(lambda assets: self._child(assets, launch)) if self.hall.children else None,
+            device=self.source,
+            trusted=self.hall.trusted(self),
         )
+
+    def _child(self, assets: Assets, launch: Launch) -> ChildTrainer:
+        """Of its own process, which a test may kill."""
+
+        def launched() -> ChildProcess:
+            self.child = launch()
+            return self.child
+
+        return ChildTrainer(assets, launched)
 
     def end(self) -> None:
         self.transport.close()
+        if self.child is not None:
+            self.agent.stop()
         self.store.close()
 
     def restart(self) -> None:
@@ -136,10 +155,15 @@ class Hall:
 
     folder: Path
     settings: Rules = SETTINGS
+    fleet: str = "hall"
+    eligibility: EligibilitySettings = EligibilitySettings()  # noqa: RUF009 (frozen)
     loss: float = 0.0
     twice: float = 0.0
     names: tuple[str, ...] = ("aa", "bb", "cc", "dd")
     data: dict[str, object] = field(default_factory=dict)
+    # Whether devices train in a process of their own, on the system's clock.
+    children: bool = False
+    source: Source | None = None
     now: float = 0.0
     updates: dict[tuple[str, int], Update] = field(default_factory=dict)
     reports: dict[str, list[TaskReport]] = field(default_factory=dict)
@@ -149,8 +173,9 @@ class Hall:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.topics = Topics(self.fleet)
         self.broker, self.council = Bad(loss=self.loss, twice=self.twice), Council(RUN)
-        self.transport = self.broker.connect("coordinator", TOPICS.of_coordinator())
+        self.transport = self.broker.connect("coordinator", self.topics.of_coordinator())
         self.bundle: Bundle = write_bundle(self.folder / "bundle")
         self.layout = layout_of(self.bundle.manifest, "full")
         files = [MANIFEST_FILE, *(e.path for e in self.bundle.manifest.files)]
@@ -194,16 +219,39 @@ class Hall:
 
     def say(self, device: str, body: Body, channel: Channel = "down") -> None:
         self._sequence += 1
-        self.transport.publish(TOPICS.device(device, channel), encode(Envelope(1, self._sequence, 0, body)))
+        topic = self.topics.device(device, channel)
+        self.transport.publish(topic, self.sealed(topic, Envelope(1, self._sequence, 0, body)))
+
+    def introduce(self, device: str, said: Membership) -> None:
+        near = (replace(neighbour, key=self.key_of(neighbour.device)) for neighbour in said.neighbours)
+        self.say(device, replace(said, neighbours=tuple(near)))
+
+    def sealed(self, topic: str, said: Envelope) -> bytes:
+        """What a coordinator's message is in bytes."""
+        return encode(said)
+
+    def trusted(self, device: Device) -> Trusted | None:
+        """Whom a device believes."""
+        return None
+
+    def key_of(self, device: str) -> bytes | None:
+        """By which its neighbours believe a device."""
+        return None
 
     def collect(self, round_: int, turns: int = 40_000) -> dict[str, Vector]:
         """Every device's own model, once all of them have come."""
-        for _ in range(turns):
-            if all((name, round_) in self.updates for name in self.devices):
-                return {name: self.own(name, round_) for name in self.devices}
+        self.until(lambda: all((name, round_) in self.updates for name in self.devices), turns)
+        return {name: self.own(name, round_) for name in self.devices}
+
+    def until(self, reached: Callable[[], bool], turns: int = 40_000) -> None:
+        ends = time.monotonic() + 60.0
+        while turns > 0 or (self.children and time.monotonic() < ends):
+            if reached():
+                return
             self.turn()
+            turns -= 1
         states = {name: device.agent.standing().gossip for name, device in self.devices.items()}
-        raise AssertionError(f"no update of {round_}: {states} {self.reports}")
+        raise AssertionError(f"in vain: {states} {[reports[-1:] for reports in self.reports.values()]}")
 
     def own(self, device: str, round_: int) -> Vector:
         found = self.updates[device, round_]
@@ -220,32 +268,35 @@ class Hall:
                 device.restart()
                 waits.append(0.0)
         self.work()
-        if not any(t.transport.events for t in self.devices.values()):
+        if self.children:
+            self.now = time.monotonic()
+        elif not any(t.transport.events for t in self.devices.values()):
             self.now += min(max(min(waits), 0.001), 1.0)
 
     def work(self) -> None:
         """The coordinator's part."""
         while (event := self.transport.poll(0)) is not None:
-            topic = TOPICS.parse(event.topic) if isinstance(event, Incoming) else None
+            topic = self.topics.parse(event.topic) if isinstance(event, Incoming) else None
             if topic is None or not isinstance(event, Incoming):
                 continue
             said = decode(event.payload)
             assert isinstance(said, Envelope), said
-            self._answer(topic.device, said.body)
+            self._answer(topic.device, said)
         self.council, told = council_table.due(self.council, self.settings, self.now)
         for device, membership in told.memberships.items():
-            self.say(device, membership)
+            self.introduce(device, membership)
 
-    def _answer(self, device: str, body: Body) -> None:
+    def _answer(self, device: str, said: Envelope) -> None:
+        body = said.body
         match body:
             case Hello():
                 self.hellos.append(body)
                 known = device in self.council.members
                 self.council = council_table.here(self.council, device, self.now, model=known)
-                self.say(device, Welcome(RUN, 0.0, instance=body.instance))
+                self.say(device, Welcome(RUN, 0.0, instance=body.instance, hello=said.sequence))
                 again = council_table.unheard(self.council, device)
                 if again is not None:
-                    self.say(device, again)
+                    self.introduce(device, again)
                 task = self.tasks.get(device)
                 if task is not None and (device, task.round) not in self.updates:
                     self.say(device, task)
