@@ -62,7 +62,8 @@ class Member:
     """What is known of a device.
 
     epoch, number, estimate: that it last reported of the epoch in force, 0 before. gone: it has said goodbye. model: it
-    has one of this run's epochs. again: it had one in this epoch, and has lost it.
+    has one of this run's epochs. again: it had one in this epoch, and has lost it. sent: the exchange of the run whose
+    model it has sent last.
     """
 
     heard_s: float
@@ -72,6 +73,7 @@ class Member:
     gone: bool = False
     model: bool = False
     again: bool = False
+    sent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,7 @@ def due(council: Council, rules: Rules, now: float) -> tuple[Council, Told]:
     alive = {device: member for device, member in council.devices.items() if device not in dead}
     wanted = linked(rules, tuple(sorted(device for device, member in alive.items() if not member.gone)))
     lost = [device for device in council.members if device not in wanted or alive[device].again]
+    lost += _behind(council)
     settled = all(alive[d].epoch == council.epoch for d in council.members if d in alive)
     changed = wanted != council.members or bool(lost)
     enough = len(wanted) >= (rules.minimum if council.epoch else rules.first)
@@ -159,6 +162,12 @@ def due(council: Council, rules: Rules, now: float) -> tuple[Council, Told]:
     return _adjusted(replace(council, devices=alive) if dead else council, rules)
 
 
+def sent(council: Council, device: str, exchange: int) -> Council:
+    """A device has sent its model of an exchange of the run, and waits for what comes after that."""
+    known = council.devices.get(device)
+    return council if known is None else _with(council, device, replace(known, sent=max(known.sent, exchange)))
+
+
 def access(council: Council) -> dict[str, tuple[str, ...]]:
     """Who may hear whom, by name: each member's neighbours, and those of the epoch before until all have left it."""
     now = {device: {n.device for n in said.neighbours} for device, said in council.told.items()}
@@ -166,9 +175,11 @@ def access(council: Council) -> dict[str, tuple[str, ...]]:
 
 
 def collected(council: Council) -> frozenset[str]:
-    """The members that have a model of the run to send, or will as soon as all begin."""
-    newcomers = {device for device, said in council.told.items() if said.newcomer and device not in council.models}
-    return frozenset(council.members) - (newcomers if len(newcomers) < len(council.members) else frozenset())
+    """The members that have come as far as the others, or will as soon as all begin: who joins an epoch has no model of
+    its exchanges before it has begun, and it may have to wait for the end of the epoch before."""
+    joining = {device for device in council.members if council.leaving and device not in council.leaving}
+    begun = {d for d in joining if d in council.devices and council.devices[d].epoch == council.epoch}
+    return frozenset(council.members) - (joining - begun)
 
 
 def place(council: Council) -> int:
@@ -229,7 +240,7 @@ def _next(
     relay = rules.algorithm == "relay"
     behind, gamma = (subtrees(graph), 1.0) if relay else ({}, rules.gamma(weights))
     after = 0 if at_once or not council.epoch else foremost + _ahead(council, foremost, now)
-    begun = council.begun + (after or foremost)
+    begun = max(council.begun + (after or foremost), *(member.sent for member in alive.values()))
     new = {name: not alive[name].model for name in names}
     told = {
         name: Membership(
@@ -241,7 +252,8 @@ def _next(
             ),
             rules.codec,
             gamma,
-            after,
+            # Who joins is in no epoch that could end, or in one that is long over.
+            after if name in council.members else 0,
             new[name],
             effort_of(council, rules),
             begun,
@@ -259,6 +271,13 @@ def _next(
         council, epoch=epoch, members=names, told=told, leaving=before, begun=begun, devices=devices, since_s=now
     )
     return following, Told(told)
+
+
+def _behind(council: Council) -> list[str]:
+    """Who has come farther than where this epoch says that it begins: its last report came too late to count. It has
+    done what the others are still to do, and would never do it again."""
+    begun = {d: m for d, m in council.devices.items() if d in council.members and m.epoch == council.epoch}
+    return [device for device, member in begun.items() if member.sent > council.begun + member.number]
 
 
 def _foremost(council: Council) -> int:

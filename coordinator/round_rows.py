@@ -15,7 +15,9 @@ class RoundRow:
     """One committed round, as its event said; round 0 is the exported model. devices: updates in its fold, `late` of
     them of earlier rounds. accuracy: of its version, the averaged model, on the coordinator's held-out data;
     device_mean, device_worst: of the same version on what devices hold out of their own, as they say with the next
-    round's updates, each device counting once. distilled: what its clients taught it after the fold, if anything."""
+    round's updates, each device counting once. distilled: what its clients taught it after the fold, if anything.
+    Without a hub, own_mean, own_worst: of the devices' own models, as sent for this round, on what each holds out of
+    its own data; distance: how far these were from their neighbours', the mean of ||sum_j w_ij x_j - x_i||."""
 
     round: int
     version: int
@@ -33,6 +35,9 @@ class RoundRow:
     device_mean: float | None = None
     device_worst: float | None = None
     distilled: Distillation | None = None
+    own_mean: float | None = None
+    own_worst: float | None = None
+    distance: float | None = None
 
 
 _ROUND = (
@@ -40,6 +45,9 @@ _ROUND = (
     "bytes_up, bytes_down, (SELECT count(*) FROM updates u WHERE u.fold = rounds.version AND u.round < rounds.round), "
     "(SELECT avg(accuracy) FROM held_out h WHERE h.round = rounds.version + 1), "
     "(SELECT min(accuracy) FROM held_out h WHERE h.round = rounds.version + 1), "
+    "(SELECT avg(accuracy) FROM own_held_out o WHERE o.round = rounds.round), "
+    "(SELECT min(accuracy) FROM own_held_out o WHERE o.round = rounds.round), "
+    "(SELECT distance FROM consensus c WHERE c.round = rounds.round), "
     "(SELECT distilled FROM models m WHERE m.version = rounds.version) "
     "FROM rounds WHERE state = 'committed'"
 )
@@ -64,5 +72,5 @@ def round_row(sql: sqlite3.Connection, number: int) -> RoundRow | None:
 
 
 def _row(found: tuple[Any, ...]) -> RoundRow:
-    *figures, distilled = found
-    return RoundRow(*(*figures, unpack(distilled)))
+    *figures, own_mean, own_worst, distance, distilled = found
+    return RoundRow(*(*figures, unpack(distilled), own_mean, own_worst, distance))
