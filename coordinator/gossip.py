@@ -81,9 +81,10 @@ class Council:
     """What is kept.
 
     members: of the epoch in force, told: what each of them was told; leaving: the neighbours of the epoch before, while
-    not all have begun this one. begun: exchanges of the run before this epoch. devices: all that were heard of and are
-    not given up; models: those that have begun an epoch of this run, given up or not. effort: of consensus control,
-    adjusted for this exchange of the run last. since_s: when the epoch was told, of this start's clock.
+    not all have begun this one. begun: exchanges of the run before this epoch, before: before the epoch before, in
+    which the foremost has come to the exchange `came` of the run. devices: all that were heard of and are not given
+    up; models: those that have begun an epoch of this run, given up or not. effort: of consensus control, adjusted for
+    this exchange of the run last. since_s: when the epoch was told, of this start's clock.
     """
 
     run: str
@@ -92,6 +93,8 @@ class Council:
     told: Mapping[str, Membership] = field(default_factory=dict)
     leaving: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     begun: int = 0
+    before: int = 0
+    came: int = 0
     devices: Mapping[str, Member] = field(default_factory=dict)
     models: tuple[str, ...] = ()
     effort: consensus.Effort | None = None
@@ -141,6 +144,8 @@ def stands(council: Council, device: str, said: Standing, now: float) -> Council
         known = replace(known, epoch=said.epoch, number=number, estimate=said.estimate, model=True)
         if device not in council.models:
             council = replace(council, models=tuple(sorted((*council.models, device))))
+    elif said.epoch == council.epoch - 1 and device in council.leaving:
+        council = replace(council, came=max(council.came, council.before + said.number))
     return _with(council, device, known)
 
 
@@ -184,7 +189,8 @@ def collected(council: Council) -> frozenset[str]:
 
 def place(council: Council) -> int:
     """Exchanges of the run that the foremost member has completed."""
-    return council.begun + _foremost(council)
+    begun = any(m.epoch == council.epoch for d, m in council.devices.items() if d in council.members)
+    return council.begun + _foremost(council) if begun else council.came
 
 
 def mean_distance(council: Council) -> float | None:
@@ -240,7 +246,8 @@ def _next(
     relay = rules.algorithm == "relay"
     behind, gamma = (subtrees(graph), 1.0) if relay else ({}, rules.gamma(weights))
     after = 0 if at_once or not council.epoch else foremost + _ahead(council, foremost, now)
-    begun = max(council.begun + (after or foremost), *(member.sent for member in alive.values()))
+    came = place(council)
+    begun = max(council.begun + after if after else came, *(member.sent for member in alive.values()))
     new = {name: not alive[name].model for name in names}
     told = {
         name: Membership(
@@ -266,9 +273,18 @@ def _next(
         name: replace(member, epoch=0, number=0, again=False) if name in told else member
         for name, member in alive.items()
     }
-    before = {d: tuple(n for n in near if n in told) for d, near in access(council).items() if d in told}
+    leaving = {d: tuple(n for n in near if n in told) for d, near in access(council).items() if d in told}
     following = replace(
-        council, epoch=epoch, members=names, told=told, leaving=before, begun=begun, devices=devices, since_s=now
+        council,
+        epoch=epoch,
+        members=names,
+        told=told,
+        leaving=leaving,
+        begun=begun,
+        before=council.begun,
+        came=came,
+        devices=devices,
+        since_s=now,
     )
     return following, Told(told)
 

@@ -390,7 +390,8 @@ class Reports:
         """What training took, by variant, over all accepted updates."""
         found: dict[str, list[tuple[str, float, float | None, int]]] = {}
         for variant, *rest in self._sql.execute(
-            "SELECT variant, device, 1000.0 * train_s / steps, peak_mib, size FROM updates ORDER BY variant, device"
+            "SELECT variant, device, 1000.0 * train_s / steps, peak_mib, size FROM updates WHERE steps > 0 "
+            "ORDER BY variant, device"
         ):
             found.setdefault(variant, []).append((rest[0], rest[1], rest[2], rest[3]))
         return tuple(
