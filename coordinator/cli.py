@@ -356,7 +356,7 @@ def _reports(options: argparse.Namespace) -> Reports:
 
 
 # Columns of which a table shows nothing where nobody uses them.
-_SELDOM = frozenset({"distilled"})
+_SELDOM = frozenset({"distilled", "own_mean", "own_worst", "distance"})
 
 
 def _rows(options: argparse.Namespace, name: str, rows: tuple[Any, ...], apart: frozenset[str] = frozenset()) -> int:

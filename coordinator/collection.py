@@ -10,11 +10,10 @@ from dataclasses import replace
 from coordinator.round import Round
 
 
-def waiting_for(state: Round, members: Set[str], collected: Set[str], minimum: int | None) -> Round:
+def waiting_for(state: Round, members: Set[str], collected: Set[str], minimum: int) -> Round:
     """The round, as these members are to close it. collected: those of them that have a model to send. minimum: that is
-    enough at the deadline, None for all."""
+    enough at the deadline."""
     done = frozenset(state.devices("done"))
     out = frozenset(state.devices("out"))
     goal = max(1, len((collected - out) | done))
-    least = goal if minimum is None else min(minimum, goal)
-    return replace(state, goal=goal, minimum=least, wanted=max(goal, len(members | done)))
+    return replace(state, goal=goal, minimum=min(minimum, goal), wanted=max(goal, len(members | done)))

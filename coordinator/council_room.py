@@ -1,8 +1,9 @@
 """Where the council of a fleet without a hub meets the daemon: what devices say goes in, memberships come out, and what
 was decided is durable before anybody hears of it.
 
-A device counts as there while it is connected and nobody waits for it; one that its neighbours wait for must report, so
-that a device that hangs, or may not train, is left out like one that is gone.
+A device counts as there while it is connected and nobody waits for it. One that its neighbours wait for must report,
+and one that is to begin an epoch must speak, so that who hangs, or may not train, is left out like who is gone. It is
+taken in again when it reports, or, where it is connected, after it was left out for as long.
 """
 
 import logging
@@ -28,6 +29,10 @@ FIRST_RETRY_S = 5.0
 LONGEST_RETRY_S = 60.0
 # Reports are written so often; epochs and efforts at once.
 KEEP_EVERY_S = 5.0
+# A device that had a model of the run says where it stands when it comes; one that says nothing has lost it.
+REPORT_S = 10.0
+# Who waits for a neighbour says so again within a minute; what was said before that is over.
+WAITS_S = 90.0
 # Who is there, and by which keys they speak, is looked at so often.
 LOOK_EVERY_S = 1.0
 
@@ -59,9 +64,12 @@ class CouncilRoom:
         """Takes the council from the store, after a start or a fault, and the broker's access with it."""
         kept = self._store.told(partial(council_rows.load, now=now))
         self._council = kept or Council(self._store.run)
-        self._waits: dict[str, tuple[str, ...]] = {}
+        self._waits: dict[str, tuple[float, tuple[str, ...]]] = {}
+        self._spoke: dict[str, float] = {}
+        self._left_out: dict[str, float] = {}
         self._retry: dict[str, tuple[float, float]] = {}
         self._keys: dict[str, bytes | None] = {}
+        self._silent: dict[str, float] = {}
         self._allowed: dict[str, tuple[str, ...]] = {}
         self._keep_at = self._look_at = now
         self._unkept = False
@@ -92,13 +100,20 @@ class CouncilRoom:
 
     # What devices say
 
+    def heard(self, device: str, now: float) -> None:
+        """A device said anything."""
+        self._spoke[device] = now
+
     def greeted(self, device: str, hello: Hello, now: float) -> None:
         """A device has come. Whether one that had a model still has it is for its report to say."""
         if not self._skills <= set(hello.skills):
             self._council = gossip.left(self._council, device)
             return
-        if device not in self._council.models and device not in self._council.members:
-            self._change(gossip.here(self._council, device, now, model=False))
+        if device not in self._council.members:
+            if device in self._council.models:
+                self._silent[device] = now + REPORT_S
+            else:
+                self._change(gossip.here(self._council, device, now, model=False))
         self._heard(device, now)
         self._say_again(device, now)
         if device in self._council.members and self._council.effort is not None:
@@ -110,8 +125,13 @@ class CouncilRoom:
         paused = device not in self._council.members and self._fleet[device].paused is not None
         if known is None or not self._skills <= known or paused:
             return
-        self._waits[device] = said.waits_for
+        self._waits[device] = now, said.waits_for
+        self._silent.pop(device, None)
         self._change(gossip.stands(self._council, device, said, now))
+
+    def sent(self, device: str, exchange: int) -> None:
+        """A device's model of an exchange of the run was accepted."""
+        self._change(gossip.sent(self._council, device, exchange))
 
     def left(self, device: str) -> None:
         """A device said goodbye, or is not to be heard any more."""
@@ -132,6 +152,9 @@ class CouncilRoom:
             if self._restraint.unsaid("graph", now) is not None:
                 log.error("no epoch can be made of the devices that are there: gossip.%s", error)
             council, told = self._council, Told()
+        for device in self._council.devices.keys() - council.devices.keys():
+            log.warning("device=%s is left out: nothing was heard of it for %.0f s", device, self._rules.dead_after_s)
+            self._left_out[device] = now + self._rules.dead_after_s
         if told != Told():
             self._decide(council, told, now)
         self._council = council
@@ -168,16 +191,46 @@ class CouncilRoom:
                 self._link.send(device, wanted)
 
     def _see_who_is_there(self, now: float) -> None:
-        """Nobody is given up who is connected and holds nobody up. Who may not be heard has left."""
+        """Who may not be heard has left; who is connected and holds nobody up is there."""
         for device in self._council.devices:
             if self._admit(device) is not None:
                 self.left(device)
-        held_up_by = {name for waits in self._waits.values() for name in waits}
+        for device in [device for device, at in self._silent.items() if now >= at]:
+            del self._silent[device]
+            if self._fleet.has(device):
+                self._change(gossip.here(self._council, device, now, model=False))
+        for device in [device for device, at in self._left_out.items() if now >= at and self._may_come(device)]:
+            del self._left_out[device]
+            self._change(gossip.here(self._council, device, now, model=device in self._council.models))
+        late = self._late(now)
         devices = {
-            device: replace(member, heard_s=now) if self._fleet.has(device) and device not in held_up_by else member
+            device: replace(member, heard_s=now) if self._fleet.has(device) and device not in late else member
             for device, member in self._council.devices.items()
         }
         self._council = replace(self._council, devices=devices)
+
+    def _may_come(self, device: str) -> bool:
+        known = self._fleet.skills(device)
+        there = self._fleet.has(device) and self._fleet[device].paused is None and self._admit(device) is None
+        return there and known is not None and self._skills <= known and device not in self._council.devices
+
+    def _late(self, now: float) -> set[str]:
+        """Whom others wait for, as far as it is for them to speak."""
+        council, found = self._council, set[str]()
+        for waiting, (at, names) in self._waits.items():
+            own = council.devices.get(waiting)
+            if own is None or now - at >= WAITS_S:
+                continue
+            for name in names:
+                other = council.devices.get(name)
+                if other is not None and other.epoch == council.epoch and other.number <= own.number:
+                    found.add(name)
+        for device in council.members:
+            member, told = council.devices.get(device), council.told[device]
+            to_begin = member is not None and member.epoch != council.epoch and told.after == 0
+            if to_begin and now - self._spoke.get(device, 0.0) >= LOOK_EVERY_S:
+                found.add(device)
+        return found
 
     def _say_again(self, device: str, now: float) -> None:
         """Says its membership to a member that has not begun it, ever more rarely."""

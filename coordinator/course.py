@@ -19,7 +19,7 @@ from coordinator.distiller import Distiller
 from coordinator.evaluate import Examine
 from coordinator.events import Emit, Finished, FinishReason, RoundCommitted, RoundOpened
 from coordinator.fleet import Fleet
-from coordinator.held_out import on_devices
+from coordinator.held_out import on_devices, own_models
 from coordinator.intake import Seat
 from coordinator.ledger import round_bytes, waiting_before
 from coordinator.link import Link
@@ -375,6 +375,10 @@ class Course:
         if seen is not None:
             said = (number - 1, seen.devices, seen.mean, seen.worst, seen.worst_device)
             log.info("on devices version=%d devices=%d accuracy_mean=%.4f accuracy_worst=%.4f worst=%s", *said)
+        own = self._store.told(partial(own_models, number=number))
+        if own is not None:
+            told = (number, own.devices, own.mean, own.worst, own.worst_device)
+            log.info("own models round=%d devices=%d accuracy_mean=%.4f accuracy_worst=%.4f worst=%s", *told)
         log.info("committed round=%d version=%d devices=%d", number, self.versions.number, figures.devices)
         self._emit(
             RoundCommitted(
@@ -407,10 +411,10 @@ class Course:
         return self._link.total_bytes("up"), self._link.total_bytes("down")
 
     def _of_members(self, state: rounds.Round) -> rounds.Round:
-        room = self._council
-        if room is None:
+        if (room := self._council) is None:
             return state
-        return waiting_for(state, room.members, room.collected, self._settings.rounds.minimum)
+        least = self._settings.rounds.minimum or self._settings.gossip.minimum
+        return waiting_for(state, room.members, room.collected, least)
 
     def _empty_round(self, number: int, now: float, taken: dict[str, rounds.Phase], extensions: int) -> rounds.Round:
         wanted = self._settings.rounds

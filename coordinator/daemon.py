@@ -196,6 +196,8 @@ class Coordinator:
             self._fleet.hello(device, said.body, self._wall())
         if self._fleet.knows(device):
             self._link.count_up(device, message, said)
+            if self._council is not None:
+                self._council.heard(device, now)
             if not isinstance(said.body, DeviceState) or said.body.state == "ready":
                 self._fleet.heard(device, said.boot, self._wall(), greeting=isinstance(said.body, Hello))
             else:
@@ -330,6 +332,8 @@ class Coordinator:
             match verdict:
                 case Taken(offer):
                     log.info("accepted device=%s round=%d bytes=%d", device, offer.round, offer.blob.size)
+                    if self._council is not None:
+                        self._council.sent(device, offer.round * self._settings.gossip.exchanges)
                 case Rejected(why, number):
                     self._tell_rejected(device, number, why)
         if settled:

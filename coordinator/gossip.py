@@ -62,7 +62,8 @@ class Member:
     """What is known of a device.
 
     epoch, number, estimate: that it last reported of the epoch in force, 0 before. gone: it has said goodbye. model: it
-    has one of this run's epochs. again: it had one in this epoch, and has lost it.
+    has one of this run's epochs. again: it had one in this epoch, and has lost it. sent: the exchange of the run whose
+    model it has sent last.
     """
 
     heard_s: float
@@ -72,6 +73,7 @@ class Member:
     gone: bool = False
     model: bool = False
     again: bool = False
+    sent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +81,10 @@ class Council:
     """What is kept.
 
     members: of the epoch in force, told: what each of them was told; leaving: the neighbours of the epoch before, while
-    not all have begun this one. begun: exchanges of the run before this epoch. devices: all that were heard of and are
-    not given up; models: those that have begun an epoch of this run, given up or not. effort: of consensus control,
-    adjusted for this exchange of the run last. since_s: when the epoch was told, of this start's clock.
+    not all have begun this one. begun: exchanges of the run before this epoch, before: before the epoch before, in
+    which the foremost has come to the exchange `came` of the run. devices: all that were heard of and are not given
+    up; models: those that have begun an epoch of this run, given up or not. effort: of consensus control, adjusted for
+    this exchange of the run last. since_s: when the epoch was told, of this start's clock.
     """
 
     run: str
@@ -90,6 +93,8 @@ class Council:
     told: Mapping[str, Membership] = field(default_factory=dict)
     leaving: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     begun: int = 0
+    before: int = 0
+    came: int = 0
     devices: Mapping[str, Member] = field(default_factory=dict)
     models: tuple[str, ...] = ()
     effort: consensus.Effort | None = None
@@ -139,6 +144,8 @@ def stands(council: Council, device: str, said: Standing, now: float) -> Council
         known = replace(known, epoch=said.epoch, number=number, estimate=said.estimate, model=True)
         if device not in council.models:
             council = replace(council, models=tuple(sorted((*council.models, device))))
+    elif said.epoch == council.epoch - 1 and device in council.leaving:
+        council = replace(council, came=max(council.came, council.before + said.number))
     return _with(council, device, known)
 
 
@@ -149,6 +156,7 @@ def due(council: Council, rules: Rules, now: float) -> tuple[Council, Told]:
     alive = {device: member for device, member in council.devices.items() if device not in dead}
     wanted = linked(rules, tuple(sorted(device for device, member in alive.items() if not member.gone)))
     lost = [device for device in council.members if device not in wanted or alive[device].again]
+    lost += _behind(council)
     settled = all(alive[d].epoch == council.epoch for d in council.members if d in alive)
     changed = wanted != council.members or bool(lost)
     enough = len(wanted) >= (rules.minimum if council.epoch else rules.first)
@@ -159,6 +167,12 @@ def due(council: Council, rules: Rules, now: float) -> tuple[Council, Told]:
     return _adjusted(replace(council, devices=alive) if dead else council, rules)
 
 
+def sent(council: Council, device: str, exchange: int) -> Council:
+    """A device has sent its model of an exchange of the run, and waits for what comes after that."""
+    known = council.devices.get(device)
+    return council if known is None else _with(council, device, replace(known, sent=max(known.sent, exchange)))
+
+
 def access(council: Council) -> dict[str, tuple[str, ...]]:
     """Who may hear whom, by name: each member's neighbours, and those of the epoch before until all have left it."""
     now = {device: {n.device for n in said.neighbours} for device, said in council.told.items()}
@@ -166,14 +180,17 @@ def access(council: Council) -> dict[str, tuple[str, ...]]:
 
 
 def collected(council: Council) -> frozenset[str]:
-    """The members that have a model of the run to send, or will as soon as all begin."""
-    newcomers = {device for device, said in council.told.items() if said.newcomer and device not in council.models}
-    return frozenset(council.members) - (newcomers if len(newcomers) < len(council.members) else frozenset())
+    """The members that have come as far as the others, or will as soon as all begin: who joins an epoch has no model of
+    its exchanges before it has begun, and it may have to wait for the end of the epoch before."""
+    joining = {device for device in council.members if council.leaving and device not in council.leaving}
+    begun = {d for d in joining if d in council.devices and council.devices[d].epoch == council.epoch}
+    return frozenset(council.members) - (joining - begun)
 
 
 def place(council: Council) -> int:
     """Exchanges of the run that the foremost member has completed."""
-    return council.begun + _foremost(council)
+    begun = any(m.epoch == council.epoch for d, m in council.devices.items() if d in council.members)
+    return council.begun + _foremost(council) if begun else council.came
 
 
 def mean_distance(council: Council) -> float | None:
@@ -229,7 +246,8 @@ def _next(
     relay = rules.algorithm == "relay"
     behind, gamma = (subtrees(graph), 1.0) if relay else ({}, rules.gamma(weights))
     after = 0 if at_once or not council.epoch else foremost + _ahead(council, foremost, now)
-    begun = council.begun + (after or foremost)
+    came = place(council)
+    begun = max(council.begun + after if after else came, *(member.sent for member in alive.values()))
     new = {name: not alive[name].model for name in names}
     told = {
         name: Membership(
@@ -241,7 +259,8 @@ def _next(
             ),
             rules.codec,
             gamma,
-            after,
+            # Who joins is in no epoch that could end, or in one that is long over.
+            after if name in council.members else 0,
             new[name],
             effort_of(council, rules),
             begun,
@@ -254,11 +273,27 @@ def _next(
         name: replace(member, epoch=0, number=0, again=False) if name in told else member
         for name, member in alive.items()
     }
-    before = {d: tuple(n for n in near if n in told) for d, near in access(council).items() if d in told}
+    leaving = {d: tuple(n for n in near if n in told) for d, near in access(council).items() if d in told}
     following = replace(
-        council, epoch=epoch, members=names, told=told, leaving=before, begun=begun, devices=devices, since_s=now
+        council,
+        epoch=epoch,
+        members=names,
+        told=told,
+        leaving=leaving,
+        begun=begun,
+        before=council.begun,
+        came=came,
+        devices=devices,
+        since_s=now,
     )
     return following, Told(told)
+
+
+def _behind(council: Council) -> list[str]:
+    """Who has come farther than where this epoch says that it begins: its last report came too late to count. It has
+    done what the others are still to do, and would never do it again."""
+    begun = {d: m for d, m in council.devices.items() if d in council.members and m.epoch == council.epoch}
+    return [device for device, member in begun.items() if member.sent > council.begun + member.number]
 
 
 def _foremost(council: Council) -> int:

@@ -94,7 +94,9 @@ def check_offer(
     for told in (offer.held_out, offer.own):
         if told is not None and not math.isfinite(told.loss):
             return Rejection("figures", f"a loss of {told.loss} on what is held out is no number")
-    if not (math.isfinite(offer.loss) and 0.0 <= offer.train_s < 1e9 and offer.steps > 0):
+    # Without a hub a device may have joined too late to train for its first collection.
+    least = 1 if task.until is None else 0
+    if not (math.isfinite(offer.loss) and 0.0 <= offer.train_s < 1e9 and offer.steps >= least):
         return Rejection("figures", f"loss {offer.loss}, {offer.steps} steps and {offer.train_s} s cannot all be true")
     return None
 

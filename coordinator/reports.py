@@ -8,9 +8,10 @@ from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
+from coordinator import council_rows
 from coordinator.budget import day_of
 from coordinator.evaluate import accuracy_of
-from coordinator.held_out import newest
+from coordinator.held_out import newest, newest_own
 from coordinator.round_rows import RoundRow, round_row, round_rows
 from coordinator.rows import unpack_trust
 from coordinator.schema import DATABASE, LOST, locked, open_reader
@@ -32,7 +33,8 @@ class Status:
     `waiting_for` says in words what the next step hangs on: whom the operator should look at. clipped, clamped: updates
     of the whole run whose norm or weight was cut. epsilon, delta: of central differential privacy (privacy.py); without
     it, or where something reached the model without noise, there is no epsilon. device_mean, device_worst: of version
-    device_version, on what devices hold out of their own data, with the worst one's name.
+    device_version, on what devices hold out of their own data, with the worst one's name. Without a hub, own_mean and
+    own_worst: of the devices' own models on the same, as last collected; epoch, members, distance: of the council.
     """
 
     run: str
@@ -63,6 +65,12 @@ class Status:
     device_mean: float | None = None
     device_worst: float | None = None
     device_worst_name: str | None = None
+    own_mean: float | None = None
+    own_worst: float | None = None
+    own_worst_name: str | None = None
+    epoch: int | None = None
+    members: int | None = None
+    distance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +255,7 @@ class Reports:
             epsilon=trusts[-1].epsilon,
             delta=trusts[-1].delta,
             **self._on_devices(),
+            **self._without_hub(),
         )
 
     def _on_devices(self) -> dict[str, Any]:
@@ -256,6 +265,15 @@ class Reports:
         number, seen = found
         names = ("device_version", "device_mean", "device_worst", "device_worst_name")
         return dict(zip(names, (number, seen.mean, seen.worst, seen.worst_device), strict=True))
+
+    def _without_hub(self) -> dict[str, Any]:
+        own, council = newest_own(self._sql), council_rows.newest(self._sql)
+        found: dict[str, Any] = {}
+        if own is not None:
+            found |= {"own_mean": own.mean, "own_worst": own.worst, "own_worst_name": own.worst_device}
+        if council is not None:
+            found |= dict(zip(("epoch", "members", "distance"), council, strict=True))
+        return found
 
     def _waiting_for(
         self,
@@ -372,7 +390,8 @@ class Reports:
         """What training took, by variant, over all accepted updates."""
         found: dict[str, list[tuple[str, float, float | None, int]]] = {}
         for variant, *rest in self._sql.execute(
-            "SELECT variant, device, 1000.0 * train_s / steps, peak_mib, size FROM updates ORDER BY variant, device"
+            "SELECT variant, device, 1000.0 * train_s / steps, peak_mib, size FROM updates WHERE steps > 0 "
+            "ORDER BY variant, device"
         ):
             found.setdefault(variant, []).append((rest[0], rest[1], rest[2], rest[3]))
         return tuple(

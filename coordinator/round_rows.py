@@ -17,7 +17,9 @@ class RoundRow:
     device_mean, device_worst: of the same version on what devices hold out of their own, as they say with the next
     round's updates, each device counting once; personal_mean to mixed_worst: of those that tell it, with the head that
     each keeps to itself in place of the version's, and with both. distilled: what its clients taught it after the fold,
-    if anything."""
+    if anything. Without a hub, own_mean, own_worst: of the devices' own models, as sent for this round, on what each
+    holds out of its own data; distance: how far these were from their neighbours', the mean of
+    ||sum_j w_ij x_j - x_i||."""
 
     round: int
     version: int
@@ -39,6 +41,9 @@ class RoundRow:
     mixed_mean: float | None = None
     mixed_worst: float | None = None
     distilled: Distillation | None = None
+    own_mean: float | None = None
+    own_worst: float | None = None
+    distance: float | None = None
 
 
 _ROUND = (
@@ -50,6 +55,9 @@ _ROUND = (
     "(SELECT min(personal) FROM local_heads h WHERE h.round = rounds.version + 1), "
     "(SELECT avg(mixed) FROM local_heads h WHERE h.round = rounds.version + 1), "
     "(SELECT min(mixed) FROM local_heads h WHERE h.round = rounds.version + 1), "
+    "(SELECT avg(accuracy) FROM own_held_out o WHERE o.round = rounds.round), "
+    "(SELECT min(accuracy) FROM own_held_out o WHERE o.round = rounds.round), "
+    "(SELECT distance FROM consensus c WHERE c.round = rounds.round), "
     "(SELECT distilled FROM models m WHERE m.version = rounds.version) "
     "FROM rounds WHERE state = 'committed'"
 )
@@ -76,5 +84,5 @@ def round_row(sql: sqlite3.Connection, number: int) -> RoundRow | None:
 
 
 def _row(found: tuple[Any, ...]) -> RoundRow:
-    *figures, distilled = found
-    return RoundRow(*(*figures, unpack(distilled)))
+    *figures, own_mean, own_worst, distance, distilled = found
+    return RoundRow(*(*figures, unpack(distilled), own_mean, own_worst, distance))

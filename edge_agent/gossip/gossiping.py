@@ -145,6 +145,9 @@ class Gossiping:
             self._store.keep(self._talk.node)
         before = table.node_epoch(self._talk.node)
         self._talk.told(said, now)
+        if isinstance(said, Membership):
+            # That it was heard; without a task in hand there would be no other word of it.
+            self._talk.report()
         epoch = table.node_epoch(self._talk.node)
         if epoch != before:
             log.info(

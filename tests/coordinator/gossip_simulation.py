@@ -42,7 +42,7 @@ class GossipAgent(FakeAgent):
         super().__init__(device, broker, bundle)
         self.skills = (GOSSIP,)
         self.card, self.talk = Card(), None
-        self.due, self.done = deque[Train](), list[Completed]()
+        self.due, self.done = deque[Train](maxlen=1), list[Completed]()
         self.told: list[Membership] = []
         self.efforts: list[Effort] = []
         self.sent_models: dict[int, np.ndarray] = {}
@@ -87,6 +87,7 @@ class GossipAgent(FakeAgent):
             (self.told if isinstance(body, Membership) else self.efforts).append(body)  # type: ignore[arg-type]
             if self.talk is not None:
                 self.talk.told(body, now)
+                self.talk.report()
             return
         super().obey(body, now)
 
@@ -105,6 +106,7 @@ class GossipAgent(FakeAgent):
             self.talk.start(now)
             for membership in self.told[-1:]:
                 self.talk.told(membership, now)
+            self.talk.report()
 
     def pack(self, now: float) -> None:
         """Only when the exchange has come."""
@@ -116,7 +118,7 @@ class GossipAgent(FakeAgent):
             return
         train, task = self.due[0], self.task
         assert task.until is not None
-        if membership.begun + train.number - 1 >= task.until and train.number > 1:
+        if membership.begun + train.number - 1 >= task.until:
             self._collect(task, train.x, now)
             return
         self.due.popleft()

@@ -334,10 +334,10 @@ def test_the_sample_with_all_of_it_switched_on_is_read_with_paths_relative_to_th
 ) -> None:
     assert main(["config", "sample"]) == 0
     before, section = capsys.readouterr().out.split("[distillation]")
-    section, after = section.split("[limits]")
+    section, after = section.split("[gossip]")
     path = tmp_path / "coordinator.toml"
     switched_on = section.replace("\n# ", "\n")
-    path.write_text(f"{before}[distillation]{switched_on}[limits]{after}")
+    path.write_text(f"{before}[distillation]{switched_on}[gossip]{after}")
     found = load(path).distillation
     assert found.bundle == str(tmp_path / "distillation")
     assert found.peers == (PeerSettings(f"{tmp_path}/../other/coordinator-state", f"{tmp_path}/../other/bundle"),)

@@ -54,7 +54,8 @@ def test_nothing_is_said_while_nothing_changes() -> None:
 def test_who_comes_is_in_the_next_epoch_that_begins_after_an_exchange_which_all_complete() -> None:
     council, told = due(here(begun(), "ee", 10.0, model=False), SETTINGS, 10.0)
     assert council.members == (*NAMES, "ee")
-    assert {said.after for said in told.memberships.values()} == {7 + AHEAD}
+    assert {name: said.after for name, said in told.memberships.items()} == dict.fromkeys(NAMES, 7 + AHEAD) | {"ee": 0}
+    assert {said.begun for said in told.memberships.values()} == {7 + AHEAD}
     assert {name for name, said in told.memberships.items() if said.newcomer} == {"ee"}
 
 
