@@ -11,6 +11,7 @@ from protocol.errors import ConfigurationError
 from protocol.gossip import MAX_NEIGHBOURS, MAX_NUMBER, MAX_WANTED, Algorithm
 from sparse.codecs import parse_codec
 from sparse.gossip import Control, parse_edges, parse_topology
+from sparse.gossip.relay import check_codec
 
 if TYPE_CHECKING:
     from coordinator.settings import Settings
@@ -26,11 +27,11 @@ class GossipSettings:
     `topology` (a name of sparse.gossip) nor `links` (a file: a link a line, as two devices' names).
 
     algorithm: "choco", or "relay": RelaySum on a spanning tree, where an exchange waits at most patience_s for who is
-    late. codec, gamma: of choco, what neighbours say to each other; gamma "auto": by the authors' tuner, for each
-    graph. exchanges: between two rounds of collection. gossip_rounds: exchanges after each training. minimum: an epoch
-    has so many members; the first has rounds.devices. dead_after_s: of silence, after which a device is left out.
-    target: of consensus control, a share of the largest distance, in the first `first_phase` exchanges; 1 is for none.
-    seed: of drawn graphs.
+    late. codec: of what neighbours say to each other, of relay all/float32, all/float16 or all/bfloat16. gamma: of
+    choco; "auto": by the authors' tuner, for each graph. exchanges: between two rounds of collection. gossip_rounds:
+    exchanges after each training. minimum: an epoch has so many members; the first has rounds.devices. dead_after_s: of
+    silence, after which a device is left out. target: of consensus control, a share of the largest distance, in the
+    first `first_phase` exchanges; 1 is for none. seed: of drawn graphs.
     """
 
     topology: str | None = None
@@ -54,6 +55,8 @@ class GossipSettings:
             raise ValueError("links: is empty; name a file with a link a line, as the names of two devices")
         if parse_codec(self.codec).selection == "mask":
             raise ValueError(f"codec: {self.codec} needs a mask, and devices without a hub have none; use all/sign")
+        if self.algorithm == "relay":
+            check_codec(parse_codec(self.codec))
         if isinstance(self.gamma, str) and self.gamma != AUTO:
             raise ValueError(f'gamma: {self.gamma!r} is unknown; use "auto", or a number above 0 and at most 1')
         if isinstance(self.gamma, float) and not 0.0 < self.gamma <= 1.0:

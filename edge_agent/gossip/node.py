@@ -166,13 +166,15 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """An exchange: the model that the training began at, that which the exchange gave, and ||s - h||."""
+    """An exchange: the model that the training began at, that which the exchange gave, how far from the others it is,
+    and who was not waited for any longer."""
 
     epoch: int
     number: int
     before: Vector
     after: Vector
     estimate: float
+    late: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,9 +389,17 @@ def node_epoch(node: Node, *, newest: bool = False) -> int:
 def apart(choco: Choco) -> float:
     """||s - h||, 0 where a device agrees with its neighbours. Without BLAS, whose threads take longer to begin than the
     sum of a small model's squares does."""
-    between = choco.s - choco.h
-    between *= between
-    return float(np.sqrt(np.sum(between)))
+    return length(choco.s - choco.h)
+
+
+def length(vector: npt.NDArray[np.float64]) -> float:
+    """Of a vector that nobody else needs."""
+    vector *= vector
+    return float(np.sqrt(np.sum(vector)))
+
+
+def estimate(node: Node) -> float:
+    return 0.0 if node.choco is None else apart(node.choco)
 
 
 def _sum(

@@ -43,6 +43,7 @@ from edge_agent.gossip.node import (
     Trained,
     Vector,
     Wanted,
+    length,
     node_epoch,
     train_of,
     when,
@@ -53,6 +54,9 @@ from sparse.codecs import PayloadError, max_payload_bytes, parse_codec
 from sparse.codecs.spec import DENSE
 from sparse.gossip import relay
 from sparse.gossip.choco import Compressor
+
+# Of a value of a sum. What is over it is of no model, and would leave float32's range on its way on.
+LARGEST = 1e30
 
 
 def step(node: Node, event: Event, shape: Shape) -> tuple[Node, list[Decision]]:
@@ -103,6 +107,10 @@ def most_bytes(node: Node, number: int, shape: Shape) -> int:
     if number == 0:
         return max_payload_bytes(len(node.x), DENSE, shapes=shape.shapes)
     return COUNT_BYTES + max_payload_bytes(len(node.x), parse_codec(node.membership.codec), shapes=shape.shapes)
+
+
+def estimate(node: Node) -> float:
+    return 0.0 if node.sums is None else node.sums.estimate
 
 
 def _joined(node: Node, membership: Membership, shape: Shape) -> tuple[Node, list[Decision]]:
@@ -179,6 +187,8 @@ def _heard(node: Node, event: Heard, shape: Shape) -> tuple[Node, list[Decision]
             message = sums_of.unpack(event.payload, event.number, len(node.x), compressor)
             if not 1 <= message.count <= subtree:
                 return node, [Refused(event.sender, "count")]
+            if float(np.abs(message.total).max()) > LARGEST:
+                return node, [Refused(event.sender, "values")]
             node = replace(node, sums=sums_of.taken(sums, event.sender, message))
     except PayloadError as error:
         return node, [Refused(event.sender, error.reason)]
@@ -193,9 +203,9 @@ def _exchanged(node: Node, shape: Shape) -> tuple[Node, list[Decision]]:
     assert node.before is not None
     held = sums_of.held_at(sums, _names(membership), node.number)
     after = relay.average(held, node.x, membership.devices, sums.fill)
-    estimate = float(np.linalg.norm(after.astype(np.float64) - node.x))
-    done = Completed(membership.epoch, node.number, node.before, after, estimate)
-    node = replace(node, x=after, sums=replace(sums, estimate=estimate))
+    moved = length(after.astype(np.float64) - node.x)
+    done = Completed(membership.epoch, node.number, node.before, after, moved, waits_for(node))
+    node = replace(node, x=after, sums=replace(sums, estimate=moved))
     if node.next is not None and node.number >= node.next.after:
         node, decisions = _begin(node, node.next, shape)
     else:

@@ -133,9 +133,10 @@ class Talk:
             case Ask(neighbour, epoch, number):
                 begun = self._collected.get((neighbour, number))
                 self.voice.ask(neighbour, Want(epoch, number, begun.missing if begun else ()))
-            case Completed(estimate=estimate):
+            case Completed(epoch, number, estimate=estimate, late=late):
                 self.completed(decision)
-                self.voice.report(Standing(decision.epoch, decision.number, estimate))
+                # Who is late has held this device up, and is to be given up if that goes on.
+                self.voice.report(Standing(epoch, number, estimate, late))
             case Refused(sender, reason):
                 self._count(sender, reason)
 
@@ -162,10 +163,8 @@ class Talk:
         return self.voice.report(self.standing())
 
     def standing(self) -> Standing:
-        """Epoch, exchanges of it that are completed, ||s - h|| after the last, and whom it waits for."""
-        choco = self.node.choco
-        estimate = 0.0 if choco is None else table.apart(choco)
-        waits_for = self._table.waits_for(self.node)
+        """Epoch, exchanges of it that are completed, how far from the others after the last, and whom it waits for."""
+        estimate, waits_for = self._table.estimate(self.node), self._table.waits_for(self.node)
         return Standing(table.node_epoch(self.node), max(0, self.node.number - 1), estimate, waits_for)
 
     @property

@@ -68,7 +68,7 @@ class Bad(MemoryBroker):
     carried: int = 0
 
     def deliver(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        if not topic.endswith("/gossip") and "/want/" not in topic:
+        if not topic.endswith("/gossip") and "/gossip/" not in topic and "/want/" not in topic:
             super().deliver(topic, payload, retain=retain)
             return
         drawn = self.rng.random()

@@ -12,9 +12,7 @@ from protocol.transport import Incoming
 from tests.simulator.test_gossip_fleet import TOPICS, Device, Fleet
 
 NAMES = ("aa", "bb", "cc", "dd", "ee")
-SETTINGS = Rules("ring", codec="all/float32", minimum=3, dead_after_s=60.0, algorithm="relay", patience_s=8.0)
-
-
+RULES = Rules(codec="all/float32", first=len(NAMES), minimum=3, dead_after_s=60.0, algorithm="relay", patience_s=8.0)
 # An exchange takes a tenth of what is off away, later where the tree is long.
 ENDED, NEAR = 80, 2e-2
 
@@ -32,7 +30,7 @@ class BadLinks:
 
 
 def begun(folder: Path, share: float) -> tuple[Fleet, BadLinks]:
-    fleet, links = Fleet(folder, SETTINGS), BadLinks(share)
+    fleet, links = Fleet(folder, RULES), BadLinks(share)
     for name in NAMES:
         fleet.start(name)
         fleet.devices[name].loses = links
@@ -68,7 +66,7 @@ def test_neighbours_are_those_of_a_tree_and_each_is_told_what_lies_behind(bad: F
     told = bad.council.told
     assert sum(len(said.neighbours) for said in told.values()) == 2 * (len(NAMES) - 1)
     assert {said.devices for said in told.values()} == {len(NAMES)}
-    assert graph_of_fleet(SETTINGS, NAMES, 1).is_tree
+    assert graph_of_fleet(RULES, NAMES, 1).is_tree
 
 
 def test_a_device_that_is_restarted_goes_on_with_the_sums_it_had(bad: Fleet) -> None:

@@ -215,6 +215,8 @@ def test_a_sum_of_more_models_than_lie_that_way_and_one_that_is_none_are_refused
     for sender, count, reason in ((0, 2, "count"), (2, 3, "count"), (2, 0, "count")):
         event = table.Heard(name(sender), 1, 9, pack(relay.Relayed(one, count, 9), codec))
         assert relay_node.step(node, event, shape) == (node, [table.Refused(name(sender), reason)])
+    event = table.Heard(name(0), 1, 9, pack(relay.Relayed(one * np.float32(2e30), 1, 9), codec))
+    assert relay_node.step(node, event, shape) == (node, [table.Refused(name(0), "values")])
     after, decisions = relay_node.step(node, table.Heard(name(0), 1, 9, bytes([1, 0, 0, 0, 7, 7])), shape)
     assert (after, [type(d) for d in decisions]) == (node, [table.Refused])
     assert pack(relay.Relayed(one, 2, 9), codec)[:4] == bytes([2, 0, 0, 0])
