@@ -36,6 +36,7 @@ class Row:
     accuracy_mean, accuracy_sd: of the averaged model, on what is held out of the data set, over seeds.
     accuracy_worst_device: the lowest of any device; in hub mode of the one model on each device's own mix of labels (or
     on each held-out person), in gossip of each device's own model on all that is held out. The mean over seeds.
+    Of the part `head` both are over devices, each on what it is asked (benchmarks/head_fleet.py).
     """
 
     dataset: str
