@@ -188,7 +188,10 @@ class SameProcess:
         shared = assets.shared(task, bundle.manifest)
         recipe = recipe_of(task, shared)
         said = self._workshop.tried(bench, model)
-        self._held_out = self._workshop.personalised(bench, bundle, task, model, said)
+        # What a bundle does to this device must be known first, and not be blamed on it: on trial it gets no head.
+        if not self._trial_steps:
+            said = self._workshop.personalised(bench, bundle, task, model, said)
+        self._held_out = said
         data = bench.dataset
         if task.until is not None:
             self._opened = _Opened(task, bundle, bench, recipe)
