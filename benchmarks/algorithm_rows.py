@@ -38,6 +38,7 @@ class Row:
     on each held-out person), in gossip of each device's own model on all that is held out. The mean over seeds.
     own_mean: in gossip the mean accuracy of devices' own models, which is a third figure, and not in the rows that are
     published but in a note below them.
+    Of the part `head` both are over devices, each on what it is asked (benchmarks/head_fleet.py).
     """
 
     dataset: str

@@ -193,7 +193,11 @@ class SameProcess:
         recipe, chances = recipe_of(task, shared), assets.chances(task)
         # As it would be used: under the likeliest of the masks that are learnt.
         used = model if chances is None else under_likeliest(bundle.manifest, model, chances)
-        self._held_out = self._workshop.personalised(bench, bundle, task, used, self._workshop.tried(bench, used))
+        said = self._workshop.tried(bench, used)
+        # What a bundle does to this device must be known first, and not be blamed on it: on trial it gets no head.
+        if not self._trial_steps:
+            said = self._workshop.personalised(bench, bundle, task, used, said)
+        self._held_out = said
         data = bench.dataset
         if task.until is not None:
             self._opened = _Opened(task, bundle, bench, recipe)

@@ -48,8 +48,8 @@ def personalise(
             None if graph is None else f"model-{task.model.digest.hex()[:12]}-{task.round}.onnx",
         )
         shelf.keep(state, Personal(origin, study.head, study.fleet, study.means), graph, disk)
-    except ConfigurationError as error:
-        log.warning("task=%s no personal head: %s", task.name, error)
+    except (ConfigurationError, MemoryError) as error:
+        log.warning("task=%s no personal head: %s", task.name, str(error) or "memory")
         return said
     except OSError as error:
         if not is_disk_trouble(error):

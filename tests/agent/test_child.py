@@ -19,6 +19,8 @@ from edge_agent.child import MOST_DEATHS, ChildTrainer
 from edge_agent.child_process import ChildProcess, launcher
 from edge_agent.data import DataSettings
 from edge_agent.link import last_will
+from edge_agent.personal import shelf
+from edge_agent.personal.settings import PersonalSettings
 from edge_agent.same_process import SameProcess
 from edge_agent.settings import AgentSettings, BrokerSettings, LimitSettings, TrainingSettings
 from edge_agent.slots import Slots
@@ -54,7 +56,8 @@ class Home(Fleet):
     def start(self, folder: Path) -> None:
         data = DataSettings(path="shard.npz") if self.source is None else DataSettings(source=self.source)
         broker = BrokerSettings("mqtt://127.0.0.1:1883")
-        settings = AgentSettings(DEVICE, "test", "state", broker, data, self.training, self.limits, self.eligibility)
+        how = self.training, self.limits, self.eligibility, self.personal
+        settings = AgentSettings(DEVICE, "test", "state", broker, data, *how)
         self.store = AgentStore(folder / "state", 1 << 24)
         will = last_will(self.coordinator.topics, DEVICE, self.store.boot)
         self.transport = self.broker.connect(DEVICE, self.coordinator.topics.of_agent(DEVICE), will)
@@ -124,6 +127,22 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 def plain(home: Home) -> Task:
     return replace(home.coordinator.task(1, MODEL, steps=40), optimizer=OptimizerSpec(momentum=0.9, weight_decay=0.01))
+
+
+def test_a_child_makes_the_devices_own_head_as_the_agent_itself_would_and_only_its_user_may_read_it(make: Make) -> None:
+    files = []
+    for process in ("same", "child"):
+        personal = PersonalSettings(enabled=True, deploy=True)
+        home = make(process, personal=personal, training=replace(TRAINING, process=process))
+        home.trust()
+        home.say()
+        home.payload()
+        files.append(sorted((home.folder / "state" / shelf.FOLDER).iterdir()))
+    same, child = files
+    assert [path.name for path in same] == [path.name for path in child]
+    assert len(same) == 2
+    assert [path.read_bytes() for path in same] == [path.read_bytes() for path in child]
+    assert {path.stat().st_mode & 0o777 for path in child} == {0o600}
 
 
 def adamw(home: Home) -> Task:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from edge_agent import child_wire as wire
 from edge_agent.data import DataSettings
+from edge_agent.personal.settings import PersonalSettings
 from edge_agent.settings import TrainingSettings
 from edge_agent.trainer import Broken, Ready
 from protocol.messages import BlobRef, Difference, OptimizerSpec, Task
@@ -22,6 +23,7 @@ TASK = Task(
 )
 MESSAGES = (
     wire.Start("state", "base", 512, 0, TrainingSettings(), DataSettings(path="x", target=("a", "b"))),
+    wire.Start("s", "b", 1, 0, TrainingSettings(), DataSettings(path="x"), PersonalSettings(enabled=True, rate=0.25)),
     *(wire.Begin(TASK, "portable", "the preferred one"), wire.Keep("stopping"), wire.Drop(), wire.End()),
     *(wire.Awake("onnxruntime 1", {"numpy": "no"}), Ready(40, "numpy", 0, 10), Broken("disk", "full")),
     *(wire.Stepped(5, 0.5, kept=True), wire.Trained(10, 0, 0.5, 10, 1.0, 60.0), wire.Dropped()),

@@ -14,7 +14,10 @@ from edge_agent.personal.at_work import personalise
 from edge_agent.personal.settings import OFF, PersonalSettings
 from edge_agent.personal.shelf import FOLDER, Figures, Personal, kept
 from edge_agent.personal.study import drawn, studied
-from edge_agent.runtimes.features import open_extractor
+from edge_agent.runtimes.features import Extractor, open_extractor
+from edge_agent.slots import Slots
+from edge_agent.trial import software
+from protocol.bundle import Bundle
 from protocol.disk import LOCAL
 from protocol.envelope import decode
 from protocol.errors import ConfigurationError
@@ -41,14 +44,20 @@ class Overheard:
         return b"".join(payload for _, payload in self.said)
 
 
-def trained_fleet(folder: Path, settings: PersonalSettings, rounds: int = 2, data: DataSettings = DATA) -> Overheard:
+def fleet_of(folder: Path, settings: PersonalSettings, data: DataSettings = DATA) -> Fleet:
     folder.mkdir(exist_ok=True)
     bundle = write_bundle(folder / "bundle")
     write_shard(folder / "shard.npz")
     broker = MemoryBroker()
-    listener = broker.connect("listener", ("#",))
     fleet = Fleet(folder, broker, FakeCoordinator(broker, bundle), None, None, data=data, personal=settings)  # type: ignore[arg-type]
     fleet.start(folder)
+    return fleet
+
+
+def trained_fleet(folder: Path, settings: PersonalSettings, rounds: int = 2, data: DataSettings = DATA) -> Overheard:
+    fleet = fleet_of(folder, settings, data)
+    listener = fleet.broker.connect("listener", ("#",))
+    trust(fleet)
     for number in range(1, rounds + 1):
         fleet.coordinator.say(fleet.coordinator.task(number, number * ONES))
         finish(fleet, number)
@@ -58,6 +67,13 @@ def trained_fleet(folder: Path, settings: PersonalSettings, rounds: int = 2, dat
             said.append((event.topic, event.payload))
     fleet.store.close()
     return Overheard(fleet, said)
+
+
+def trust(fleet: Fleet) -> None:
+    """The bundle has passed its trial: what follows is what a committed one gets."""
+    slots, digest = Slots(fleet.store.database, software()), fleet.coordinator.task(1, ONES).manifest.digest
+    assert slots.begin(digest)
+    assert slots.commit(digest)
 
 
 def state_of(folder: Path) -> Personal:
@@ -127,6 +143,18 @@ def test_accuracies_are_told_only_where_the_operator_allows(tmp_path: Path) -> N
     assert (said.held_out.personal, said.held_out.mixed) == (figures.personal, figures.mixed)
 
 
+def test_a_bundle_on_trial_gets_no_head_before_its_next_task(tmp_path: Path) -> None:
+    fleet = fleet_of(tmp_path, ON)
+    heads = []
+    for number in (1, 2):
+        fleet.coordinator.say(fleet.coordinator.task(number, ONES))
+        finish(fleet, number)
+        heads.append(kept(tmp_path / "state"))
+    fleet.store.close()
+    assert heads[0] is None
+    assert heads[1] is not None
+
+
 def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
     bundle, path = write_bundle(tmp_path / "bundle"), write_shard(tmp_path / "shard.npz")
     every = load(DataSettings(path=str(path)), bundle.manifest, tmp_path)
@@ -143,12 +171,8 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
 def test_a_kill_and_a_restart_give_the_same_head_to_the_bit(tmp_path: Path) -> None:
     trained_fleet(tmp_path / "whole", ON, rounds=1)
     folder = tmp_path / "killed"
-    folder.mkdir()
-    bundle = write_bundle(folder / "bundle")
-    write_shard(folder / "shard.npz")
-    broker = MemoryBroker()
-    fleet = Fleet(folder, broker, FakeCoordinator(broker, bundle), None, None, data=DATA, personal=ON)  # type: ignore[arg-type]
-    fleet.start(folder)
+    fleet = fleet_of(folder, ON)
+    trust(fleet)
     fleet.coordinator.say(fleet.coordinator.task(1, ONES))
     fleet.until(lambda: (folder / "state" / FOLDER).exists())
     fleet.restart()
@@ -245,3 +269,17 @@ def test_figures_of_a_real_graph_are_those_of_its_own_scores(tmp_path: Path) -> 
 def test_settings_out_of_range_are_refused_by_name(given: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(given))):
         PersonalSettings(**given)  # type: ignore[arg-type]
+
+
+def test_where_memory_is_short_the_task_is_done_without_a_head(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = headed(tmp_path / "bundle")
+    task = FakeCoordinator(MemoryBroker(), bundle).task(1, model())
+
+    def short(bundle: Bundle, variant: str) -> Extractor:
+        raise MemoryError
+
+    data = Dataset((np.zeros((4, INPUTS), np.float32),), (np.zeros(4, np.int64),))
+    assert personalise(ON, tmp_path, task, (bundle, "full"), model(), (data, None), None, LOCAL, short) is None
+    assert "no personal head: memory" in caplog.text
