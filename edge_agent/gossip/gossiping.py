@@ -81,6 +81,7 @@ class Gossiping:
         self._due: Train | None = None
         # The leg under way, and the momentum that it began with.
         self._leg: tuple[Train | None, Leg] | None = None
+        self._deaf = ""
         self.refused: dict[str, int] = {}
         self.at = NEVER
         self._find()
@@ -105,8 +106,11 @@ class Gossiping:
 
     # What arrives
 
-    def connected(self, now: float) -> None:
-        """What was said into the void is said again."""
+    def connected(self, refused: tuple[str, ...], now: float) -> None:
+        """What was said into the void is said again. refused: what the broker does not let this device hear."""
+        self._deaf = "its broker refuses it what neighbours say" if refused else ""
+        if refused and (self._talk is not None or self._told is not None):
+            log.warning("the broker refused the subscription to %s: no neighbour is heard", ", ".join(refused))
         if self._talk is not None:
             self._talk.start(now)
 
@@ -299,7 +303,7 @@ class Gossiping:
             return Gossip(why="it was told of no neighbours yet", refused=refused)
         idle = self._hand is None and node.phase == "training"
         waits_for = said.waits_for[:MOST_NAMED]
-        why = "no task in hand" if idle else ""
+        why = "no task in hand" if idle else self._deaf
         return Gossip(said.epoch, said.number, position(node), said.estimate, waits_for, why, refused)
 
 
