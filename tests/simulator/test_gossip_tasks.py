@@ -53,7 +53,7 @@ def exchanges(device: Device) -> int:
 
 
 def test_a_task_waits_for_neighbours_and_says_so(tmp_path: Path, halls: list[Hall]) -> None:
-    hall = Hall(tmp_path, replace(SETTINGS, minimum=5))
+    hall = Hall(tmp_path, replace(SETTINGS, first=5))
     halls.append(hall)
     hall.assign(1, START, 3)
     hall.until(lambda: len(hall.reports) == 4)
