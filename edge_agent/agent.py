@@ -153,8 +153,9 @@ class Agent:
     def handle(self, event: Event, now: float) -> None:
         """Takes one event of the transport in."""
         match event:
-            case Connected():
+            case Connected(refused):
                 self._connect(now)
+                self._gossiping.connected(refused, now)
             case Disconnected(reason):
                 # Once per outage and reason: the transport goes on trying, and says so at every attempt.
                 if reason not in self._outage and len(self._outage) < MOST_REASONS:
@@ -172,7 +173,6 @@ class Agent:
         # A broker that returns has its whole fleet back within a second.
         self._greet_within(self._greetings.spread_s, now)
         self._download.forget()
-        self._gossiping.connected(now)
 
     def _read(self, event: Incoming, now: float) -> None:
         if heard := self._gossiping.hear(event, now):

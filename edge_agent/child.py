@@ -55,6 +55,7 @@ class _InHand:
     done: int = 0
     finished: bool = False
     sizes: tuple[int, int] | None = None
+    on_leg: bool = False
 
 
 class ChildTrainer:
@@ -107,7 +108,7 @@ class ChildTrainer:
     def again(self, leg: Leg) -> None:
         """See `Trainer.again`."""
         assert self._hand is not None, "a leg of no task"
-        self._hand.finished, self._hand.done = False, 0
+        self._hand.finished, self._hand.done, self._hand.on_leg = False, 0, True
         if self._child is None:
             # It ended while there was nothing to do. The next one says when it is ready.
             self._send_begin()
@@ -193,6 +194,7 @@ class ChildTrainer:
     def _send_begin(self) -> None:
         assert self._hand is not None
         hand = self._hand
+        hand.on_leg = False
         self._started().send(wire.Begin(hand.task, hand.selected.name, hand.selected.reason, hand.trial_steps))
         self._deadline = self._clock() + (DROP_S if self._dropping else PREPARE_S)
 
@@ -213,12 +215,11 @@ class ChildTrainer:
             pass
         elif isinstance(said, Ready):
             self._hand.done = said.done
-            if self._hand.task.until is not None:
-                # Silent until there is a leg.
-                self._deadline = float("inf")
+            self._rest(self._hand)
             return said
         elif isinstance(said, Proven):
             self._hand.trial_steps = 0
+            self._rest(self._hand)
             return said
         elif isinstance(said, wire.Stepped):
             self._hand.done = said.done
@@ -233,6 +234,11 @@ class ChildTrainer:
             return said
         return None
 
+    def _rest(self, hand: _InHand) -> None:
+        """Of a task with `until`, once it is tried: nothing is to be heard until there is a leg."""
+        if hand.task.until is not None and not hand.trial_steps and not hand.on_leg:
+            self._deadline = float("inf")
+
     def _take_result(self, said: wire.Trained, hand: _InHand) -> News | None:
         assert self._child is not None
         if hand.sizes is None:
@@ -246,7 +252,7 @@ class ChildTrainer:
         if values is None:
             self._child.kill("its result is not there")
             return None
-        hand.finished, self._deadline = True, float("inf")
+        hand.finished, hand.on_leg, self._deadline = True, False, float("inf")
         if hand.task.until is not None:
             # Of one leg.
             hand.deaths = 0

@@ -97,6 +97,7 @@ class MqttSettings:
     """How one client connects. Retries wait a random time between 0 and a ceiling that doubles up to the longest.
 
     credentials: who we are to a broker that speaks TLS; read anew for each connection, so that they may be renewed.
+    dispensable: filters without which a connection is still of use, where a broker refuses them.
     """
 
     address: BrokerAddress
@@ -105,6 +106,7 @@ class MqttSettings:
     first_retry_s: float = 0.5
     longest_retry_s: float = 60.0
     credentials: Credentials | None = None
+    dispensable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.address.tls != (self.credentials is not None):
@@ -332,15 +334,15 @@ class _Session:
 
     def _on_subscribe(self, client: paho.Client, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
         refused = [f for f, reason in zip(self._filters, reasons, strict=False) if reason.is_failure]
-        if refused or len(reasons) != len(self._filters):
+        if set(refused) - set(self._settings.dispensable) or len(reasons) != len(self._filters):
             self._reason = f"{self._settings.address.url}: the broker refused the subscription to {refused}"
             client.disconnect()
         else:
-            self._become_ready()
+            self._become_ready(tuple(refused))
 
-    def _become_ready(self) -> None:
+    def _become_ready(self, refused: tuple[str, ...] = ()) -> None:
         self._ready = True
-        self._put(Connected())
+        self._put(Connected(refused))
         for arrived in self._early:
             self._put(arrived)
         self._early.clear()

@@ -11,7 +11,10 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The session is up and every subscription is in force."""
+    """The session is up and every subscription is in force, but for those that a broker refused and that are not
+    needed."""
+
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,12 +33,13 @@ from edge_agent.store import AgentStore
 from edge_agent.trainer import Finished, Leg, News, Ready
 from edge_agent.training import Trained
 from edge_agent.trusted import Trusted
-from protocol.errors import Rejection
+from protocol.errors import ConfigurationError, Rejection
 from protocol.gossip import Effort, Membership, Standing
 from protocol.layout import Layout, layout_of, put, take
 from protocol.messages import Task
 from protocol.topics import Topics
 from protocol.transport import Incoming
+from sparse.codecs import parse_codec
 
 log = logging.getLogger("edge-agent")
 
@@ -81,6 +82,7 @@ class Gossiping:
         self._due: Train | None = None
         # The leg under way, and the momentum that it began with.
         self._leg: tuple[Train | None, Leg] | None = None
+        self._deaf = ""
         self.refused: dict[str, int] = {}
         self.at = NEVER
         self._find()
@@ -105,8 +107,11 @@ class Gossiping:
 
     # What arrives
 
-    def connected(self, now: float) -> None:
-        """What was said into the void is said again."""
+    def connected(self, refused: tuple[str, ...], now: float) -> None:
+        """What was said into the void is said again. refused: what the broker does not let this device hear."""
+        self._deaf = "its broker refuses it what neighbours say" if refused else ""
+        if refused and (self._talk is not None or self._told is not None):
+            log.warning("the broker refused the subscription to %s: no neighbour is heard", ", ".join(refused))
         if self._talk is not None:
             self._talk.start(now)
 
@@ -134,6 +139,9 @@ class Gossiping:
 
     def told(self, said: Membership | Effort, now: float) -> None:
         """What the coordinator says. A membership that cannot be heeded yet waits for a task."""
+        if isinstance(said, Membership) and not _is_known(said.codec):
+            log.error("epoch=%d is not begun: codec=%s is not known here; upgrade this agent", said.epoch, said.codec)
+            return
         if isinstance(said, Membership) and not self._can_heed(said):
             if self._told is None or self._told.run != said.run or self._told.epoch <= said.epoch:
                 self._told = said
@@ -172,7 +180,10 @@ class Gossiping:
             self._hand = None
             return None
         if self._hand is None or self._hand.ready is not ready:
-            self._hand, self._leg = self._opened(job.task, ready), None
+            try:
+                self._hand, self._leg = self._opened(job.task, ready), None
+            except ConfigurationError as error:
+                return jobs.Stopped("failed", error.reason, str(error))
             self._take_up(self._hand, now)
         return self._go_on(self._hand, now)
 
@@ -200,6 +211,10 @@ class Gossiping:
         self._keep(carries.trained(before, node, hand.task, settings, leg.momentum, result, own))
         try:
             self._talk.trained(due.epoch, due.number, y, now)
+        except ValueError as error:
+            # Of finite models, but of a difference that is none.
+            self._keep(before)
+            return jobs.Stopped("failed", "diverged", f"exchange {due.number}: {error}")
         except BaseException:
             # The disk took nothing: what was carried before is what there is.
             self._keep(before)
@@ -299,7 +314,7 @@ class Gossiping:
             return Gossip(why="it was told of no neighbours yet", refused=refused)
         idle = self._hand is None and node.phase == "training"
         waits_for = said.waits_for[:MOST_NAMED]
-        why = "no task in hand" if idle else ""
+        why = "no task in hand" if idle else self._deaf
         return Gossip(said.epoch, said.number, position(node), said.estimate, waits_for, why, refused)
 
 
@@ -316,6 +331,14 @@ def own_model(node: Node) -> Vector:
 def seed_of(task: Task, epoch: int, number: int) -> int:
     """Of a leg: 63 bits that follow from the task's seed and its place in the run."""
     return int.from_bytes(hashlib.sha256(f"{task.seed}/{epoch}/{number}".encode()).digest()[:8]) >> 1
+
+
+def _is_known(codec: str) -> bool:
+    try:
+        parse_codec(codec)
+    except ValueError:
+        return False
+    return True
 
 
 def _epoch(node: Node) -> int:

@@ -5,7 +5,8 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +263,14 @@ def test_a_refused_subscription_is_told_by_its_filter(scripted: ScriptedBroker, 
     assert client.poll(0.0) is None
     scripted.welcome(granted=b"\x80")
     assert "subscription to ['a']" in next_event(client, Disconnected).reason
+
+
+def test_a_connection_does_without_a_refused_subscription_that_is_dispensable(scripted: ScriptedBroker) -> None:
+    settings = replace(quick(scripted.address, "without"), dispensable=("b",))
+    with closing(MqttTransport(settings, ("a", "b"), rng=np.random.default_rng(0))) as transport:
+        assert transport.poll(0.0) is None
+        scripted.welcome(granted=b"\x01\x80")
+        assert next_event(transport, Connected).refused == ("b",)
 
 
 def test_a_broker_that_never_answers_is_given_up(

@@ -68,26 +68,32 @@ def by_rule(hall: Hall, spec: OptimizerSpec, settings: Rules) -> dict[str, Vecto
     models = dict.fromkeys(names, START)
     states = {name: choco.begin(START) for name in names}
     kept: dict[str, Vector | None] = dict.fromkeys(names, np.zeros(TOTAL, np.float32))
+    begun, rounds = dict(models), settings.gossip_rounds
     rule = QuasiGlobal(spec.momentum, spec.mu or 0.9, spec.nesterov)
     for number in range(1, UNTIL[1] + 1):
         round_ = 1 if number <= UNTIL[0] else 2
-        done = {n: leg(hall, n, round_, number, models[n], kept[n], spec) for n in names}
+        trains, averaged = (number - 1) % rounds == 0, number % rounds == 0
+        y = dict(models)
+        if trains:
+            done = {n: leg(hall, n, round_, number, models[n], kept[n], spec) for n in names}
+            begun, y = models, {n: done[n].model for n in names}
         said = {}
         for name in names:
             seed = zlib.crc32(f"{name}/1/{number}".encode())
-            said[name] = choco.say(states[name], done[name].model, compressor, seed)[1]
+            said[name] = choco.say(states[name], y[name], compressor, seed)[1]
+        models = dict(models)
         for i, name in enumerate(names):
             near = sorted(names[j] for j in graph.neighbours[i])
             heard = {k: said[other] for k, other in enumerate(near)}
             parts = {k: float(weights[i, names.index(other)]) for k, other in enumerate(near)}
             own = 1.0 - sum(parts.values())
             states[name] = choco.apply(states[name], said[name], own, heard, parts)
-            after = choco.move(states[name], done[name].model, settings.gamma(weights))
-            if spec.name == "qg":
+            after = choco.move(states[name], y[name], settings.gamma(weights))
+            if spec.name == "qg" and averaged:
                 before = kept[name]
                 assert before is not None
-                kept[name] = quasi_global.refresh(rule, before, models[name], after, 0.1, 2)
-            else:
+                kept[name] = quasi_global.refresh(rule, before, begun[name], after, 0.1, 2)
+            elif spec.name != "qg" and trains:
                 kept[name] = done[name].momentum
             models[name] = after
     return models
@@ -155,14 +161,19 @@ def test_devices_killed_at_durable_steps_come_to_the_same_bits(
     assert hall.killed > len(names)
 
 
-@pytest.mark.parametrize("optimizer", [QG, replace(QG, mu=0.9, nesterov=False)], ids=["Nesterov", "heavy ball"])
-def test_quasi_global_momentum_of_agents_is_that_of_the_rule(
-    tmp_path: Path, halls: list[Hall], optimizer: OptimizerSpec
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize(
+    "optimizer", [QG, replace(QG, mu=0.9, nesterov=False), MOMENTUM], ids=["Nesterov", "heavy ball", "velocity"]
+)
+def test_momentum_of_agents_is_that_of_the_rule_however_many_exchanges_follow_a_training(
+    tmp_path: Path, halls: list[Hall], optimizer: OptimizerSpec, rounds: int
 ) -> None:
-    hall = Hall(tmp_path)
+    settings = replace(SETTINGS, gossip_rounds=rounds)
+    hall = Hall(tmp_path, settings)
     halls.append(hall)
     finished(hall, optimizer)
-    for name, model in by_rule(hall, optimizer, SETTINGS).items():
+    assert sum(hall.updates["aa", round_].offer.steps for round_ in (1, 2)) == 2 * -(-UNTIL[1] // rounds)
+    for name, model in by_rule(hall, optimizer, settings).items():
         node = hall.devices[name].agent._gossiping._talk.node  # type: ignore[union-attr]
         np.testing.assert_array_equal(node.x, model)
 

@@ -17,9 +17,10 @@ from edge_agent.runtimes.numpy_reference import NumpyEngine
 from edge_agent.settings import TrainingSettings
 from edge_agent.status import Status, StatusKeeper
 from edge_agent.status_command import report
-from protocol.gossip import Standing
+from protocol.gossip import Membership, Neighbour, Standing
 from protocol.messages import INELIGIBLE, Withdraw
-from tests.simulator.gossip_hall import SETTINGS, Device, Hall
+from sparse.gossip.choco import Choco
+from tests.simulator.gossip_hall import RUN, SETTINGS, Device, Hall
 from tests.tiny import TOTAL
 
 START = (np.arange(1, TOTAL + 1) / 10).astype(np.float32)
@@ -53,7 +54,7 @@ def exchanges(device: Device) -> int:
 
 
 def test_a_task_waits_for_neighbours_and_says_so(tmp_path: Path, halls: list[Hall]) -> None:
-    hall = Hall(tmp_path, replace(SETTINGS, minimum=5))
+    hall = Hall(tmp_path, replace(SETTINGS, first=5))
     halls.append(hall)
     hall.assign(1, START, 3)
     hall.until(lambda: len(hall.reports) == 4)
@@ -208,6 +209,38 @@ def test_a_model_that_is_no_number_any_more_is_not_said_to_anybody(tmp_path: Pat
     # Nothing is lost: the next task goes on from there.
     hall.assign(3, START, 5)
     assert all(np.isfinite(model).all() for model in hall.collect(3).values())
+
+
+def test_an_epoch_with_a_codec_that_is_not_known_here_is_not_begun(
+    tmp_path: Path, halls: list[Hall], caplog: pytest.LogCaptureFixture
+) -> None:
+    hall = Hall(tmp_path)
+    halls.append(hall)
+    hall.assign(1, START, 8)
+    hall.until(lambda: exchanges(hall.devices["aa"]) >= 2)
+    near = (Neighbour("bb", 0.3), Neighbour("dd", 0.3))
+    hall.say("aa", Membership(RUN, 2, near, "tomorrow/float4", 0.5))
+    hall.collect(1)
+    assert "codec=tomorrow/float4 is not known here; upgrade this agent" in caplog.text
+
+
+def test_a_difference_too_large_for_float32_ends_the_task_and_is_not_said(tmp_path: Path, halls: list[Hall]) -> None:
+    hall = Hall(tmp_path, replace(SETTINGS, local_steps=1))
+    halls.append(hall)
+    hall.assign(1, START, 3)
+    hall.collect(1)
+    for device in hall.devices.values():
+        talk = device.agent._gossiping._talk
+        assert talk is not None
+        assert talk.node.choco is not None
+        # As far from the model as finite numbers get.
+        far = Choco(np.full(TOTAL, -3e38), talk.node.choco.s)
+        talk.node = replace(talk.node, choco=far, x=np.full(TOTAL, 3e38, np.float32))
+        device.agent._gossiping._due = replace(device.agent._gossiping._due, x=talk.node.x)  # type: ignore[type-var]
+    hall.assign(2, START, 8)
+    hall.until(lambda: all(of[-1].state == "failed" for of in hall.reports.values()))
+    assert {of[-1].reason for of in hall.reports.values()} == {"diverged"}
+    assert {exchanges(device) for device in hall.devices.values()} == {3}
 
 
 def test_status_says_how_far_gossip_is_and_whom_it_waits_for(tmp_path: Path, halls: list[Hall]) -> None:
