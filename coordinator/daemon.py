@@ -18,7 +18,7 @@ from coordinator.doubles import Doubles
 from coordinator.evaluate import Examine
 from coordinator.events import DeviceSeen, Emit, UpdateRejected
 from coordinator.fleet import Fleet
-from coordinator.gossip_rules import rules_of
+from coordinator.gossip_rules import check_first, rules_of
 from coordinator.library import Library
 from coordinator.link import Link
 from coordinator.quotas import Quotas
@@ -134,6 +134,8 @@ class Coordinator:
         rules = rules_of(self._settings)
         room = CouncilRoom(rules, skills, self._store, self._link, self._fleet, self._admit, allow, key_of)
         room.recover(now)
+        if not room.members:
+            check_first(rules)
         return room
 
     def recover(self, now: float) -> None:

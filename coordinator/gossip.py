@@ -24,6 +24,9 @@ from sparse.gossip.graph import reachable, spanning_tree, subtrees
 # its pace so far in as many seconds; more than `MOST_AHEAD` would keep a newcomer waiting.
 AHEAD, TELLING_S, MOST_AHEAD = 5, 3.0, 100
 
+# What a device has done, and what it says of it, are so long apart at most.
+REPORTING_S = 10.0
+
 # gamma of CHOCO on a graph. Raises ValueError where no value works.
 Gamma = Callable[[Weights], float]
 
@@ -156,7 +159,7 @@ def due(council: Council, rules: Rules, now: float) -> tuple[Council, Told]:
     alive = {device: member for device, member in council.devices.items() if device not in dead}
     wanted = linked(rules, tuple(sorted(device for device, member in alive.items() if not member.gone)))
     lost = [device for device in council.members if device not in wanted or alive[device].again]
-    lost += _behind(council)
+    lost += _behind(council, now)
     settled = all(alive[d].epoch == council.epoch for d in council.members if d in alive)
     changed = wanted != council.members or bool(lost)
     enough = len(wanted) >= (rules.minimum if council.epoch else rules.first)
@@ -289,9 +292,12 @@ def _next(
     return following, Told(told)
 
 
-def _behind(council: Council) -> list[str]:
+def _behind(council: Council, now: float) -> list[str]:
     """Who has come farther than where this epoch says that it begins: its last report came too late to count. It has
-    done what the others are still to do, and would never do it again."""
+    done what the others are still to do, and would never do it again. Of an epoch from before this start, and in its
+    first seconds, a report may just be on its way."""
+    if not now - council.since_s >= REPORTING_S:
+        return []
     begun = {d: m for d, m in council.devices.items() if d in council.members and m.epoch == council.epoch}
     return [device for device, member in begun.items() if member.sent > council.begun + member.number]
 

@@ -22,10 +22,10 @@ _LAYOUT = bytes(8)
 
 
 def rules_of(settings: Settings) -> Rules:
-    """Raises ConfigurationError where the file of links is amiss, or no gamma works for the first epoch's graph."""
+    """Raises ConfigurationError where the file of links is amiss."""
     gossip = settings.gossip
     gamma = tuned(gossip) if gossip.gamma == AUTO else fixed(float(gossip.gamma))
-    rules = Rules(
+    return Rules(
         topology=gossip.topology or "",
         links=gossip.links_text(),
         codec=gossip.codec,
@@ -41,14 +41,17 @@ def rules_of(settings: Settings) -> Rules:
         algorithm=gossip.algorithm,
         patience_s=gossip.patience_s,
     )
+
+
+def check_first(rules: Rules) -> None:
+    """Raises ConfigurationError where no gamma works for the first epoch's graph: a fleet that can never agree is
+    refused before it begins. Of a file of links, who is there decides."""
     if not rules.links and rules.algorithm == "choco":
-        # A fleet that can never agree is refused before it begins; of a file, who is there decides.
         names = tuple(str(i) for i in range(rules.first))
         try:
-            gamma(metropolis_hastings(graph_of_fleet(rules, names, 1)))
+            rules.gamma(metropolis_hastings(graph_of_fleet(rules, names, 1)))
         except ValueError as error:
             raise ConfigurationError(f"gossip.{error}") from None
-    return rules
 
 
 def tuned(gossip: GossipSettings) -> Gamma:

@@ -62,7 +62,7 @@ class GossipAgent(FakeAgent):
 
     def hello(self) -> None:
         super().hello()
-        node = self.card.node
+        node = self.card.node if self.talk is None else self.talk.node
         epoch, number = (0, 0) if node is None else (table.node_epoch(node), max(0, node.number - 1))
         self.send(Standing(epoch, number, 0.0))
 
