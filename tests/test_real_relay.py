@@ -1,0 +1,55 @@
+"""A real fleet that hands sums on along a tree: agents and a coordinator as processes over a real broker, of which one
+device is killed and comes back, and one is gone for good."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coordinator.broker import Broker
+from protocol.mqtt import parse_url
+from tests.real_fleet import RealFleet
+
+pytestmark = pytest.mark.real
+
+GOSSIP = """
+[gossip]
+topology = "binary-tree"
+algorithm = "relay"
+codec = "all/float32"
+exchanges = 5
+patience_s = 1.0
+dead_after_s = 8.0
+"""
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, mosquitto: Broker) -> Iterator[RealFleet]:
+    training = 'local_steps = 5\ncodec = "all/float32"'
+    made = RealFleet(tmp_path, mosquitto.url, 10_000, devices=5, training=training, port=parse_url(mosquitto.url).port)
+    config = tmp_path / "coordinator.toml"
+    config.write_text(config.read_text() + GOSSIP)
+    yield made
+    made.stop()
+
+
+def members(fleet: RealFleet) -> int:
+    return int(fleet._rows("coordinator", "SELECT coalesce(max(members), 0) FROM council"))
+
+
+def test_a_fleet_on_a_tree_learns_while_devices_are_killed_and_lost(fleet: RealFleet) -> None:
+    fleet.start()
+    fleet.until(lambda: len(fleet.committed()) >= 2)
+    fleet.kill(fleet.agents["device-01"])
+    fleet.start_agent("device-01")
+    fleet.until(lambda: len(fleet.committed()) >= 4)
+    assert members(fleet) == 5
+    fleet.kill(fleet.agents["device-02"])
+    fleet.until(lambda: members(fleet) == 4)
+    version = fleet.version()
+    fleet.until(lambda: fleet.version() >= version + 2)
+    fleet.end_after(1)
+    fleet.finish()
+    rows = fleet.ask("rounds")["rounds"]
+    assert rows[-1]["devices"] == 4
+    assert rows[-1]["accuracy"] > 0.8
