@@ -264,8 +264,25 @@ def test_who_is_late_takes_up_the_number_of_the_foremost() -> None:
         (1, table.Completed),
         (8, table.Train),
     ]
+    assert relay_node.missed(node) == ()
     # Nobody's model is left out: the newest sum has them all.
     np.testing.assert_array_equal(node.x, one * np.float32(2 / 3))
+
+
+def test_who_was_not_waited_for_any_longer_is_named_until_something_comes() -> None:
+    network = begun(chain(4), ordered=True)
+    network.run(3)
+    node, shape = network.nodes[name(1)], network.shape(name(1))
+    assert (node.phase, node.number, relay_node.missed(node)) == ("training", 4, ())
+    node, _ = relay_node.step(node, table.Trained(1, 4, network.start), shape)
+    assert relay_node.waits_for(node) == relay_node.missed(node) == (name(0), name(2))
+    node, decisions = relay_node.step(node, table.Asked(over=True), shape)
+    assert [type(d) for d in decisions] == [table.Ask, table.Ask, table.Completed, table.Train]
+    assert (relay_node.waits_for(node), relay_node.missed(node)) == ((), (name(0), name(2)))
+    codec = Compressor(parse_codec("all/float32"), LAYOUT)
+    late = pack(relay.Relayed(network.start, 1, 4), codec)
+    node, _ = relay_node.step(node, table.Heard(name(0), 1, 4, late), shape)
+    assert relay_node.missed(node) == (name(2),)
 
 
 def test_a_device_alone_trains_by_itself() -> None:
