@@ -166,15 +166,14 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """An exchange: the model that the training began at, that which the exchange gave, how far from the others it is,
-    and who was not waited for any longer."""
+    """An exchange: the model that the training began at, that which the exchange gave, and how far from the others it
+    is."""
 
     epoch: int
     number: int
     before: Vector
     after: Vector
     estimate: float
-    late: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

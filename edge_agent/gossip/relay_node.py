@@ -91,6 +91,13 @@ def waits_for(node: Node) -> tuple[str, ...]:
     return tuple(d for d in _names(node.membership) if sums_of.newest(node.sums, d) < node.number)
 
 
+def missed(node: Node) -> tuple[str, ...]:
+    """Also, in training, of whom nothing had come when the exchange before was completed without them."""
+    if node.phase != "training" or node.membership is None or node.sums is None:
+        return waits_for(node)
+    return tuple(d for d in _names(node.membership) if sums_of.newest(node.sums, d) < node.number - 1)
+
+
 def takes(node: Node, sender: str, epoch: int, number: int) -> bool:
     """Whether a payload of this name would count: of a neighbour, and newer than what is held of it."""
     membership = node.membership
@@ -204,7 +211,7 @@ def _exchanged(node: Node, shape: Shape) -> tuple[Node, list[Decision]]:
     held = sums_of.held_at(sums, _names(membership), node.number)
     after = relay.average(held, node.x, membership.devices, sums.fill)
     moved = length(after.astype(np.float64) - node.x)
-    done = Completed(membership.epoch, node.number, node.before, after, moved, waits_for(node))
+    done = Completed(membership.epoch, node.number, node.before, after, moved)
     node = replace(node, x=after, sums=replace(sums, estimate=moved))
     if node.next is not None and node.number >= node.next.after:
         node, decisions = _begin(node, node.next, shape)

@@ -133,10 +133,10 @@ class Talk:
             case Ask(neighbour, epoch, number):
                 begun = self._collected.get((neighbour, number))
                 self.voice.ask(neighbour, Want(epoch, number, begun.missing if begun else ()))
-            case Completed(epoch, number, estimate=estimate, late=late):
+            case Completed(epoch, number, estimate=estimate):
                 self.completed(decision)
-                # Who is late has held this device up, and is to be given up if that goes on.
-                self.voice.report(Standing(epoch, number, estimate, late))
+                # Who has held this device up is to be given up if that goes on.
+                self.voice.report(Standing(epoch, number, estimate, self._table.missed(self.node)))
             case Refused(sender, reason):
                 self._count(sender, reason)
 
@@ -164,8 +164,8 @@ class Talk:
 
     def standing(self) -> Standing:
         """Epoch, exchanges of it that are completed, how far from the others after the last, and whom it waits for."""
-        estimate, waits_for = self._table.estimate(self.node), self._table.waits_for(self.node)
-        return Standing(table.node_epoch(self.node), max(0, self.node.number - 1), estimate, waits_for)
+        estimate, missed = self._table.estimate(self.node), self._table.missed(self.node)
+        return Standing(table.node_epoch(self.node), max(0, self.node.number - 1), estimate, missed)
 
     @property
     def _table(self) -> Table:

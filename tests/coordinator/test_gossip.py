@@ -1,10 +1,13 @@
 """Who is in a fleet without a hub: epochs follow when devices come, leave and are lost, no more often than needed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from coordinator import gossip
 from coordinator.gossip import AHEAD, Council, Rules, access, due, here, left, mean_distance, stands, unheard
+from coordinator.gossip_settings import GossipSettings
 from coordinator.neighbour_access import neighbours_acl
 from protocol.gossip import Effort, Membership, Standing
 
@@ -147,3 +150,21 @@ def test_a_membership_leaves_a_device_the_rest_of_1() -> None:
         "run", 1, begun().told["aa"].neighbours, SETTINGS.codec, 0.5, 0, True, Effort()
     )
     assert begun().told["aa"].own_weight == pytest.approx(1 / 3)
+
+
+def test_of_relay_neighbours_are_those_of_a_tree_and_know_what_lies_behind_each_link() -> None:
+    council = begun(settings=replace(SETTINGS, topology="full", algorithm="relay", codec="all/float32"))
+    told = council.told
+    assert sum(len(said.neighbours) for said in told.values()) == 2 * (len(NAMES) - 1)
+    assert {said.devices for said in told.values()} == {len(NAMES)}
+    assert {(said.algorithm, said.gamma) for said in told.values()} == {("relay", 1.0)}
+    for device, said in told.items():
+        for neighbour in said.neighbours:
+            back = next(n for n in told[neighbour.device].neighbours if n.device == device)
+            assert (neighbour.subtree or 0) + (back.subtree or 0) == len(NAMES)
+
+
+def test_settings_refuse_a_codec_that_is_for_differences_where_sums_are_absolute() -> None:
+    with pytest.raises(ValueError, match=r"codec: all/sign .* use all/float32, all/float16 or all/bfloat16"):
+        GossipSettings("ring", algorithm="relay")
+    assert GossipSettings("binary-tree", algorithm="relay", codec="all/float16").patience_s == 60.0

@@ -113,4 +113,4 @@ def test_a_device_that_never_speaks_again_holds_nobody_up_for_longer_than_their_
     began = hall.now
     hall.collect(2)
     assert hall.now - began < 2 * (UNTIL[1] - UNTIL[0]) * RELAY.patience_s
-    assert any("bb" in said.waits_for for said in hall.standings["aa"] if said.number > UNTIL[0])
+    assert all("bb" in said.waits_for for said in hall.standings["aa"] if said.number > UNTIL[0])

@@ -83,7 +83,9 @@ def newest_by(network: Network, device: str, epoch: int, number: int) -> npt.NDA
 
 # Where nothing moves any more, old sums are what new ones would be, so loss leaves the place where it is. What is left
 # is float32's rounding of models of a few units, over the share of the error that an exchange takes away.
-TOLERANCE = 1e-5
+TOLERANCE = 1e-6
+# What is to be seen sooner.
+SHORT, NEAR = 120, 5e-3
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ def test_the_mean_of_the_models_comes_to_the_same_place_whatever_is_lost_and_sta
     assert (network.crashes > 0) == ("crash" in faults)
     everyone = list(range(N))
     assert off(network, 1, 1, everyone) > 0.1
-    assert off(network, 1, SETTLED * 2 // 3, everyone) < TOLERANCE
+    assert off(network, 1, SETTLED * 4 // 5, everyone) < 10 * TOLERANCE
     assert off(network, 1, SETTLED, everyone) < TOLERANCE
 
 
@@ -121,8 +123,8 @@ def test_choco_without_lock_step_and_resync_is_drawn_away_by_the_same_loss() -> 
                 x[i] = choco.move(states[i], y[i], 0.5)
         return np.asarray(np.mean(x, axis=0, dtype=np.float64))
 
-    # A thousand times as far as what relay is allowed above.
-    assert np.abs(ended(0.2) - ended(0.0)).max() > 1000 * TOLERANCE
+    # Ten thousand times as far as what relay is allowed above.
+    assert np.abs(ended(0.2) - ended(0.0)).max() > 10_000 * TOLERANCE
 
 
 def test_a_device_that_is_lost_for_good_holds_the_others_up_for_their_patience_until_there_is_a_new_tree() -> None:
@@ -135,22 +137,22 @@ def test_a_device_that_is_lost_for_good_holds_the_others_up_for_their_patience_u
     others = [0, *range(2, N)]
     assert dead in {d for n in network.nodes.values() if n.membership for d in n.membership.weights}
     network.join(network.memberships(2, binary_tree(N - 1)))
-    network.run(SETTLED, epoch=2)
-    assert off(network, 2, SETTLED, others) < TOLERANCE
+    network.run(SHORT, epoch=2)
+    assert off(network, 2, SHORT, others) < NEAR
     assert all(n.membership is not None and dead not in n.membership.weights for n in network.nodes.values())
 
 
 def test_devices_that_join_begin_where_their_neighbours_began_and_the_fleet_comes_to_the_new_place() -> None:
     network = begun(chain(6), loss=0.1, patience=3)
-    network.run(SETTLED // 4)
+    network.run(20)
     old = {d: network.nodes[d].x for d in network.members}
     network.members.append(name(6))
     network.nodes[name(6)] = table.idle(network.start)
     network.join(network.memberships(2, chain(7), new=(name(6),)))
-    network.run(SETTLED, epoch=2)
+    network.run(SHORT, epoch=2)
     first = min(t for d, e, t in network.completed if (d, e) == (name(6), 2))
     np.testing.assert_array_equal(network.completed[name(6), 2, first].before, old[name(5)])
-    assert off(network, 2, SETTLED, list(range(7))) < TOLERANCE
+    assert off(network, 2, SHORT, list(range(7))) < NEAR
 
 
 def test_a_newcomer_asks_for_a_base_for_as_long_as_it_has_none() -> None:
@@ -190,11 +192,11 @@ def test_half_precision_comes_as_near_as_its_rounding(codec: str) -> None:
         network.nodes[device] = table.idle(network.start)
     network.codec = codec
     network.join(network.memberships(1, binary_tree(N)))
-    network.run(SETTLED)
+    network.run(SHORT)
     largest = float(np.abs(optimum(network, list(range(N)))).max())
     # Every sum is rounded once a link, of six at most, and n models are in it.
     relative = 2.0**-11 if codec == "all/float16" else 2.0**-8
-    assert TOLERANCE < off(network, 1, SETTLED, list(range(N))) < 6 * relative * largest
+    assert TOLERANCE < off(network, 1, SHORT, list(range(N))) < 6 * relative * largest
 
 
 @pytest.mark.parametrize("codec", ["topk:0.1/float32/rice", "all/sign", "all/qsgd:4", "randk:0.1/float32", "all/int8"])
@@ -262,8 +264,25 @@ def test_who_is_late_takes_up_the_number_of_the_foremost() -> None:
         (1, table.Completed),
         (8, table.Train),
     ]
+    assert relay_node.missed(node) == ()
     # Nobody's model is left out: the newest sum has them all.
     np.testing.assert_array_equal(node.x, one * np.float32(2 / 3))
+
+
+def test_who_was_not_waited_for_any_longer_is_named_until_something_comes() -> None:
+    network = begun(chain(4), ordered=True)
+    network.run(3)
+    node, shape = network.nodes[name(1)], network.shape(name(1))
+    assert (node.phase, node.number, relay_node.missed(node)) == ("training", 4, ())
+    node, _ = relay_node.step(node, table.Trained(1, 4, network.start), shape)
+    assert relay_node.waits_for(node) == relay_node.missed(node) == (name(0), name(2))
+    node, decisions = relay_node.step(node, table.Asked(over=True), shape)
+    assert [type(d) for d in decisions] == [table.Ask, table.Ask, table.Completed, table.Train]
+    assert (relay_node.waits_for(node), relay_node.missed(node)) == ((), (name(0), name(2)))
+    codec = Compressor(parse_codec("all/float32"), LAYOUT)
+    late = pack(relay.Relayed(network.start, 1, 4), codec)
+    node, _ = relay_node.step(node, table.Heard(name(0), 1, 4, late), shape)
+    assert relay_node.missed(node) == (name(2),)
 
 
 def test_a_device_alone_trains_by_itself() -> None:
