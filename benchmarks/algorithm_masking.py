@@ -46,7 +46,7 @@ class Settings:
 
 
 SETTINGS = {
-    "hapt": Settings(600, 0.05, 30, 16, 0.9, 0.3, 0.3, 0.05),
+    "hapt": Settings(600, 0.05, 30, 16, 0.9, 0.3, 0.3, 0.02),
     "fashion": Settings(600, 0.1, 30, 16, 0.8, 0.3, 0.5, 0.2),
 }
 

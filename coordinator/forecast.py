@@ -11,13 +11,15 @@ from coordinator.masking import check_mask, parameters_of
 from coordinator.refresh import first_structure
 from coordinator.settings import Settings
 from coordinator.views import View, Views
+from coordinator.vote import check_masking
 from edge_agent.runtimes.parameters import initial_model
 from protocol.bundle import Bundle
 from protocol.errors import ConfigurationError
+from protocol.layout import layout_of
 from protocol.manifest import FULL
 from protocol.messages import BlobRef
 from sparse import scores
-from sparse.codecs import parse_codec
+from sparse.codecs import BALLOT, parse_codec
 from sparse.pruning import select
 
 _DENSE = "all/float32"
@@ -45,20 +47,24 @@ class Forecast:
 def forecast(
     settings: Settings, bundle: Bundle, codecs: Sequence[str], devices: int, round_s: float, link_bytes_s: float
 ) -> tuple[Forecast, ...]:
-    """A row for each variant and codec. devices: in the fleet; round_s: that a round lasts.
+    """A row for each variant and codec; one of the ballot, where a mask is learnt. devices: in the fleet; round_s: that
+    a round lasts.
 
     Raises ConfigurationError for a mask or a codec that the bundle or the settings do not go with.
     """
     check_mask(settings, bundle.manifest)
+    check_masking(settings, bundle.manifest)
     per_round = min(1.0, settings.rounds.asked_a_round / devices)
     rounds_a_day, budget = per_round * DAY_S / round_s, settings.limits.device_bytes_per_day
     rows = []
     views = _views(settings, bundle)
     whole = next(view.layout for view in views if view.variant == FULL)
     for view in views:
-        dense = cost_of(settings, view, _DENSE).up
-        for codec in codecs:
-            if view.mask is None and parse_codec(codec).selection == "mask":
+        votes = view.told is not None
+        weights = replace(view, layout=layout_of(bundle.manifest, FULL), told=None) if votes else view
+        dense = cost_of(settings, weights, _DENSE).up
+        for codec in (BALLOT,) if votes else codecs:
+            if not votes and view.mask is None and parse_codec(codec).selection == "mask":
                 raise ConfigurationError(f"codec: {codec} needs a mask; set sparsity.final, for example to 0.9")
             found = cost_of(settings, view, codec, whole)
             a_day = round(found.both * rounds_a_day)
@@ -93,6 +99,8 @@ def _views(settings: Settings, bundle: Bundle) -> list[View]:
         mask = select(parameters_of(manifest), worth, sparsity.final, sparsity.distribution)
         structure = replace(structure, mask=mask)
     views = Views(manifest, dense, _blob(dense.astype("<f4").tobytes()), structure, _blob)
+    if structure.chances is not None:
+        return [views.of(FULL)]
     return [views.of(v.name) for v in manifest.variants if not v.keep or v.name in structure.channels]
 
 

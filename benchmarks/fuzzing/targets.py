@@ -171,6 +171,12 @@ def _mask(whole: bool) -> Prepared:
     return Prepared(decode, seeds, 4 * s.PARAMETERS + codecs.max_mask_bytes(s.PARAMETERS))
 
 
+def _ballot() -> Prepared:
+    seeds = [codecs.encode_ballot(s.mask(seed), s.LAYOUT) for seed in (1, 2)]
+    limit = 2 * s.PARAMETERS + codecs.ballot_bytes(s.PARAMETERS)
+    return Prepared(lambda data: codecs.decode_ballot(data, s.PARAMETERS, s.LAYOUT), seeds, limit)
+
+
 def _codec_name() -> Prepared:
     return Prepared(_text(parse_codec), [name.encode() for name in CODECS], FLOOR_BYTES)
 
@@ -320,6 +326,7 @@ TARGETS: tuple[Target, ...] = (
     Target("difference", _difference, f"the model and {_VECTORS}", (PayloadError,), _FRAMES),
     Target("mask", partial(_mask, True), _OF_MASK, (PayloadError,), share=2),
     Target("mask of a base", partial(_mask, False), _OF_MASK, (PayloadError,)),
+    Target("ballot", _ballot, "the bits as bytes, twice, and the ballot", (PayloadError,)),
     Target("codec name", _codec_name, _FLOOR, (ValueError,)),
     Target("enrolment", _enrolment, "MAX_FRAME", mutation=_CBOR, share=3),
     Target("enrolment frame", _frame, "MAX_FRAME", (ValueError, OSError)),

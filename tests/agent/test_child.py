@@ -28,11 +28,12 @@ from edge_agent.store import AgentStore
 from edge_agent.trial import software
 from protocol.messages import Offer, OptimizerSpec, Task, Withdraw
 from protocol.transport import MemoryBroker
+from sparse.codecs import BALLOT
 from tests.agent.fake_coordinator import FakeCoordinator
 from tests.agent.test_agent import DEVICE, Fleet
 from tests.agent.test_masks import task_of
 from tests.agent.test_variants import with_backends
-from tests.tiny import TOTAL, write_bundle, write_shard
+from tests.tiny import CLASSES, TOTAL, write_bundle, write_shard
 from tests.waiting import until
 
 pytestmark = pytest.mark.native
@@ -158,14 +159,20 @@ def masked(home: Home) -> Task:
     return replace(task_of(home, 1, report=2), local_steps=40)
 
 
+def voting(home: Home) -> Task:
+    chances = home.coordinator.add(bytes([230] * (TOTAL - CLASSES)))
+    task = replace(adamw(home), codec=BALLOT, chances=chances, learning_rate=0.3)
+    return replace(task, model=home.coordinator.add(MODEL.astype("<f4").tobytes()))
+
+
 def test_a_child_sends_the_bytes_that_the_agents_own_process_sends(make: Make) -> None:
     child, same = make("child"), make("same", training=replace(TRAINING, process="same"))
-    for number, wanted in enumerate((plain, adamw, masked, quasi_global, quasi_global), 1):
+    for number, wanted in enumerate((plain, adamw, masked, quasi_global, quasi_global, voting), 1):
         for home in (child, same):
             home.coordinator.say(replace(wanted(home), round=number))
         assert child.payload(number) == same.payload(number)
     assert isinstance(same.agent._trainer, SameProcess)
-    assert [r.state for r in child.coordinator.reports] == ["accepted"] * 5
+    assert [r.state for r in child.coordinator.reports] == ["accepted"] * 6
     assert {(r.examples, r.backend) for r in child.coordinator.reports} == {(40, "numpy")}
     assert len(child.children) == 1, "one child for all tasks of a bundle"
     offers = [offer for offer in child.coordinator.of(Offer) if isinstance(offer, Offer)]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from coordinator.fold import Weighted, fold
+from coordinator.forecast import forecast
 from coordinator.intake import check_payload
 from coordinator.robust import robust_fold
 from coordinator.server_step import initial_state
@@ -178,3 +179,18 @@ def test_robust_rules_hold_a_liar_off() -> None:
     assert made.mask is not None
     assert made.mask.all()
     assert ballot_bytes(D) == len(payloads["d4"])
+
+
+def test_what_a_ballot_costs_is_said_beforehand(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", features=1000)
+    settings = settings_of(tmp_path, 3, 3)
+    (row,) = forecast(settings, bundle, ("all/float32",), 3, 60.0, 1000.0)
+    (weights,) = [
+        row
+        for row in forecast(replace(settings, masking=MaskingSettings()), bundle, ("all/float32",), 3, 60.0, 1000.0)
+        if row.variant == "full"
+    ]
+    assert row.codec == BALLOT
+    assert 4 * 2000 - 2000 / 8 < weights.bytes_up - row.bytes_up < 4 * 2002
+    # A byte a weight in place of the model, and their name in the task.
+    assert 2.9 * 2000 < weights.bytes_down - row.bytes_down < 3 * 2010
