@@ -162,8 +162,8 @@ def _graph(state: Path, personal: "Personal") -> bytes:
     name = personal.origin.model
     if name is None:
         raise NothingToDoError(
-            "no model with this head is kept: set personal.deploy = true, and the next task brings one; of a width tier "
-            "there is none"
+            "no model with this head is kept: set personal.deploy = true, and the next task brings one (a width tier "
+            "has none)"
         )
     try:
         return (state / FOLDER / name).read_bytes()
