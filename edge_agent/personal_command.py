@@ -69,7 +69,8 @@ def _show(options: argparse.Namespace) -> int:
         print(json.dumps(facts))
         return 0
     print(f"of version {origin.version}, by run {origin.run}, round {origin.round}; variant {origin.variant}")
-    print(f"trained on {origin.trained_on} examples, {origin.steps} steps; it has {personal.head.weight.shape} weights")
+    sizes = f"{facts['features']} features, {facts['classes']} classes"
+    print(f"trained on {origin.trained_on} examples in {origin.steps} steps; {sizes}")
     print(f"a model that has it: {origin.model or 'none; set personal.deploy = true'}")
     if origin.figures is None:
         print("tried on nothing: set data.hold_out, as 0.1")
@@ -160,7 +161,10 @@ def _graph(state: Path, personal: "Personal") -> bytes:
 
     name = personal.origin.model
     if name is None:
-        raise NothingToDoError("no model with this head is kept: set personal.deploy = true; the next task brings one")
+        raise NothingToDoError(
+            "no model with this head is kept: set personal.deploy = true, and the next task brings one (a width tier "
+            "has none)"
+        )
     try:
         return (state / FOLDER / name).read_bytes()
     except OSError as error:

@@ -38,6 +38,13 @@ def test_in_numpy_alone_the_features_of_softmax_regression_are_its_inputs(tmp_pa
     np.testing.assert_array_equal(found, x)
 
 
+def test_features_that_are_the_models_input_itself_are_read_too(tmp_path: Path) -> None:
+    body = (Node("Gemm", ("x", "head.weight", "head.bias"), ("scores",), {"transB": 1}),)
+    x = RNG.normal(size=(6, FEATURES)).astype(np.float32)
+    extractor = open_extractor(headed(tmp_path / "bundle", body, inputs=FEATURES))
+    np.testing.assert_array_equal(extractor.read(model(), Batch((x,), (np.zeros(6, np.int64),))), x)
+
+
 @pytest.mark.parametrize("name", ["cnn_1d", "cnn_with_batch_norm", "mlp_classification"])
 def test_exported_networks_give_features_of_which_their_head_makes_their_scores(name: str, zoo: Zoo) -> None:
     from edge_agent.runtimes.evaluator import Evaluator

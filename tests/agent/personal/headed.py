@@ -1,7 +1,6 @@
 """A tiny bundle whose graphs are real: two numbers, rectified with their opposites, and a linear layer over them."""
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +41,13 @@ def features_of(x: Vector) -> Vector:
     return np.asarray(np.maximum(np.concatenate([x, -x], axis=1), 0.0), np.float32)
 
 
-def headed(root: Path, body: tuple[Node, ...] = _BODY, loss: str = "cross_entropy", **changed: object) -> Bundle:
+def headed(root: Path, body: tuple[Node, ...] = _BODY, *, loss: str = "cross_entropy", inputs: int = INPUTS) -> Bundle:
     """Writes and opens it; its backend is said to be the portable one, of which the evaluation graph alone is here."""
     root.mkdir(parents=True)
     weight, bias = np.zeros((CLASSES, FEATURES), np.float32), np.zeros(CLASSES, np.float32)
-    x, scores = Named("x", (8, INPUTS), _FLOAT), Named("scores", (8, CLASSES), _FLOAT)
+    x, scores = Named("x", (8, inputs), _FLOAT), Named("scores", (8, CLASSES), _FLOAT)
     given = Named("head.weight", (CLASSES, FEATURES), _FLOAT), Named("head.bias", (CLASSES,), _FLOAT)
     loss_node = Node("ReduceMean", ("scores",), ("loss",), {"keepdims": 0})
-    # Inputs whose batch is of any size: sizes of 0 dimensions would be read as scalars.
     evaluation = write_graph((*body, loss_node), (x, *given), (Named("loss", (), _FLOAT), scores), {})
     inference = write_graph(body, (x,), (scores,), {"head.weight": weight + 7.0, "head.bias": bias + 9.0})
     files = {
@@ -73,7 +71,7 @@ def headed(root: Path, body: tuple[Node, ...] = _BODY, loss: str = "cross_entrop
             Tensor("head.weight", (CLASSES, FEATURES), 0, "parameter"),
             Tensor("head.bias", (CLASSES,), CLASSES * FEATURES, "parameter"),
         ),
-        inputs=(Port("x", (INPUTS,), "float32"),),
+        inputs=(Port("x", (inputs,), "float32"),),
         targets=(Port("y", (), "int64", classes=CLASSES),),
         outputs=(Port("scores", (CLASSES,), "float32"),),
         loss=loss,
@@ -83,7 +81,7 @@ def headed(root: Path, body: tuple[Node, ...] = _BODY, loss: str = "cross_entrop
         inference=Inference("inference.onnx", places),
         parity={},
     )
-    (root / MANIFEST_FILE).write_bytes(format_manifest(replace(manifest, **changed)))  # type: ignore[arg-type]
+    (root / MANIFEST_FILE).write_bytes(format_manifest(manifest))
     return open_bundle(root)
 
 

@@ -126,6 +126,7 @@ def test_where_there_is_no_head_or_no_model_the_remedy_is_said(
     assert "the next task brings one" in capsys.readouterr().err
 
 
+@pytest.mark.native
 def test_what_is_collected_for_who_helps_holds_nothing_of_the_head(device: Path) -> None:
     personal = head_of(device)
     text = "".join(collected(device / "agent.toml", {}).values())
