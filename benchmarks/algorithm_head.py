@@ -21,6 +21,8 @@ from edge_agent.personal.mixture import MixRule
 from edge_agent.personal.settings import PersonalSettings
 
 _BATCH, _ROUNDS = 32, 1 << 20
+# Local steps of the training before heads are tried: longer than in the comparison of hubs.
+_STEPS = {"hapt": 400, "fashion": 600}
 _SETTINGS = PersonalSettings()
 _RULE = MixRule()
 # Of a device in the whole run: more than the comparison of hubs takes, for a head is of a fleet that has learnt.
