@@ -75,7 +75,7 @@ def test_an_agent_killed_at_every_step_in_turn_loses_and_doubles_nothing(make: M
     fleet.start_agent("device-01")
     for name in FAILPOINTS:
         # What is trained in a moment has no checkpoint, and two deaths in a trial end it: see below. Gossip is another
-        # fleet's (tests/agent/gossip/).
+        # fleet's (tests/test_real_gossip.py).
         others = ("agent.checkpoint-written", "agent.trial", "agent.gossip")
         if name.startswith("agent.") and not name.startswith(others):
             fleet.start_agent("device-00", failpoint=f"{name}:{NTH.get(name, 1)}")

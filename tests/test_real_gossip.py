@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.broker import Broker
+from protocol.failpoints import FAILPOINTS
 from protocol.mqtt import parse_url
 from tests.lossy_front import LossyFront
 from tests.real_fleet import RealFleet
@@ -24,12 +25,12 @@ def fleets() -> Iterator[list[RealFleet]]:
 
 
 def make(
-    fleets: list[RealFleet], folder: Path, broker: Broker, gossip: str, rounds: int = 3, devices: int = 4
+    fleets: list[RealFleet], folder: Path, broker: Broker, gossip: str, rounds: int = 3, devices: int = 4, **how: float
 ) -> RealFleet:
     folder.mkdir(exist_ok=True)
     training = 'local_steps = 5\ncodec = "all/float32"'
     port = parse_url(broker.url).port
-    fleet = RealFleet(folder, broker.url, rounds, devices=devices, training=training, port=port)
+    fleet = RealFleet(folder, broker.url, rounds, devices=devices, training=training, port=port, **how)  # type: ignore[arg-type]
     config = folder / "coordinator.toml"
     config.write_text(f'{config.read_text()}\n[gossip]\ntopology = "ring"\n{gossip}\n')
     fleets.append(fleet)
@@ -58,7 +59,8 @@ def test_lost_and_doubled_messages_and_killed_processes_leave_the_very_bits_of_a
     gossip = 'codec = "all/sign"\ngamma = 0.5\nexchanges = 8'
     undisturbed = make(fleets, tmp_path / "a", mosquitto, gossip)
     undisturbed.start()
-    fleet = make(fleets, tmp_path / "b", mosquitto, gossip)
+    # Longer than a device is away that is killed three times.
+    fleet = make(fleets, tmp_path / "b", mosquitto, gossip, deadline_s=120.0)
     front = LossyFront(fleet.port, of=lambda topic: "/gossip" in topic or "/want/" in topic or topic.endswith("/up"))
     # It dies with the first epoch kept and nobody told, before that and behind it.
     for name in ("coordinator.council-keeping", "coordinator.council-kept"):
@@ -70,6 +72,11 @@ def test_lost_and_doubled_messages_and_killed_processes_leave_the_very_bits_of_a
     fleet.start_coordinator()
     fleet.until(lambda: 1 in fleet.committed())
     fleet.kill(fleet.agents["device-01"])
+    for name in (name for name in FAILPOINTS if name.startswith("agent.gossip")):
+        # A few exchanges later, in the middle of what is durable of one.
+        fleet.start_agent("device-01", failpoint=f"{name}:3")
+        device = fleet.agents["device-01"]
+        fleet.until(lambda: device.exit_code == -signal.SIGKILL)  # noqa: B023
     fleet.start_agent("device-01")
     assert fleet.coordinator is not None
     fleet.kill(fleet.coordinator)
