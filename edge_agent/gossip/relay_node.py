@@ -121,6 +121,10 @@ def estimate(node: Node) -> float:
 
 
 def _joined(node: Node, membership: Membership, shape: Shape) -> tuple[Node, list[Decision]]:
+    try:
+        relay.check_codec(parse_codec(membership.codec))
+    except ValueError:
+        return node, [Refused("coordinator", "codec")]
     match when(node, membership):
         case "known":
             return node, []
@@ -131,11 +135,7 @@ def _joined(node: Node, membership: Membership, shape: Shape) -> tuple[Node, lis
 
 
 def _begin(node: Node, membership: Membership, shape: Shape) -> tuple[Node, list[Decision]]:
-    """The epoch's first node; the old one where its codec is none for sums."""
-    try:
-        relay.check_codec(parse_codec(membership.codec))
-    except ValueError:
-        return node, [Refused("coordinator", "codec")]
+    """The epoch's first node."""
     x = shape.start if membership.newcomer and not _based(membership) else node.x
     node = Node("gathering", x, membership, sums=Sums(x), effort=membership.effort)
     return (node, []) if waits_for(node) else _ready(node, shape)
