@@ -77,13 +77,9 @@ def check_offer(
     seen = view(task, offer.variant)
     if isinstance(seen, Rejection):
         return seen
-    layout, shared = seen.layout, seen.shared(task)
-    if seen.chances is not None:
-        limit = ballot_bytes(layout.n_parameters)
-    else:
-        limit = max_update_bytes(layout.n_parameters, layout.n_buffers, parse_codec(task.codec), shared, layout.shapes)
-    if offer.blob.size > limit:
-        return Rejection("too-large", f"{offer.blob.size} bytes are over the limit of {limit} for {task.codec}")
+    wrong = _check_size(offer.blob.size, task.codec, seen, seen.shared(task))
+    if wrong is not None:
+        return wrong
     if offer.base != task.model.digest:
         said = offer.base.hex()[:12]
         return Rejection("base-model", f"trained from model {said}, the task gave {task.model.digest.hex()[:12]}")
@@ -98,6 +94,18 @@ def check_offer(
     least = 1 if task.until is None else 0
     if not (math.isfinite(offer.loss) and 0.0 <= offer.train_s < 1e9 and offer.steps >= least):
         return Rejection("figures", f"loss {offer.loss}, {offer.steps} steps and {offer.train_s} s cannot all be true")
+    return None
+
+
+def _check_size(size: int, codec: str, seen: View, shared: Shared | None) -> Rejection | None:
+    layout = seen.layout
+    if seen.chances is not None:
+        # Every ballot over these weights has the same size.
+        due = ballot_bytes(layout.n_parameters)
+        return None if size == due else Rejection("size", f"{size} bytes where a ballot has {due}")
+    limit = max_update_bytes(layout.n_parameters, layout.n_buffers, parse_codec(codec), shared, layout.shapes)
+    if size > limit:
+        return Rejection("too-large", f"{size} bytes are over the limit of {limit} for {codec}")
     return None
 
 

@@ -3,7 +3,7 @@
 import sqlite3
 
 from coordinator.norms import Norms
-from coordinator.rows import unpack_trust
+from coordinator.rows import late_blobs, unpack_trust
 
 # Of each device: how often it took part, by what its noise multiplier came to.
 Participations = dict[str, dict[float, int]]
@@ -23,6 +23,16 @@ def round_bytes(sql: sqlite3.Connection) -> tuple[int, ...]:
     """What each committed round cost the whole fleet, both ways, from the first on."""
     found = sql.execute("SELECT bytes_up + bytes_down FROM rounds WHERE state = 'committed' ORDER BY round")
     return tuple(int(row[0]) for row in found)
+
+
+def structure_alone(sql: sqlite3.Connection, number: int) -> set[bytes]:
+    """The structure of a version, where no other version has the same and no late update is to be read by it."""
+    found = sql.execute(
+        "SELECT structure FROM models m WHERE version = ? AND structure IS NOT NULL AND NOT EXISTS "
+        "(SELECT 1 FROM models o WHERE o.version != m.version AND o.structure = m.structure)",
+        (number,),
+    )
+    return {bytes(row[0]) for row in found} - late_blobs(sql)
 
 
 def waiting_before(sql: sqlite3.Connection, number: int) -> int:

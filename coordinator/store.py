@@ -427,7 +427,8 @@ class Store:
         with self._transaction() as sql:
             sql.execute("UPDATE models SET kept = 0 WHERE version = ?", (found[0][0],))
         beside = rows.server_states(self._sql, found[0][0], of_no_other=True)
-        for digest in beside | folded_of(self._sql, found[0][0]):
+        alone = ledger.structure_alone(self._sql, found[0][0])
+        for digest in beside | alone | folded_of(self._sql, found[0][0]):
             self.models.remove(digest)
         published = None if current is None else current.published.digest
         if found[0][1] not in [published, *(digest for _, digest in found[1:])]:

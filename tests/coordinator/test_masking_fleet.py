@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from coordinator.history import open_history
+from coordinator.intake import check_offer
 from coordinator.replay import replay, replay_without
 from coordinator.structure import Structure
 from coordinator.vote_settings import MaskingSettings
 from protocol.errors import ConfigurationError
-from protocol.messages import Offer, Task
+from protocol.messages import BlobRef, Offer, Task
+from sparse.codecs import BALLOT, ballot_bytes
 from tests.coordinator.masking_fleet import WEIGHTS, D, bits, fleet_of, payload_of
 
 
@@ -103,4 +105,21 @@ def test_a_run_that_began_to_train_weights_does_not_go_on_to_learn_a_mask(tmp_pa
     fleet.settings = replace(fleet.settings, masking=MaskingSettings())
     with pytest.raises(ConfigurationError, match=r"masking.keep: 0, and the run in this state folder began to learn"):
         fleet.start()
+    fleet.close()
+
+
+def test_a_ballot_of_another_size_is_refused_before_it_is_asked_for(tmp_path: Path) -> None:
+    fleet = fleet_of(tmp_path, 1, 2)
+    while not fleet.broker.of(Task):
+        fleet.turn()
+    (task, *_) = fleet.broker.of(Task)
+    assert isinstance(task, Task)
+    course, manifest = fleet.coordinator._course, fleet.bundle.manifest
+    due = ballot_bytes(D)
+    for size, reason in ((due - 1, "size"), (due + 1, "size"), (due, None)):
+        offer = Offer(
+            *(BlobRef(bytes(32), size), task.run, task.round, 1, 1, task.model.digest, 10, 8, 0.5, 0.1, BALLOT, "full")
+        )
+        found = check_offer(offer, task.run, course.seat("dev-0", task.round), manifest, course.view_for)
+        assert (None if found is None else found.reason) == reason
     fleet.close()

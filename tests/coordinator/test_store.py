@@ -167,6 +167,24 @@ def test_what_a_version_was_distilled_from_gives_way_with_it(tmp_path: Path) -> 
     store.close()
 
 
+def test_a_structure_gives_way_with_its_version_also_where_all_versions_have_one_model(tmp_path: Path) -> None:
+    # As where a mask is learnt over frozen weights: of 8 MiB, a model of 1 MiB, six structures and room for one more.
+    store, model = Store(tmp_path, LIMITS), bytes(1 << 20)
+
+    def add(number: int) -> ModelVersion:
+        structure = store.put_model(bytes([number + 1]) * (1 << 20)).digest
+        made = ModelVersion(number, store.put_model(model), bytes(32), None, {}, structure=structure)
+        store.add_initial(made)
+        return made
+
+    made = [add(number) for number in range(12)]
+    assert store.models.used_bytes() <= 8 << 20
+    kept = [store.models.has(version.structure or b"") for version in made]
+    assert kept == [False] * 6 + [True] * 6
+    assert store.models.has(made[0].blob.digest)
+    store.close()
+
+
 def test_an_update_that_does_not_fit_is_not_taken_and_not_rejected(tmp_path: Path) -> None:
     store = Store(tmp_path, LIMITS)
     assert store.room_for_update(BlobRef(bytes(32), 8 << 20))
