@@ -1,6 +1,7 @@
 """A real fleet without a hub: agents and a coordinator as processes over a real broker, messages lost and doubled,
 processes killed, devices that come, leave and die."""
 
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from coordinator.broker import Broker
 from protocol.failpoints import FAILPOINTS
 from protocol.mqtt import parse_url
+from tests.conftest import require_broker
 from tests.lossy_front import LossyFront
-from tests.real_fleet import RealFleet
+from tests.real_fleet import ROOT, RealFleet
 
 pytestmark = pytest.mark.real
 
@@ -115,3 +117,24 @@ def test_a_device_joins_one_leaves_and_one_dies_and_the_others_go_on_together(
     assert rows[-1]["devices"] == 3
     assert rows[-1]["accuracy"] > 0.8
     assert rows[-1]["distance"] is not None
+
+
+def test_the_documents_settings_make_a_fleet_whose_devices_hear_and_believe_their_neighbours_alone(
+    tmp_path: Path, fleets: list[RealFleet]
+) -> None:
+    """With certificates and seals, at the coordinator's own broker."""
+    require_broker("mosquitto")
+    fleet = RealFleet(tmp_path, "mosquitto", 2, devices=4, training="local_steps = 5", enrols=True)
+    fleets.append(fleet)
+    (said,) = re.findall(r"(?s)```toml\n(\[gossip\].*?)```", (ROOT / "docs" / "gossip.md").read_text())
+    config = fleet.folder / "coordinator.toml"
+    config.write_text(f"{config.read_text()}\n{said}")
+    fleet.start()
+    fleet.finish()
+    rows = fleet.ask("rounds")["rounds"]
+    assert [row["devices"] for row in rows if row["round"]] == [4, 4]
+    assert rows[-1]["distance"] > 0
+    access = (fleet.folder / "coordinator" / "broker" / "acl").read_text()
+    heard = re.findall(r"topic read sf/1/[^/]+/(device-\d+)/gossip\n", access.partition("user device-00\n")[2])
+    assert heard[:2] == ["device-01", "device-03"]
+    assert "gamma codec=all/sign devices=4" in (fleet.folder / "logs" / "coordinator.log").read_text()

@@ -12,6 +12,8 @@ from protocol.gossip import Collected, Effort, Membership, Part, Standing, Want,
 
 # Longer than a round of small models over slow links; each time that nothing comes, twice as long.
 ASK_AFTER_S = 5.0
+# What neighbours said when an epoch began may have come before this device had heard of it.
+FIRST_ASK_S = 1.0
 LONGEST_ASK_S = 60.0
 # Several neighbours that miss the same payload ask at about the same time.
 AGAIN_AFTER_S = 1.0
@@ -114,7 +116,7 @@ class Talk:
         self.node = node
         if _worth(before) != _worth(node):
             self._forget()
-            self._patience = ASK_AFTER_S
+            self._patience = FIRST_ASK_S if node.phase == "gathering" else ASK_AFTER_S
         for decision in decisions:
             self._carry_out(decision, now)
         if not self._table.waits_for(self.node):

@@ -214,3 +214,67 @@ def test_what_would_protect_nothing_is_refused_with_what_would(case: str, tmp_pa
         minimal += 'codec = "topk:0.1/int8"\n'
     with pytest.raises(ConfigurationError, match=expected):
         read(tmp_path, minimal + said)
+
+
+GOSSIP = {
+    "gossip.topology: 'cube' is not known": 'topology = "cube"',
+    "gossip.topology: 5 devices make no torus": 'topology = "torus"',
+    "gossip.links: there is a topology beside it": 'topology = "ring"\nlinks = "links.txt"',
+    "gossip.links: is empty": 'links = ""',
+    "gossip.codec: 'zip' is not a codec": 'topology = "ring"\ncodec = "zip"',
+    "gossip.codec: mask/float16 needs a mask": 'topology = "ring"\ncodec = "mask/float16"',
+    "gossip.gamma: 'best' is unknown": 'topology = "ring"\ngamma = "best"',
+    "gossip.gamma: 0.0 must be above 0": 'topology = "ring"\ngamma = 0.0',
+    "gossip.exchanges: 0 must be from 1": 'topology = "ring"\nexchanges = 0',
+    "gossip.gossip_rounds: 65 must be from 1 to 64": 'topology = "ring"\ngossip_rounds = 65',
+    "gossip.minimum: 1 must be from 2": 'topology = "ring"\nminimum = 1',
+    "gossip.minimum: 6 is more than rounds.devices (5)": 'topology = "ring"\nminimum = 6',
+    "gossip.dead_after_s: 0.5 must be": 'topology = "ring"\ndead_after_s = 0.5',
+    "gossip.target: 1.5 must be above 0": 'topology = "ring"\ntarget = 1.5',
+    "gossip.first_phase: 0 exchanges are controlled": 'topology = "ring"\ntarget = 0.5',
+    "gossip.gossip_rounds: 9 are": 'topology = "ring"\ntarget = 0.5\nfirst_phase = 9\ngossip_rounds = 9',
+    "gossip.seed: -1 must be from 0": 'topology = "ring"\nseed = -1',
+}
+
+
+@pytest.mark.parametrize("said", GOSSIP)
+def test_a_mistake_of_a_fleet_without_a_hub_is_named_by_its_key(said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        read(tmp_path, f"{MINIMAL}[gossip]\n{GOSSIP[said]}\n")
+    assert said in str(raised.value)
+
+
+BESIDE_GOSSIP = {
+    "rounds.mode": MINIMAL.replace("devices = 5", 'devices = 5\nmode = "buffered"\nbuffer = 2'),
+    "rounds.over_select": MINIMAL.replace("devices = 5", "devices = 5\nover_select = 1.5"),
+    "training.local_epochs": MINIMAL.replace("local_steps = 5", "local_epochs = 1"),
+    "training.post_local": MINIMAL + "post_local = 2\n",
+    "training.budget.steps": MINIMAL + "budget = {steps = 9, mib = 1.0}\n",
+    "training.codec": MINIMAL + 'codec = "auto"\n',
+    "limits.device_bytes_per_day": MINIMAL + "[limits]\ndevice_bytes_per_day = 1000000\n",
+    "server.step": MINIMAL + '[server]\nstep = "adam"\n',
+    "fold.rule": MINIMAL + '[fold]\nrule = "median"\n',
+    "privacy.noise_multiplier": MINIMAL + "[privacy]\nnoise_multiplier = 1.0\n",
+    "sparsity.final": MINIMAL + "[sparsity]\nfinal = 0.5\n",
+    "tiers.assign": MINIMAL + '[tiers]\nassign = {pi = "tier-025"}\n',
+    "downlink.codec": MINIMAL + '[downlink]\ncodec = "all/int8"\n',
+    "distillation.bundle": MINIMAL + '[distillation]\nbundle = "b"\ndata = "d.npz"\nvalidation = "v.npz"\n',
+}
+
+
+@pytest.mark.parametrize("key", BESIDE_GOSSIP)
+def test_what_does_not_go_without_a_hub_is_refused_by_its_key_with_what_to_set(key: str, tmp_path: Path) -> None:
+    assert not read(tmp_path, BESIDE_GOSSIP[key]).gossip.on
+    with pytest.raises(ConfigurationError, match=rf"{re.escape(key)}: .*leave \[gossip\] out"):
+        read(tmp_path, f'{BESIDE_GOSSIP[key]}[gossip]\ntopology = "ring"\n')
+
+
+def test_links_are_read_from_a_file_beside_the_settings_and_its_mistakes_are_named(tmp_path: Path) -> None:
+    gossip = read(tmp_path, f'{MINIMAL}[gossip]\nlinks = "links.txt"\n').gossip
+    with pytest.raises(ConfigurationError, match=r"gossip\.links: .*links\.txt cannot be read"):
+        gossip.links_text()
+    (tmp_path / "links.txt").write_text("aa bb\nbb cc dd\n")
+    with pytest.raises(ConfigurationError, match=r"gossip\.links: .*line 2 has 3 words"):
+        gossip.links_text()
+    (tmp_path / "links.txt").write_text("aa bb\nbb cc\n")
+    assert gossip.links_text() == "aa bb\nbb cc\n"
