@@ -126,7 +126,8 @@ def test_the_documents_settings_make_a_fleet_whose_devices_hear_and_believe_thei
     require_broker("mosquitto")
     fleet = RealFleet(tmp_path, "mosquitto", 2, devices=4, training="local_steps = 5", enrols=True)
     fleets.append(fleet)
-    (said,) = re.findall(r"(?s)```toml\n(\[gossip\].*?)```", (ROOT / "docs" / "gossip.md").read_text())
+    page = (ROOT / "docs" / "gossip.md").read_text().partition("## Run it")[2]
+    said = re.findall(r"(?s)```toml\n(\[gossip\].*?)```", page)[0]
     config = fleet.folder / "coordinator.toml"
     config.write_text(f"{config.read_text()}\n{said}")
     fleet.start()

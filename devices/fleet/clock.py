@@ -22,7 +22,13 @@ ALONE = 0.8
 # The kernel gives out no less than 1 ms of a period, which is a second at most; twice that can still be corrected.
 LEAST_QUOTA = 0.002
 # The settings of a coordinator that are times, by table and key.
-_TIMES = (("rounds", "deadline_s"), ("rounds", "late_hours"), ("tiers", "target_s"))
+_TIMES = (
+    ("rounds", "deadline_s"),
+    ("rounds", "late_hours"),
+    ("tiers", "target_s"),
+    ("gossip", "dead_after_s"),
+    ("gossip", "patience_s"),
+)
 _MAX_LATENCY_MS = 3_600_000.0
 _LEAST_KBIT_S, _MOST_KBIT_S = 0.1, 1e8
 

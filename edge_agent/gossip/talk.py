@@ -116,7 +116,8 @@ class Talk:
         self.node = node
         if _worth(before) != _worth(node):
             self._forget()
-            self._patience = FIRST_ASK_S if node.phase == "gathering" else ASK_AFTER_S
+            gathers = self._table.in_step and node.phase == "gathering"
+            self._patience = FIRST_ASK_S if gathers else ASK_AFTER_S
         for decision in decisions:
             self._carry_out(decision, now)
         if not self._table.waits_for(self.node):

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from coordinator import settings as coordinator_settings
 from devices.conductor.fleet_settings import agent_toml, coordinator_toml
+from devices.datasets import PROJECT_ROOT
 from devices.engines.engine import Inside
 from devices.fleet.clock import Clock
+from devices.fleet.fleet_file import load_fleet
 from edge_agent import settings as agent_settings
 from tests.conductor.plans import plan_of
 from tests.tiny import write_bundle
@@ -36,6 +38,16 @@ def test_the_coordinator_takes_the_presets_settings_with_the_plans_over_them_and
     assert settings.rounds.deadline_s == 100.0
     assert (settings.training.local_epochs, settings.training.optimizer.momentum) == (2, 0.5)
     assert settings.training.batch_size == 16
+
+
+def test_the_fleet_without_a_hub_among_the_examples_is_one_that_a_coordinator_takes(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundle")
+    path = tmp_path / "coordinator.toml"
+    plan = load_fleet(PROJECT_ROOT / "examples" / "gossip-fleet.toml")
+    path.write_text(coordinator_toml(plan, Clock(2.0), 1883))
+    settings = coordinator_settings.load(path)
+    assert (settings.gossip.topology, settings.rounds.devices) == ("ring", 4)
+    assert settings.gossip.dead_after_s == 600.0
 
 
 def test_a_round_of_which_the_plan_says_nothing_asks_all_and_is_content_with_half(tmp_path: Path) -> None:
