@@ -21,48 +21,36 @@ from sparse.codecs.header import LAYOUT_BYTES
 from sparse.gossip import Tuned, metropolis_hastings, parse_topology, tune
 from sparse.gossip.choco import Compressor
 
-# On rings that are drawn by labels, as many as the papers have. People and speakers are as many as they are.
 DEVICES = 16
-SKEWED = {"fashion": "dirichlet 0.1", "hapt": "dirichlet 0.1"}
-NATURAL = {"fashion": "dirichlet 1.0", "hapt": "person", "fsdd": "speaker"}
+SPLIT = "dirichlet 0.1"
 TREE = "binary-tree"
 # Of CHOCO's Q: a hundredth of the values, or a bit of each.
 TOPK, SIGN = "topk:0.01/float16/rice", "all/sign"
 # Of a hundredth, as often as a twentieth of exact gossip's bytes allows.
 _EXCHANGES = 5
 _BATCH = 32
-_ROUNDS = {"fashion": 600, "hapt": 300, "fsdd": 300}
-# Of each algorithm the best of a few rates on validation, with seed 1, at alpha = 0.1: docs/gossip.md has them.
+_ROUNDS = {"fashion": 600, "hapt": 300}
+DATASETS = tuple(_ROUNDS)
+# Of each algorithm the best of a few rates on validation, with seed 1: docs/gossip.md has them.
 _RATES = {
-    "gossip SGD": {"fashion": 0.6, "hapt": 0.1, "fsdd": 0.2},
-    "gossip SGD, local momentum": {"fashion": 0.2, "hapt": 0.04, "fsdd": 0.05},
-    "gossip SGD, quasi-global momentum": {"fashion": 0.2, "hapt": 0.01, "fsdd": 0.05},
-    "CHOCO-SGD": {"fashion": 0.3, "hapt": 0.1, "fsdd": 0.2},
-    f"CHOCO-SGD, {_EXCHANGES} exchanges": {"fashion": 0.1, "hapt": 0.1, "fsdd": 0.1},
-    "RelaySGD": {"fashion": 1.0, "hapt": 0.3, "fsdd": 0.2},
-    "RelaySGD, local momentum": {"fashion": 0.1, "hapt": 0.04, "fsdd": 0.05},
+    "gossip SGD": {"fashion": 0.6, "hapt": 0.1},
+    "gossip SGD, local momentum": {"fashion": 0.2, "hapt": 0.04},
+    "gossip SGD, quasi-global momentum": {"fashion": 0.2, "hapt": 0.01},
+    "CHOCO-SGD": {"fashion": 0.3, "hapt": 0.1},
+    f"CHOCO-SGD, {_EXCHANGES} exchanges": {"fashion": 0.1, "hapt": 0.1},
+    "RelaySGD": {"fashion": 1.0, "hapt": 0.3},
+    "RelaySGD, local momentum": {"fashion": 0.1, "hapt": 0.04},
 }
 
 
 def rows(dataset: str, seeds: Sequence[int], quick: bool) -> Iterator[Row]:
-    """On a ring of 16 devices, Dirichlet draws with alpha = 0.1: a row for each algorithm and seed; none of a data set
-    that this part is not about."""
-    yield from _rows(dataset, SKEWED.get(dataset), seeds, quick)
-
-
-def natural_rows(dataset: str, seeds: Sequence[int], quick: bool) -> Iterator[Row]:
-    """The same, half as many rounds, where devices differ less: by people, by speakers, by draws with alpha = 1."""
-    yield from _rows(dataset, NATURAL.get(dataset), seeds, quick, shorter=2)
-
-
-def _rows(dataset: str, split: str | None, seeds: Sequence[int], quick: bool, shorter: int = 1) -> Iterator[Row]:
-    if split is None:
+    """A row for each algorithm and seed; none of a data set that this part is not about."""
+    if dataset not in DATASETS:
         return
     for seed in seeds:
-        given = problem(dataset, split, seed, quick=quick, devices=DEVICES)
+        given = problem(dataset, SPLIT, seed, quick=quick, devices=DEVICES)
         for plan in plans(dataset):
-            whole = replace(plan, rounds=plan.rounds // shorter)
-            yield run(given, gossip_fleet.quick(plan) if quick else with_gamma(whole, len(given.fleet)), seed)
+            yield run(given, gossip_fleet.quick(plan) if quick else with_gamma(plan), seed)
 
 
 def plans(dataset: str) -> list[Plan]:
@@ -81,24 +69,23 @@ def plans(dataset: str) -> list[Plan]:
     return [replace(plan, rate=_RATES[plan.algorithm][dataset]) for plan in found]
 
 
-def with_gamma(plan: Plan, devices: int = DEVICES) -> Plan:
+def with_gamma(plan: Plan) -> Plan:
     """The same with the tuner's gamma, where it needs one and none was chosen."""
     if plan.exchange != "choco" or plan.gamma:
         return plan
-    return replace(plan, gamma=tuned(plan.codec, plan.topology, devices).gamma)
+    return replace(plan, gamma=tuned(plan.codec, plan.topology).gamma)
 
 
 @cache
-def tuned(codec: str, topology: str, devices: int = DEVICES, rounds: int = 300, d: int = 2000) -> Tuned:
+def tuned(codec: str, topology: str, rounds: int = 300, d: int = 2000) -> Tuned:
     """By the authors' tuner, on vectors of one tensor: what a codec keeps of noise hardly depends on its length."""
-    weights = metropolis_hastings(parse_topology(topology, devices, np.random.default_rng(0)))
+    weights = metropolis_hastings(parse_topology(topology, DEVICES, np.random.default_rng(0)))
     return tune(weights, Compressor(parse_codec(codec), bytes(LAYOUT_BYTES)), d, np.random.default_rng(0), rounds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Rates of gossip's algorithms, tried on a part of the training data.")
-    parser.add_argument("--data", choices=sorted(_ROUNDS), required=True)
-    parser.add_argument("--split", help="default: the data set's most uneven")
+    parser.add_argument("--data", choices=DATASETS, required=True)
     parser.add_argument("--rate", type=float, nargs="+", required=True, help="for example 0.05 0.1 0.2")
     parser.add_argument("--algorithm", action="append", choices=sorted(_RATES), help="again for more (default: all)")
     parser.add_argument("--gamma", type=float, help="of CHOCO, instead of the tuner's")
@@ -108,12 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mu", type=float, default=0.9, help="of quasi-global momentum")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args(arguments)
-    split = chosen.split or SKEWED.get(chosen.data, NATURAL[chosen.data])
-    given = problem(chosen.data, split, chosen.seed, validate=True, devices=DEVICES)
+    given = problem(chosen.data, SPLIT, chosen.seed, validate=True, devices=DEVICES)
     for plan in plans(chosen.data):
         if plan.algorithm not in (chosen.algorithm or _RATES) or (chosen.codec or plan.codec) != plan.codec:
             continue
-        tried = with_gamma(replace(plan, gamma=chosen.gamma or plan.gamma, mu=chosen.mu), len(given.fleet))
+        tried = with_gamma(replace(plan, gamma=chosen.gamma or plan.gamma, mu=chosen.mu))
         tried = replace(tried, rounds=chosen.rounds or plan.rounds, exchanges=chosen.exchanges or plan.exchanges)
         for rate in chosen.rate:
             row = run(given, replace(tried, rate=rate), chosen.seed)

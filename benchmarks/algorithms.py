@@ -5,7 +5,8 @@
 
 All run on the portable engine of devices, many virtual devices in one process. Parts (--only), data sets and seeds are
 finished one by one, and --kept holds what is finished, so that what was broken off goes on. Settings were chosen on
-people or examples taken from the training part (`problem(validate=True)`).
+people or examples taken from the training part (`problem(validate=True)`). The whole takes some half an hour of one
+processor for each seed, the better part of it hub and masking.
 """
 
 import argparse
@@ -23,7 +24,6 @@ from benchmarks.harness import options, progress_console, publish
 PARTS: Mapping[str, Rows] = {
     "hub": algorithm_hub.rows,
     "gossip": algorithm_gossip.rows,
-    "gossip-natural": algorithm_gossip.natural_rows,
     "feddf": algorithm_feddf.rows,
     "head": algorithm_head.rows,
     "masking": algorithm_masking.rows,

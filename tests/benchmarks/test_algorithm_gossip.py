@@ -104,6 +104,6 @@ def test_a_data_set_that_gossip_is_not_compared_on_has_no_rows() -> None:
 
 
 def test_every_algorithm_has_a_rate_on_every_data_set_and_a_quick_version() -> None:
-    for dataset in algorithm_gossip.NATURAL:
+    for dataset in algorithm_gossip.DATASETS:
         assert all(plan.rate > 0 for plan in algorithm_gossip.plans(dataset))
         assert {gossip_fleet.quick(plan).rounds for plan in algorithm_gossip.plans(dataset)} == {8}
