@@ -183,11 +183,9 @@ def access(council: Council) -> dict[str, tuple[str, ...]]:
 
 
 def collected(council: Council) -> frozenset[str]:
-    """The members that have come as far as the others, or will as soon as all begin: who joins an epoch has no model of
-    its exchanges before it has begun, and it may have to wait for the end of the epoch before."""
+    """The members that have come as far as the others. Who joins has not, before all have left the epoch before."""
     joining = {device for device in council.members if council.leaving and device not in council.leaving}
-    begun = {d for d in joining if d in council.devices and council.devices[d].epoch == council.epoch}
-    return frozenset(council.members) - (joining - begun)
+    return frozenset(council.members) - joining
 
 
 def place(council: Council) -> int:

@@ -58,7 +58,7 @@ def members(fleet: RealFleet) -> int:
 def test_lost_and_doubled_messages_and_killed_processes_leave_the_very_bits_of_an_undisturbed_fleet(
     tmp_path: Path, fleets: list[RealFleet], mosquitto: Broker
 ) -> None:
-    gossip = 'codec = "all/sign"\ngamma = 0.5\nexchanges = 8'
+    gossip = 'codec = "all/sign"\ngamma = 0.5\nexchanges = 6'
     undisturbed = make(fleets, tmp_path / "a", mosquitto, gossip)
     undisturbed.start()
     # Longer than a device is away that is killed three times.

@@ -256,7 +256,8 @@ class Gossiping:
         assert hand.task.until is not None
         while self._leg is None:
             node, due = self._talk.node, self._due
-            if node.membership is None:
+            if node.membership is None or node.phase == "gathering":
+                # Of the epoch that it begins it has no model yet.
                 return None
             if position(node) >= hand.task.until:
                 self._set_out(hand, None, own_model(node))

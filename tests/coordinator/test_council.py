@@ -93,7 +93,7 @@ def test_while_an_epoch_ends_devices_hear_the_neighbours_of_both(tmp_path: Path)
 
 
 def test_a_device_that_says_goodbye_is_not_waited_for_and_comes_back_with_its_model(tmp_path: Path) -> None:
-    fleet = GossipSimulation.of(tmp_path, count=8)
+    fleet = GossipSimulation.of(tmp_path, count=12)
     fleet.until(lambda: len(fleet.committed) == 1)
     gone = fleet.device("dev-2")
     assert gone.transport is not None
