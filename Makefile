@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
-.PHONY: help setup check runtimes test arm64 wheel deb demo bench clean
+.PHONY: help setup check runtimes test test-computing test-waiting arm64 wheel deb demo bench clean
 MAKEFLAGS += --no-print-directory
 
 VENV := .venv
@@ -28,12 +28,16 @@ check: $(STAMP) ## formatting, lint, types, and which package may import which
 runtimes: $(STAMP) ## environments with other releases of onnxruntime, for the tests that compare them
 	@$(BIN)/python -m tests.runtimes.matrix
 
-# These only compute, and share no clock, port or process: they run on all cores, on four at most for memory's sake. The
-# others start fleets and wait for them, one after another.
+# These only compute, and share no clock, port or process: they run on all cores, on four at most for memory's sake, and
+# give way to the others, which start fleets and wait for them, one after another. `make -j2 test` runs both at once.
 COMPUTING := tests/channels tests/export tests/runtimes tests/sparse
 
-test: $(STAMP) ## all tests
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal $(COMPUTING)
+test: test-computing test-waiting ## all tests
+
+test-computing: $(STAMP)
+	@nice $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal $(COMPUTING)
+
+test-waiting: $(STAMP)
 	@$(BIN)/python -m pytest -q $(addprefix --ignore=,$(COMPUTING))
 
 arm64: $(STAMP) ## the agent's tests and a round on an emulated arm64 board; as root, minutes
