@@ -204,8 +204,9 @@ class Gossiping:
             # Its epoch was over before it was.
             return None
         y = take(result.model, hand.layout.parameters).astype(np.float32)
-        if not np.isfinite(y).all():
-            return jobs.Stopped("failed", "diverged", f"exchange {due.number}: the model is not finite throughout")
+        if not table.bounded(y):
+            why = f"exchange {due.number}: the model has values that are not finite, or above {table.LARGEST:g}"
+            return jobs.Stopped("failed", "diverged", why)
         own, settings = take(result.model, hand.layout.buffers), settings_of(hand.task.optimizer)
         before = self._carry
         self._keep(carries.trained(before, node, hand.task, settings, leg.momentum, result, own))
