@@ -1,5 +1,6 @@
 """Between the node and the wire: payloads in parts and back, whom to ask again and when, and the node kept first."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -9,6 +10,8 @@ from edge_agent.gossip.node import Ask, Completed, Decision, Node, Publish, Refu
 from edge_agent.gossip.tables import Table, table_of
 from protocol.failpoints import reached
 from protocol.gossip import PART_BYTES, Collected, Effort, Membership, Part, Standing, Want, parts
+
+log = logging.getLogger("edge-agent")
 
 # Longer than a round of small models over slow links; each time that nothing comes, twice as long.
 ASK_AFTER_S = 5.0
@@ -189,7 +192,11 @@ class Talk:
         return table_of(self.node.membership)
 
     def _count(self, sender: str, reason: str) -> None:
-        self.refused[f"{sender} {reason}"] = self.refused.get(f"{sender} {reason}", 0) + 1
+        times = self.refused.get(f"{sender} {reason}", 0) + 1
+        self.refused[f"{sender} {reason}"] = times
+        # An exchange waits for what is refused, so whoever asks why it stands still must find it; 1, 2, 4, 8, ... times.
+        if times & (times - 1) == 0:
+            log.warning("gossip: what %s said was refused, %s, times=%d", sender, reason, times)
 
     def _forget(self) -> None:
         """Parts and answers of numbers that are over."""
