@@ -194,7 +194,7 @@ class Talk:
     def _count(self, sender: str, reason: str) -> None:
         times = self.refused.get(f"{sender} {reason}", 0) + 1
         self.refused[f"{sender} {reason}"] = times
-        # An exchange waits for what is refused, so whoever asks why it stands still must find it; 1, 2, 4, 8, ... times.
+        # An exchange waits for what is refused, so who asks why it stands still must find it: once, twice, 4, 8 times.
         if times & (times - 1) == 0:
             log.warning("gossip: what %s said was refused, %s, times=%d", sender, reason, times)
 
