@@ -73,6 +73,8 @@ class CouncilRoom:
         kept = self._store.told(partial(council_rows.load, now=now))
         self._council = kept or Council(self._store.run)
         self._waits: dict[str, tuple[float, tuple[str, ...]]] = {}
+        # Epoch and number of the last reports, also of the epoch that ends.
+        self._stood: dict[str, tuple[int, int]] = {}
         self._spoke: dict[str, float] = {}
         self._left_out: dict[str, float] = {}
         self._retry: dict[str, tuple[float, float]] = {}
@@ -81,7 +83,7 @@ class CouncilRoom:
         self._allowed: dict[str, tuple[str, ...]] = {}
         self._keep_at = self._look_at = now
         self._unkept = False
-        self._came: tuple[int, ...] = ()
+        self._came: tuple[int, frozenset[tuple[str, tuple[int, int]]]] | None = None
         self._moved_at = now
         # Who is left out for standing still, and until when: such a device greets and reports as others do.
         self._barred: dict[str, float] = {}
@@ -143,6 +145,7 @@ class CouncilRoom:
             log.warning("device=%s says that it completed exchange %d of epoch %d, and %d were asked for", *what)
         said = within
         self._waits[device] = now, said.waits_for
+        self._stood[device] = said.epoch, said.number
         self._silent.pop(device, None)
         self._change(gossip.stands(self._council, device, said, now))
 
@@ -230,8 +233,7 @@ class CouncilRoom:
     def _see_who_stands_still(self, now: float) -> None:
         """Ends what no report of a single device shows: all are there, and none comes any farther."""
         council, still_s = self._council, 2 * self._rules.dead_after_s
-        members = [council.devices[d] for d in council.members if d in council.devices]
-        came = council.epoch, sum(m.number for m in members), sum(m.epoch == council.epoch for m in members)
+        came = council.epoch, frozenset(self._stood.items())
         awaited = self._awaited(now)
         if came != self._came or not awaited:
             self._came, self._moved_at = came, now
@@ -272,15 +274,19 @@ class CouncilRoom:
         return found
 
     def _awaited(self, now: float) -> set[str]:
-        """Of those who have begun the epoch, whom others wait for who are no less far."""
-        council, found = self._council, set[str]()
+        """Of whom neighbours say that they wait for them, those who are no farther than these: in the epoch in force,
+        or in the one that ends. Who has come to where all wait for the next task has nobody to wait for."""
+        council, near, found = self._council, gossip.access(self._council), set[str]()
         for waiting, (at, names) in self._waits.items():
-            own = council.devices.get(waiting)
-            if own is None or now - at >= WAITS_S:
+            if now - at >= WAITS_S or waiting not in near:
                 continue
-            for name in names:
-                other = council.devices.get(name)
-                if other is not None and other.epoch == council.epoch and other.number <= own.number:
+            epoch, number = self._stood[waiting]
+            if epoch == council.epoch and 0 < number >= self._asked() - council.begun:
+                continue
+            for name in set(names) & set(near[waiting]) & council.devices.keys():
+                known = council.devices[name]
+                of, come = self._stood.get(name, (known.epoch or epoch, known.number))
+                if of == epoch and come <= number:
                     found.add(name)
         return found
 

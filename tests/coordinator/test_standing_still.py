@@ -98,3 +98,31 @@ def test_those_who_wait_for_each_other_begin_anew_with_the_models_that_they_have
     council, told = gossip.due(gossip.anew(begun(), {"aa", "zz"}), SETTINGS, 1.0)
     assert (council.epoch, council.members) == (2, NAMES)
     assert not any(said.newcomer or said.after for said in told.memberships.values())
+
+
+def test_a_device_that_hangs_while_an_epoch_ends_is_left_out(tmp_path: Path) -> None:
+    fleet = GossipSimulation.of(tmp_path, count=12)
+    fleet.until(lambda: len(fleet.committed) == 1)
+    hung = fleet.device("dev-1")
+    assert hung.transport is not None
+    events = hung.transport.events
+    hung.work = lambda now: events.clear()  # type: ignore[method-assign]
+    fleet.add("new-1")
+    fleet.until(lambda: any("dev-1" not in allowed for allowed in fleet.allowed))
+    fleet.until(lambda: len(fleet.committed) >= 6 and fleet.committed[-1].devices == 4)
+
+
+def test_nobody_is_accused_of_being_late_by_a_stranger_or_where_all_wait_for_the_next_task(tmp_path: Path) -> None:
+    fleet = GossipSimulation.of(tmp_path, count=3)
+    fleet.until(lambda: {len(device.done) for device in fleet.devices} >= {5})
+    room = fleet.coordinator._council
+    assert room is not None
+    for number in (3, 5, MAX_NUMBER):
+        room.stands("dev-0", Standing(1, number, 1.0, ("dev-1", "dev-2", "dev-3")), fleet.now)
+        for device in ("dev-1", "dev-2", "dev-3"):
+            room._stood[device] = 1, 5
+        assert room._awaited(fleet.now) == set()
+    room._stood["dev-1"] = room._stood["dev-2"] = 1, 3
+    room.stands("dev-0", Standing(1, 4, 1.0, ("dev-1", "dev-2")), fleet.now)
+    # On the ring dev-2 is across.
+    assert room._awaited(fleet.now) == {"dev-1"}
