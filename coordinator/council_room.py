@@ -4,6 +4,9 @@ was decided is durable before anybody hears of it.
 A device counts as there while it is connected and nobody waits for it. One that its neighbours wait for must report,
 and one that is to begin an epoch must speak, so that who hangs, or may not train, is left out like who is gone. It is
 taken in again when it reports, or, where it is connected, after it was left out for as long.
+
+Where nobody comes any farther for twice as long as a silent device is waited for, those who are waited for and wait for
+nobody are left out, however often they greet; where all of them wait for each other, they begin a new epoch.
 """
 
 import logging
@@ -36,6 +39,9 @@ WAITS_S = 90.0
 # Who is there, and by which keys they speak, is looked at so often.
 LOOK_EVERY_S = 1.0
 
+# Of those who wait, in the log.
+MOST_NAMED = 8
+
 # Lets devices hear each other at the broker, by name.
 Allow = Callable[[Mapping[str, Sequence[str]]], None]
 # The public key by which a device is believed (SubjectPublicKeyInfo, DER), None where there are none.
@@ -43,7 +49,8 @@ KeyOf = Callable[[str], bytes | None]
 
 
 class CouncilRoom:
-    """One fleet's council, kept in the store. skills: what an agent must know to be in it."""
+    """One fleet's council, kept in the store. skills: what an agent must know to be in it. asked: the
+    exchange of the run that devices were asked to come to."""
 
     def __init__(
         self,
@@ -55,9 +62,10 @@ class CouncilRoom:
         admit: Callable[[str], Rejection | None],
         allow: Allow,
         key_of: KeyOf,
+        asked: Callable[[], int],
     ) -> None:
         self._rules, self._skills, self._store, self._link, self._fleet = rules, skills, store, link, fleet
-        self._admit, self._allow, self._key_of = admit, allow, key_of
+        self._admit, self._allow, self._key_of, self._asked = admit, allow, key_of, asked
         self._restraint = Restraint()
 
     def recover(self, now: float) -> None:
@@ -65,6 +73,8 @@ class CouncilRoom:
         kept = self._store.told(partial(council_rows.load, now=now))
         self._council = kept or Council(self._store.run)
         self._waits: dict[str, tuple[float, tuple[str, ...]]] = {}
+        # Epoch and number of the last reports, also of the epoch that ends.
+        self._stood: dict[str, tuple[int, int]] = {}
         self._spoke: dict[str, float] = {}
         self._left_out: dict[str, float] = {}
         self._retry: dict[str, tuple[float, float]] = {}
@@ -73,6 +83,10 @@ class CouncilRoom:
         self._allowed: dict[str, tuple[str, ...]] = {}
         self._keep_at = self._look_at = now
         self._unkept = False
+        self._came: tuple[int, frozenset[tuple[str, tuple[int, int]]]] | None = None
+        self._moved_at = now
+        # Who is left out for standing still, and until when: such a device greets and reports as others do.
+        self._barred: dict[str, float] = {}
         for device in self._council.members:
             self._retry[device] = (now, FIRST_RETRY_S)
         self._open_to(self._council)
@@ -109,7 +123,7 @@ class CouncilRoom:
         if not self._skills <= set(hello.skills):
             self._council = gossip.left(self._council, device)
             return
-        if device not in self._council.members:
+        if device not in self._council.members and not self._is_barred(device, now):
             if device in self._council.models:
                 self._silent[device] = now + REPORT_S
             else:
@@ -123,9 +137,15 @@ class CouncilRoom:
         """A device's report."""
         known = self._fleet.skills(device)
         paused = device not in self._council.members and self._fleet[device].paused is not None
-        if known is None or not self._skills <= known or paused:
+        if known is None or not self._skills <= known or paused or self._is_barred(device, now):
             return
+        within = gossip.asked_of(self._council, said, self._asked())
+        if within.number < said.number and self._restraint.unsaid(("beyond", device), now) is not None:
+            what = (device, said.number, said.epoch, within.number)
+            log.warning("device=%s says that it completed exchange %d of epoch %d, and %d were asked for", *what)
+        said = within
         self._waits[device] = now, said.waits_for
+        self._stood[device] = said.epoch, said.number
         self._silent.pop(device, None)
         self._change(gossip.stands(self._council, device, said, now))
 
@@ -145,6 +165,7 @@ class CouncilRoom:
         if now >= self._look_at:
             self._look_at = now + LOOK_EVERY_S
             self._see_who_is_there(now)
+            self._see_who_stands_still(now)
             self._renew_keys()
         try:
             council, told = gossip.due(self._council, self._rules, now)
@@ -209,6 +230,34 @@ class CouncilRoom:
         }
         self._council = replace(self._council, devices=devices)
 
+    def _see_who_stands_still(self, now: float) -> None:
+        """Ends what no report of a single device shows: all are there, and none comes any farther."""
+        council, still_s = self._council, 2 * self._rules.dead_after_s
+        came = council.epoch, frozenset(self._stood.items())
+        awaited = self._awaited(now)
+        if came != self._came or not awaited:
+            self._came, self._moved_at = came, now
+        if now - self._moved_at < still_s:
+            return
+        self._moved_at = now
+        waiting = {d for d, (at, names) in self._waits.items() if names and now - at < WAITS_S}
+        guilty = awaited - waiting
+        said = "; ".join(f"{d} for {', '.join(self._waits[d][1])}" for d in sorted(waiting)[:MOST_NAMED])
+        log.error("no exchange was completed for %.0f s, and devices wait: %s", still_s, said)
+        if not guilty:
+            log.warning(
+                "all who are waited for wait themselves: a new epoch begins; see their logs for what is refused"
+            )
+            self._change(gossip.anew(council, waiting & set(council.members)))
+        for device in sorted(guilty):
+            log.warning("device=%s is left out: others wait for it, and it comes no farther", device)
+            self._left_out[device] = self._barred[device] = now + still_s
+            devices = {name: member for name, member in self._council.devices.items() if name != device}
+            self._change(replace(self._council, devices=devices))
+
+    def _is_barred(self, device: str, now: float) -> bool:
+        return now < self._barred.get(device, now)
+
     def _may_come(self, device: str) -> bool:
         known = self._fleet.skills(device)
         there = self._fleet.has(device) and self._fleet[device].paused is None and self._admit(device) is None
@@ -216,20 +265,29 @@ class CouncilRoom:
 
     def _late(self, now: float) -> set[str]:
         """Whom others wait for, as far as it is for them to speak."""
-        council, found = self._council, set[str]()
-        for waiting, (at, names) in self._waits.items():
-            own = council.devices.get(waiting)
-            if own is None or now - at >= WAITS_S:
-                continue
-            for name in names:
-                other = council.devices.get(name)
-                if other is not None and other.epoch == council.epoch and other.number <= own.number:
-                    found.add(name)
+        council, found = self._council, self._awaited(now)
         for device in council.members:
             member, told = council.devices.get(device), council.told[device]
             to_begin = member is not None and member.epoch != council.epoch and told.after == 0
             if to_begin and now - self._spoke.get(device, 0.0) >= LOOK_EVERY_S:
                 found.add(device)
+        return found
+
+    def _awaited(self, now: float) -> set[str]:
+        """Of whom neighbours say that they wait for them, those who are no farther than these: in the epoch in force,
+        or in the one that ends. Who has come to where all wait for the next task has nobody to wait for."""
+        council, near, found = self._council, gossip.access(self._council), set[str]()
+        for waiting, (at, names) in self._waits.items():
+            if now - at >= WAITS_S or waiting not in near:
+                continue
+            epoch, number = self._stood[waiting]
+            if epoch == council.epoch and 0 < number >= self._asked() - council.begun:
+                continue
+            for name in set(names) & set(near[waiting]) & council.devices.keys():
+                known = council.devices[name]
+                of, come = self._stood.get(name, (known.epoch or epoch, known.number))
+                if of == epoch and come <= number:
+                    found.add(name)
         return found
 
     def _say_again(self, device: str, now: float) -> None:

@@ -132,7 +132,10 @@ class Coordinator:
         seals, skills = self._seals, frozenset(skills_for(self._settings))
         key_of = (lambda _: None) if seals is None else seals.key_of
         rules = rules_of(self._settings)
-        room = CouncilRoom(rules, skills, self._store, self._link, self._fleet, self._admit, allow, key_of)
+        room = CouncilRoom(
+            *(rules, skills, self._store, self._link, self._fleet, self._admit, allow, key_of),
+            asked=lambda: self._settings.gossip.exchanges * (self._course.versions.number + 1),
+        )
         room.recover(now)
         if not room.members:
             check_first(rules)

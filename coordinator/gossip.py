@@ -11,7 +11,7 @@ foremost, which all members complete: nothing of the network's mean is lost. Whe
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -147,9 +147,25 @@ def stands(council: Council, device: str, said: Standing, now: float) -> Council
         known = replace(known, epoch=said.epoch, number=number, estimate=said.estimate, model=True)
         if device not in council.models:
             council = replace(council, models=tuple(sorted((*council.models, device))))
+    elif said.epoch < known.epoch == council.epoch and device in council.members:
+        # Its disk was put back to an earlier day: what its neighbours wait for it has not, and will not make again.
+        known = replace(known, again=True)
     elif said.epoch == council.epoch - 1 and device in council.leaving:
         council = replace(council, came=max(council.came, council.before + said.number))
     return _with(council, device, known)
+
+
+def anew(council: Council, devices: Collection[str]) -> Council:
+    """These wait for each other, and what they wait for will not come: all begin a new epoch, with what they have."""
+    again = {d: replace(council.devices[d], again=True) for d in devices if d in council.devices}
+    return replace(council, devices={**council.devices, **again})
+
+
+def asked_of(council: Council, said: Standing, asked: int) -> Standing:
+    """A report, with no exchange beyond those of the run that were asked for: who says more would have all others
+    begin there. asked: the exchange after which all wait."""
+    begun = council.begun if said.epoch == council.epoch else council.before
+    return replace(said, number=min(said.number, max(0, asked - begun)))
 
 
 def due(council: Council, rules: Rules, now: float) -> tuple[Council, Told]:

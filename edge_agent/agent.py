@@ -177,7 +177,8 @@ class Agent:
     def _read(self, event: Incoming, now: float) -> None:
         if heard := self._gossiping.hear(event, now):
             if isinstance(heard, Rejection):
-                self._complain(f"message topic={event.topic}", heard, now)
+                # Not by its topic: whoever is at the broker may speak by any number of names.
+                self._complain("gossip", heard, now)
             return
         envelope = self._link.read(event)
         if envelope is None:

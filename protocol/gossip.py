@@ -175,8 +175,9 @@ class Standing:
     def __post_init__(self) -> None:
         _check("epoch", self.epoch)
         _check("number", self.number)
-        if not self.estimate >= 0.0:
-            raise ValueError(f"estimate: {self.estimate} must be at least 0")
+        # Infinity would be the largest distance for good, to which consensus control compares all others.
+        if not 0.0 <= self.estimate < float("inf"):
+            raise ValueError(f"estimate: {self.estimate} must be at least 0 and finite")
         if len(self.waits_for) > MAX_NEIGHBOURS:
             raise ValueError(f"waits_for: {len(self.waits_for)} are more than {MAX_NEIGHBOURS}")
 

@@ -8,8 +8,17 @@ import numpy.typing as npt
 
 from edge_agent import checkpoint
 from edge_agent.checkpoint import Run
+from edge_agent.gossip.carry import Carry, Tally
+from edge_agent.gossip.ear import Key
+from edge_agent.gossip.node import Node
+from edge_agent.gossip.sums import Sums
+from edge_agent.momentum import Memory
+from edge_agent.personal.head import Head
+from edge_agent.personal.mixture import Means
+from edge_agent.personal.shelf import Figures, Origin, Personal
 from edge_agent.runtimes.optimizers import OptimizerState
 from edge_agent.training import TrainingState
+from protocol.gossip import Effort, Membership, Neighbour, Part, Standing, Want
 from protocol.manifest import (
     FORMAT,
     Backend,
@@ -48,6 +57,8 @@ from protocol.messages import (
     Withdraw,
 )
 from sparse.codecs import Shared
+from sparse.gossip.choco import Choco
+from sparse.gossip.relay import Relayed
 from sparse.masks import Mask
 
 Vector = npt.NDArray[np.float32]
@@ -59,6 +70,13 @@ SHAPES = ((16, 1, 3, 3), (16,), (32, 16, 3, 3), (32,), (64, 128), (64,), (10, 64
 PARAMETERS, BUFFERS = sum(int(np.prod(shape)) for shape in SHAPES), 96
 _BLOB, _MODEL = BlobRef(DIGEST, 9000), BlobRef(DIGEST, 70_000)
 _TASK = Task("r", 1, _BLOB, _MODEL, 4, 0, 1, 32, 0.05, OptimizerSpec(), "topk:0.1/int8", 9, 60.0)
+
+# Of a node of gossip.
+NODE_VALUES = 20
+GOSSIP = Membership(
+    *("r", 3, (Neighbour("aa", 0.3, True, bytes(44)), Neighbour("bb", 0.2, subtree=4)), "topk:0.1/int8", 0.25),
+    *(12, False, Effort(2, 1), 40),
+)
 
 BODIES: tuple[Body, ...] = (
     Hello("0.1.0", "portable", "r/1", 2, 512, 7),
@@ -79,6 +97,12 @@ BODIES: tuple[Body, ...] = (
     DeviceState("ready"),
     Announcement(4, _MODEL),
     Later(DIGEST, 12.5),
+    GOSSIP,
+    Membership("r", 4, GOSSIP.neighbours[1:], "all/float16", 1.0, algorithm="relay", patience_s=9.5, begun=70),
+    Effort(2, 4),
+    Part(3, 2, 0, 1, 5, DIGEST, b"12345"),
+    Want(3, 2, (0, 7, 63)),
+    Standing(3, 6, 0.5, ("aa", "bb")),
 )
 
 
@@ -86,6 +110,29 @@ def vectors(seed: int = 1) -> tuple[Vector, Vector, Vector]:
     """Parameters, buffers and what earlier updates left out."""
     rng = np.random.default_rng(seed)
     return tuple(rng.normal(size=n).astype(np.float32) for n in (PARAMETERS, BUFFERS, PARAMETERS))  # type: ignore[return-value]
+
+
+def nodes() -> tuple[Node, ...]:
+    """Of either algorithm, in the middle of an exchange."""
+    x = np.linspace(0, 1, NODE_VALUES, dtype=np.float32)
+    held = Sums(x, {"aa": (Relayed(x, 2, 1), Relayed(x, 3, 2))}, {"aa": bytes(30)}, 2, 0.5)
+    choco = Choco(x.astype(np.float64), x.astype(np.float64))
+    return (
+        Node("waiting", x, GOSSIP, 2, choco, x, {(3, 1): bytes(20), (3, 2): bytes(30)}, GOSSIP),
+        Node("training", x, GOSSIP, 2, before=x, sums=held),
+    )
+
+
+def carry() -> Carry:
+    values = np.ones(6, np.float32)
+    memory = Memory("qg", "r", 3, 2, 0.1, values, values)
+    return Carry("r", LAYOUT, ((2, 3),), values[:2], memory, Tally("r/1", 5, 2.5, 1.5), (Key("aa", 3, bytes(44)),))
+
+
+def personal() -> Personal:
+    weight, bias = np.ones((3, 4), np.float32), np.zeros(3, np.float32)
+    origin = Origin("r", 1, 0, "ab" * 32, "full", 40, 200, Figures(10, 0.5, 0.6, 0.7, 0.4), "model-ab-1.onnx")
+    return Personal(origin, Head(weight, bias), Head(weight, bias), Means(weight[0], weight[1]))
 
 
 def mask(seed: int = 1) -> Mask:

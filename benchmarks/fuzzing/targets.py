@@ -17,12 +17,18 @@ from benchmarks.fuzzing.target import Prepared, Target
 from coordinator.authority import requested_key
 from edge_agent import checkpoint
 from edge_agent.enrolment import parse_endpoint
+from edge_agent.gossip import sums
+from edge_agent.gossip.carry import pack_carry, unpack_carry
+from edge_agent.gossip.store import NO_NODE, pack_node, unpack_node
+from edge_agent.personal import shelf
 from edge_agent.runtimes import graph_check, safetensors
 from edge_agent.runtimes.graph_writer import Named, Node, write_graph
 from edge_agent.runtimes.parameters import parse_parameters
 from edge_agent.runtimes.reference import MAX_BYTES, parse_record
 from protocol import enrolment, envelope
 from protocol.cbor import MAX_ITEMS
+from protocol.database import SEAL_BYTES
+from protocol.database import sealed as add_crc
 from protocol.envelope import Envelope
 from protocol.errors import BundleError, ConfigurationError, SparsefleetError
 from protocol.keyring import OnlineKey, Ring
@@ -40,6 +46,8 @@ from protocol.transfer import Receiving, receive
 from protocol.width import narrowed
 from sparse import codecs
 from sparse.codecs import PayloadError, Shared, max_update_bytes, parse_codec
+from sparse.gossip.choco import Compressor
+from sparse.gossip.relay import Relayed
 from tests import tiny
 
 # Every selection, value format and index coding, and those of version 2 that entropy coding adds.
@@ -175,6 +183,35 @@ def _ballot() -> Prepared:
     seeds = [codecs.encode_ballot(s.mask(seed), s.LAYOUT) for seed in (1, 2)]
     limit = 2 * s.PARAMETERS + codecs.ballot_bytes(s.PARAMETERS)
     return Prepared(lambda data: codecs.decode_ballot(data, s.PARAMETERS, s.LAYOUT), seeds, limit)
+
+
+def _sum() -> Prepared:
+    """What a neighbour says under RelaySum: how many models, and their sum."""
+    compressor = Compressor(parse_codec("all/float16"), s.LAYOUT, s.SHAPES)
+    seeds = [sums.pack(Relayed(s.vectors(seed)[0], 3, 1), compressor) for seed in (1, 2)]
+
+    def decode(data: bytes) -> object:
+        return sums.unpack(data, 1, s.PARAMETERS, compressor)
+
+    return Prepared(decode, seeds, _update_limit(["all/float16"], None))
+
+
+def _node() -> Prepared:
+    """Behind its CRC-32, as an agent of another version, or memory that fails, may have left it."""
+    seeds = [pack_node(node)[:-SEAL_BYTES] for node in s.nodes()]
+    return Prepared(lambda data: unpack_node(add_crc(data), s.NODE_VALUES), seeds, safetensors.MAX_HEADER_BYTES)
+
+
+def _carry() -> Prepared:
+    """Behind its CRC-32, as the node; momentum in it is a safetensors file."""
+    seeds = [pack_carry(s.carry())[:-SEAL_BYTES]]
+    return Prepared(lambda data: unpack_carry(add_crc(data)), seeds, safetensors.MAX_HEADER_BYTES)
+
+
+def _personal() -> Prepared:
+    """Behind its CRC-32, as the node."""
+    seeds = [shelf.pack(s.personal())[:-SEAL_BYTES]]
+    return Prepared(lambda data: shelf.unpack(add_crc(data)), seeds, safetensors.MAX_HEADER_BYTES)
 
 
 def _codec_name() -> Prepared:
@@ -327,6 +364,10 @@ TARGETS: tuple[Target, ...] = (
     Target("mask", partial(_mask, True), _OF_MASK, (PayloadError,), share=2),
     Target("mask of a base", partial(_mask, False), _OF_MASK, (PayloadError,)),
     Target("ballot", _ballot, "the bits as bytes, twice, and the ballot", (PayloadError,)),
+    Target("sum of neighbours", _sum, _VECTORS, (PayloadError,), _FRAMES),
+    Target("node of gossip", _node, "MAX_HEADER_BYTES", NO_NODE, _CBOR),
+    Target("carry of gossip", _carry, "MAX_HEADER_BYTES", mutation=_CBOR),
+    Target("personal head", _personal, "MAX_HEADER_BYTES", mutation=_TENSORS),
     Target("codec name", _codec_name, _FLOOR, (ValueError,)),
     Target("enrolment", _enrolment, "MAX_FRAME", mutation=_CBOR, share=3),
     Target("enrolment frame", _frame, "MAX_FRAME", (ValueError, OSError)),

@@ -34,7 +34,7 @@ from edge_agent.trainer import Finished, Leg, News, Ready
 from edge_agent.training import Trained
 from edge_agent.trusted import Trusted
 from protocol.errors import ConfigurationError, Rejection
-from protocol.gossip import Effort, Membership, Standing
+from protocol.gossip import Effort, Membership, Part, Standing
 from protocol.layout import Layout, layout_of, put, take
 from protocol.messages import Task
 from protocol.topics import Topics
@@ -102,7 +102,7 @@ class Gossiping:
             self._talk = self._made(carry, node, node.x)
 
     def _made(self, carry: Carry, node: Node, start: Vector) -> Talk:
-        shape = Shape(self._device, carry.layout, carry.shapes, start)
+        shape = Shape(self._device, _layout_in(carry), carry.shapes, start)
         return Talk(shape, node, self._store, self._wire, self._take_due, self._completed)
 
     # What arrives
@@ -133,9 +133,19 @@ class Gossiping:
         if isinstance(said, Rejection):
             self.refused[said.reason] = self.refused.get(said.reason, 0) + 1
             return said.reason in _QUIET or said
-        if self._talk is not None:
+        if self._talk is not None and not (isinstance(said[1], Part) and self._is_beyond(said[1])):
             self._talk.heard(*said, now)
         return True
+
+    def _is_beyond(self, said: Part) -> bool:
+        """Whether a sum names an exchange that no neighbour can have come to: beyond the one after which the task in
+        hand has all of them wait, or the next. Whoever hears of one takes it up (relay_node.py)."""
+        assert self._talk is not None
+        node, hand = self._talk.node, self._hand
+        if node.membership is None or node.membership.algorithm != "relay":
+            return False
+        until = 0 if hand is None or hand.task.until is None else hand.task.until - node.membership.begun
+        return said.number > max(until, node.number + 1)
 
     def told(self, said: Membership | Effort, now: float) -> None:
         """What the coordinator says. A membership that cannot be heeded yet waits for a task."""
@@ -204,8 +214,9 @@ class Gossiping:
             # Its epoch was over before it was.
             return None
         y = take(result.model, hand.layout.parameters).astype(np.float32)
-        if not np.isfinite(y).all():
-            return jobs.Stopped("failed", "diverged", f"exchange {due.number}: the model is not finite throughout")
+        if not table.bounded(y):
+            why = f"exchange {due.number}: the model has values that are not finite, or above {table.LARGEST:g}"
+            return jobs.Stopped("failed", "diverged", why)
         own, settings = take(result.model, hand.layout.buffers), settings_of(hand.task.optimizer)
         before = self._carry
         self._keep(carries.trained(before, node, hand.task, settings, leg.momentum, result, own))
@@ -322,6 +333,12 @@ class Gossiping:
 def position(node: Node) -> int:
     """How many exchanges of the run a node has completed."""
     return 0 if node.membership is None else node.membership.begun + max(0, node.number - 1)
+
+
+def _layout_in(carry: Carry) -> bytes:
+    """What payloads say that they are of, 8 bytes: the layout and the run. Epochs begin anew with each run, so what a
+    broker kept of the one before could otherwise pass for this one's."""
+    return hashlib.sha256(carry.layout + carry.run.encode()).digest()[: len(carry.layout)]
 
 
 def own_model(node: Node) -> Vector:

@@ -38,6 +38,9 @@ Vector = npt.NDArray[np.float32]
 Phase = Literal["idle", "gathering", "training", "waiting"]
 # Of one's own: that of this number, and that of the one before.
 KEPT = 2
+# Of a value that neighbours are told. What is over it is of no model, and sums of such would leave float32's range: a
+# device with an infinity in its model could never say it again.
+LARGEST = 1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +331,8 @@ def _heard(node: Node, event: Heard, shape: Shape) -> tuple[Node, list[Decision]
         vector = q.decode(event.payload, len(node.x))
     except PayloadError as error:
         return node, [Refused(event.sender, error.reason)]
+    if not bounded(vector):
+        return node, [Refused(event.sender, "values")]
     node = replace(node, heard={**node.heard, (event.sender, event.number): vector})
     if node.phase == "gathering":
         return _gathered(node, shape)
@@ -395,6 +400,11 @@ def length(vector: npt.NDArray[np.float64]) -> float:
     """Of a vector that nobody else needs."""
     vector *= vector
     return float(np.sqrt(np.sum(vector)))
+
+
+def bounded(vector: Vector) -> bool:
+    """Whether all values are finite, and small enough to be summed."""
+    return bool(np.abs(vector).max(initial=0.0) <= LARGEST)
 
 
 def estimate(node: Node) -> float:

@@ -43,6 +43,7 @@ from edge_agent.gossip.node import (
     Trained,
     Vector,
     Wanted,
+    bounded,
     length,
     node_epoch,
     train_of,
@@ -54,9 +55,6 @@ from sparse.codecs import PayloadError, max_payload_bytes, parse_codec
 from sparse.codecs.spec import DENSE
 from sparse.gossip import relay
 from sparse.gossip.choco import Compressor
-
-# Of a value of a sum. What is over it is of no model, and would leave float32's range on its way on.
-LARGEST = 1e30
 
 
 def step(node: Node, event: Event, shape: Shape) -> tuple[Node, list[Decision]]:
@@ -188,13 +186,15 @@ def _heard(node: Node, event: Heard, shape: Shape) -> tuple[Node, list[Decision]
     try:
         if event.number == 0:
             base = Compressor(DENSE, shape.layout, shape.shapes).decode(event.payload, len(node.x))
+            if not bounded(base):
+                return node, [Refused(event.sender, "values")]
             node = replace(node, heard={**node.heard, (event.sender, 0): base})
         else:
             compressor = _compressor(membership, shape)
             message = sums_of.unpack(event.payload, event.number, len(node.x), compressor)
             if not 1 <= message.count <= subtree:
                 return node, [Refused(event.sender, "count")]
-            if float(np.abs(message.total).max()) > LARGEST:
+            if not bounded(message.total):
                 return node, [Refused(event.sender, "values")]
             node = replace(node, sums=sums_of.taken(sums, event.sender, message))
     except PayloadError as error:

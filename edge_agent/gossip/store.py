@@ -26,6 +26,9 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS gossip_carry (one INTEGER PRIMARY KEY CHECK (one = 1), carry BLOB NOT NULL)",
 )
 
+# What is raised of bytes that are no node of this model.
+NO_NODE = (RecordError, cbor2.CBORDecodeError, ValueError, KeyError, TypeError)
+
 
 class NodeStore:
     """The node of this device in an AgentStore's database, for models of d values. carry: what is kept in the same
@@ -40,7 +43,7 @@ class NodeStore:
 
     def keep(self, node: Node) -> None:
         """Durable when it returns. What was heard of differences is not kept; neighbours say it again."""
-        data = sealed(_dumped(node))
+        data = pack_node(node)
         with self._database:
             self._database.execute("INSERT OR REPLACE INTO gossip VALUES (1, ?)", (data,))
             if self.carry is not None:
@@ -59,12 +62,9 @@ class NodeStore:
         row = self._database.execute("SELECT node FROM gossip").fetchone()
         if row is None:
             return None
-        data = unsealed(row[0])
         try:
-            if data is None:
-                raise ValueError("its CRC-32 differs")
-            return _loaded(cbor2.loads(data), self.d)
-        except (RecordError, cbor2.CBORDecodeError, ValueError, KeyError, TypeError) as error:
+            return unpack_node(row[0], self.d)
+        except NO_NODE as error:
             log.error("the state of gossip is let go: %s; this device begins again as a newcomer", error)
             return None
 
@@ -73,6 +73,19 @@ class NodeStore:
             self._database.execute("DELETE FROM gossip")
             self._database.execute("DELETE FROM gossip_carry")
         self.carry = None
+
+
+def pack_node(node: Node) -> bytes:
+    """The bytes of a node, the last four of them a CRC-32."""
+    return sealed(_dumped(node))
+
+
+def unpack_node(data: bytes, d: int) -> Node:
+    """The node in these bytes, of models of d values. Raises one of NO_NODE."""
+    said = unsealed(data)
+    if said is None:
+        raise ValueError("its CRC-32 differs")
+    return _loaded(cbor2.loads(said), d)
 
 
 def _dumped(node: Node) -> bytes:

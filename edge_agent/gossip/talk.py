@@ -1,5 +1,6 @@
 """Between the node and the wire: payloads in parts and back, whom to ask again and when, and the node kept first."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -8,15 +9,20 @@ from edge_agent.gossip import node as table
 from edge_agent.gossip.node import Ask, Completed, Decision, Node, Publish, Refused, Shape, Train, Vector
 from edge_agent.gossip.tables import Table, table_of
 from protocol.failpoints import reached
-from protocol.gossip import Collected, Effort, Membership, Part, Standing, Want, parts
+from protocol.gossip import PART_BYTES, Collected, Effort, Membership, Part, Standing, Want, parts
+
+log = logging.getLogger("edge-agent")
 
 # Longer than a round of small models over slow links; each time that nothing comes, twice as long.
 ASK_AFTER_S = 5.0
 # What neighbours said when an epoch began may have come before this device had heard of it.
 FIRST_ASK_S = 1.0
 LONGEST_ASK_S = 60.0
-# Several neighbours that miss the same payload ask at about the same time.
+# Several neighbours that miss the same payload ask at about the same time; nor may one that asks all the time have this
+# device speak all the time.
 AGAIN_AFTER_S = 1.0
+# Payloads of one neighbour that are under way: of relay it may name any number, and memory is not for it to fill.
+MOST_BEGUN = 2
 
 
 class Kept(Protocol):
@@ -57,7 +63,8 @@ class Talk:
     completed: Callable[[Completed], None] = lambda _: None
     refused: dict[str, int] = field(default_factory=dict)
     _collected: dict[tuple[str, int], Collected] = field(default_factory=dict)
-    _said: dict[tuple[str | None, int, int, tuple[int, ...]], float] = field(default_factory=dict)
+    # When each part was said last, by its place.
+    _said: dict[tuple[str | None, int, int], dict[int, float]] = field(default_factory=dict)
     _ask_at: float | None = None
     _over_at: float = 0.0
     _patience: float = ASK_AFTER_S
@@ -84,14 +91,20 @@ class Talk:
         if said.size > self._table.most_bytes(self.node, said.number, self.shape):
             self._count(sender, "size")
             return
-        collected = self._collected.setdefault((sender, said.number), Collected.begun(said))
-        if collected.digest != said.digest:
-            # Of two payloads in one name, the newer: its sender may have begun again.
-            collected = self._collected[sender, said.number] = Collected.begun(said)
-        payload = collected.add(said)
+        payload = self._begun(sender, said).add(said)
         if payload is not None:
-            del self._collected[sender, said.number]
+            self._collected.pop((sender, said.number), None)
             self._give(table.Heard(sender, said.epoch, said.number, payload), now)
+
+    def _begun(self, sender: str, said: Part) -> Collected:
+        """What a part belongs to. Of two payloads in one name the newer counts: its sender may have begun again."""
+        known = self._collected.get((sender, said.number))
+        if known is not None and (known.size, known.digest) == (said.size, said.digest):
+            return known
+        begun = self._collected[sender, said.number] = Collected.begun(said)
+        for number in sorted(number for of, number in self._collected if of == sender)[:-MOST_BEGUN]:
+            del self._collected[sender, number]
+        return begun
 
     def advance(self, now: float) -> float:
         """Does what is due; returns how long nothing will be."""
@@ -149,13 +162,17 @@ class Talk:
         return min(later, self._over_at) if now < self._over_at else later
 
     def _say(self, due: Publish, now: float) -> None:
-        name = (due.to, due.epoch, due.number, due.places)
-        said = self._said.get(name)
-        if said is not None and now - said < AGAIN_AFTER_S:
+        count = -(-len(due.payload) // PART_BYTES)
+        said = self._said.setdefault((due.to, due.epoch, due.number), {})
+        places = [place for place in dict.fromkeys(due.places or range(count)) if place < count]
+        new = tuple(place for place in places if place not in said or now - said[place] >= AGAIN_AFTER_S)
+        if not new:
             return
-        # What found no connection was not said.
-        if all(self._tell(due.to, part) for part in parts(due.epoch, due.number, due.payload, due.places)):
-            self._said[name] = now
+        for part in parts(due.epoch, due.number, due.payload, new):
+            # What found no connection was not said.
+            if not self._tell(due.to, part):
+                break
+            said[part.place] = now
         reached("agent.gossip-said")
 
     def _tell(self, to: str | None, part: Part) -> bool:
@@ -175,7 +192,11 @@ class Talk:
         return table_of(self.node.membership)
 
     def _count(self, sender: str, reason: str) -> None:
-        self.refused[f"{sender} {reason}"] = self.refused.get(f"{sender} {reason}", 0) + 1
+        times = self.refused.get(f"{sender} {reason}", 0) + 1
+        self.refused[f"{sender} {reason}"] = times
+        # An exchange waits for what is refused, so who asks why it stands still must find it: once, twice, 4, 8 times.
+        if times & (times - 1) == 0:
+            log.warning("gossip: what %s said was refused, %s, times=%d", sender, reason, times)
 
     def _forget(self) -> None:
         """Parts and answers of numbers that are over."""

@@ -68,6 +68,7 @@ def test_parts_that_are_not_what_the_digest_says_are_gathered_again() -> None:
         lambda: Part(1, 1, 0, 1 << 20, 1 << 40, bytes(32), bytes(PART_BYTES)),
         lambda: Want(1, 1, tuple(range(MAX_WANTED + 1))),
         lambda: Standing(1, 1, float("nan")),
+        lambda: Standing(1, 1, float("inf")),
         lambda: Neighbour("aa", 1.0),
         lambda: Membership("r", 1, (Neighbour("aa", 0.7), Neighbour("bb", 0.7)), "all/sign", 0.5),
         lambda: Membership("r", 1, (Neighbour("aa", 0.2), Neighbour("aa", 0.2)), "all/sign", 0.5),
