@@ -66,7 +66,7 @@ class Member:
 
     epoch, number: that it last reported of the epoch in force, 0 before. estimate: of its last exchange before a
     training, whose number `measured` is, 0 before one. gone: it has said goodbye. model: it has one of this run's
-    epochs. again: it had one in this epoch, and has lost it. sent: the exchange of the run whose model it has sent last.
+    epochs. again: it had one in this epoch, and has lost it. sent: the exchange of the run whose model it sent last.
     """
 
     heard_s: float
@@ -87,8 +87,8 @@ class Council:
     members: of the epoch in force, told: what each of them was told; leaving: the neighbours of the epoch before, while
     not all have begun this one. begun: exchanges of the run before this epoch, before: before the epoch before, in
     which the foremost has come to the exchange `came` of the run. devices: all that were heard of and are not given
-    up; models: those that have begun an epoch of this run, given up or not. effort: of consensus control, which
-    looks at what comes after the exchange `adjusted` of the run. since_s: when the epoch was told, of this start's clock.
+    up; models: those that have begun an epoch of this run, given up or not. effort: of consensus control, which looks
+    at what comes after the exchange `adjusted` of the run. since_s: when the epoch was told, of this start's clock.
     """
 
     run: str
@@ -311,8 +311,8 @@ def _ahead(council: Council, foremost: int, now: float) -> int:
 
 
 def _measured(council: Council, device: str, known: Member, said: Standing) -> Member:
-    """With its estimate, if that is of an exchange which a training follows: what gossip has left of the distance. Those
-    before it are of models on their way to each other, and would have control go up and down between two trainings."""
+    """With its estimate, if a training follows that exchange: what gossip has left of the distance. Those before it are
+    of models on their way to each other, and would have control go up and down between two trainings."""
     effort = council.told[device].effort if council.effort is None else _said(council.effort)
     if said.number < max(1, known.measured) or said.number % effort.gossip_rounds:
         return known
