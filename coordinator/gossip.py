@@ -64,15 +64,16 @@ class Rules:
 class Member:
     """What is known of a device.
 
-    epoch, number, estimate: that it last reported of the epoch in force, 0 before. gone: it has said goodbye. model: it
-    has one of this run's epochs. again: it had one in this epoch, and has lost it. sent: the exchange of the run whose
-    model it has sent last.
+    epoch, number: that it last reported of the epoch in force, 0 before. estimate: of its last exchange before a
+    training, whose number `measured` is, 0 before one. gone: it has said goodbye. model: it has one of this run's
+    epochs. again: it had one in this epoch, and has lost it. sent: the exchange of the run whose model it sent last.
     """
 
     heard_s: float
     epoch: int = 0
     number: int = 0
     estimate: float = 0.0
+    measured: int = 0
     gone: bool = False
     model: bool = False
     again: bool = False
@@ -86,8 +87,8 @@ class Council:
     members: of the epoch in force, told: what each of them was told; leaving: the neighbours of the epoch before, while
     not all have begun this one. begun: exchanges of the run before this epoch, before: before the epoch before, in
     which the foremost has come to the exchange `came` of the run. devices: all that were heard of and are not given
-    up; models: those that have begun an epoch of this run, given up or not. effort: of consensus control, adjusted for
-    this exchange of the run last. since_s: when the epoch was told, of this start's clock.
+    up; models: those that have begun an epoch of this run, given up or not. effort: of consensus control, which looks
+    at what comes after the exchange `adjusted` of the run. since_s: when the epoch was told, of this start's clock.
     """
 
     run: str
@@ -144,7 +145,7 @@ def stands(council: Council, device: str, said: Standing, now: float) -> Council
     if said.epoch == council.epoch and device in council.members:
         # What was overtaken on its way is older news.
         number = max(said.number, known.number) if known.epoch == said.epoch else said.number
-        known = replace(known, epoch=said.epoch, number=number, estimate=said.estimate, model=True)
+        known = _measured(council, device, replace(known, epoch=said.epoch, number=number, model=True), said)
         if device not in council.models:
             council = replace(council, models=tuple(sorted((*council.models, device))))
     elif said.epoch < known.epoch == council.epoch and device in council.members:
@@ -212,7 +213,7 @@ def place(council: Council) -> int:
 
 def mean_distance(council: Council) -> float | None:
     """Of the members' last estimates in this epoch; None before any."""
-    found = [m.estimate for d, m in council.devices.items() if d in council.members and m.number > 0]
+    found = [m.estimate for d, m in council.devices.items() if d in council.members and m.measured > 0]
     return float(np.mean(found)) if found else None
 
 
@@ -287,7 +288,7 @@ def _next(
         for i, name in enumerate(names)
     }
     devices = {
-        name: replace(member, epoch=0, number=0, again=False) if name in told else member
+        name: replace(member, epoch=0, number=0, measured=0, again=False) if name in told else member
         for name, member in alive.items()
     }
     leaving = {d: tuple(n for n in near if n in told) for d, near in access(council).items() if d in told}
@@ -325,20 +326,32 @@ def _ahead(council: Council, foremost: int, now: float) -> int:
     return min(MOST_AHEAD, max(AHEAD, math.ceil(TELLING_S * pace)))
 
 
+def _measured(council: Council, device: str, known: Member, said: Standing) -> Member:
+    """With its estimate, if a training follows that exchange: what gossip has left of the distance. Those before it are
+    of models on their way to each other, and would have control go up and down between two trainings."""
+    effort = council.told[device].effort if council.effort is None else _said(council.effort)
+    if said.number < max(1, known.measured) or said.number % effort.gossip_rounds:
+        return known
+    return replace(known, estimate=said.estimate, measured=said.number)
+
+
 def _adjusted(council: Council, rules: Rules) -> tuple[Council, Told]:
-    """Consensus control, once for each exchange that all members have completed."""
+    """Consensus control: once for each training that all members have gossiped about, and after a change only once they
+    have under the new effort. Devices of one epoch may be as many exchanges apart as links; each one's last counts."""
     if rules.target >= 1.0 or not council.members:
         return council, Told()
     control = consensus.Control(rules.target, rules.first_phase, rules.gossip_rounds, rules.local_steps)
-    numbers = [council.devices[d].number for d in council.members if d in council.devices]
-    least = council.begun + min(numbers, default=0)
-    effort = council.effort or consensus.begin(control)
-    if not all(numbers) or least <= council.adjusted:
+    members = [council.devices[d] for d in council.members if d in council.devices]
+    least = council.begun + min((member.measured for member in members), default=0)
+    if not all(member.measured for member in members) or least <= council.adjusted:
         return council, Told()
-    estimates = [council.devices[d].estimate for d in council.members if d in council.devices]
-    following = consensus.adjust(control, effort, least, estimates)
-    council = replace(council, effort=following, adjusted=least)
-    return council, Told() if _said(following) == _said(effort) else Told(effort=_said(following))
+    effort = council.effort or consensus.begin(control)
+    following = consensus.adjust(control, effort, least, [member.estimate for member in members])
+    if _said(following) == _said(effort):
+        return replace(council, effort=following, adjusted=least), Told()
+    # Who is told between a training and its exchange ends with one exchange too few; the training after that counts.
+    settled = place(council) + following.gossip_rounds
+    return replace(council, effort=following, adjusted=settled), Told(effort=_said(following))
 
 
 def _said(effort: consensus.Effort) -> Effort:

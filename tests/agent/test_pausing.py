@@ -14,9 +14,9 @@ from edge_agent.eligibility import Conditions, EligibilitySettings
 from edge_agent.settings import TrainingSettings
 from protocol.messages import Need, Offer, Task, TaskReport, Withdraw
 from protocol.transport import MemoryBroker
+from tests.agent.child_home import Home
 from tests.agent.fake_coordinator import FakeCoordinator
 from tests.agent.test_agent import Fleet, training_of
-from tests.agent.test_child import Home
 from tests.agent.test_progress import TASKS, Make
 from tests.tiny import TOTAL, write_bundle, write_shard
 

@@ -111,14 +111,27 @@ def test_too_few_devices_are_left_in_their_epoch() -> None:
     assert due(left(council, "aa"), SETTINGS, 1.0)[0].epoch == 1
 
 
-def test_control_raises_gossip_once_for_each_number_that_all_have_completed() -> None:
+def test_control_raises_gossip_once_for_each_training_that_all_have_gossiped_about_under_its_effort() -> None:
     settings = Rules(first=3, minimum=3, target=0.25, first_phase=1000)
     council, told = due(begun(settings=settings), settings, 0.0)
     assert told.effort == Effort(1, 2)
     assert due(council, settings, 0.0) == (council, gossip.Told())
-    council, told = due(report(council, 8), settings, 0.0)
+    # 8 may have been trained for before it was told, and after 9 there is one more exchange.
+    for number in (8, 9):
+        council, told = due(report(council, number), settings, 0.0)
+        assert told.effort is None
+    council, told = due(report(council, 10), settings, 0.0)
     assert told.effort == Effort(1, 4)
     assert mean_distance(council) == 1.0
+
+
+def test_the_distance_is_what_the_exchanges_after_a_training_have_left_of_it() -> None:
+    council = begun(settings=replace(SETTINGS, gossip_rounds=2))
+    assert mean_distance(council) is None, "7 is the first of two"
+    for number, estimate, distance in ((8, 0.1, 0.1), (9, 0.9, 0.1), (10, 0.2, 0.2), (8, 0.7, 0.2)):
+        for name in NAMES:
+            council = stands(council, name, Standing(1, number, estimate), 0.0)
+        assert mean_distance(council) == distance
 
 
 def test_a_topology_from_links_is_among_those_who_are_here() -> None:
