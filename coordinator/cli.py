@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from datetime import datetime
 from pathlib import Path
 from statistics import median
@@ -155,7 +155,8 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(write_record(status))
         return 0
-    _table("status", ["", "value"], [[f.name, _text(getattr(status, f.name))] for f in fields(status)])
+    said = [(f, getattr(status, f.name)) for f in fields(status)]
+    _table("status", ["", "value"], [[f.name, _text(v)] for f, v in said if v is not None or f.default is MISSING])
     return 0
 
 
@@ -201,7 +202,7 @@ def _token(options: argparse.Namespace) -> int:
 
 def _rounds(options: argparse.Namespace) -> int:
     with _reports(options) as reports:
-        return _rows(options, "rounds", reports.rounds())
+        return _rows(options, "rounds", reports.rounds(), _ON_DEVICES)
 
 
 def _round(options: argparse.Namespace) -> int:
@@ -218,7 +219,7 @@ def _print_round(options: argparse.Namespace, detail: RoundDetail) -> None:
         return
     print(f"round {detail.round}: {detail.state}, from version {detail.base_version}")
     if detail.figures is not None:
-        _rows(options, "figures", (detail.figures,))
+        _rows(options, "figures", (detail.figures,), _ON_DEVICES)
     _rows(options, "devices", detail.devices)
     if detail.late:
         _rows(options, "late", detail.late)
@@ -355,8 +356,14 @@ def _reports(options: argparse.Namespace) -> Reports:
     return Reports(Path(coordinator_settings.load(options.config).state))
 
 
+# Of rounds: what devices say of models on their own data, and how far theirs are apart.
+_ON_DEVICES = frozenset(
+    {f"{of}_{which}" for of in ("device", "personal", "mixed", "own") for which in ("mean", "worst")}
+)
+_ON_DEVICES |= {"distance"}
+
 # Columns of which a table shows nothing where nobody uses them.
-_SELDOM = frozenset({"distilled", "own_mean", "own_worst", "distance"})
+_SELDOM = _ON_DEVICES | {"distilled"}
 
 
 def _rows(options: argparse.Namespace, name: str, rows: tuple[Any, ...], apart: frozenset[str] = frozenset()) -> int:
@@ -367,15 +374,21 @@ def _rows(options: argparse.Namespace, name: str, rows: tuple[Any, ...], apart: 
     if not rows:
         print(f"no {name} yet")
         return 0
-    names = [f.name for f in fields(rows[0]) if f.name not in _SELDOM or any(getattr(r, f.name) for r in rows)]
+    unused = {n for n in _SELDOM if all(getattr(row, n, None) is None for row in rows)}
+    names = [f.name for f in fields(rows[0]) if f.name not in unused]
     _table(name, *_columns([n for n in names if n not in apart], rows))
-    if apart:
-        _table(f"{name}, their work", *_columns([n for n in names if n in apart or n == names[0]], rows))
+    if not apart.isdisjoint(names):
+        also = "on devices" if apart is _ON_DEVICES else "their work"
+        _table(f"{name}, {also}", *_columns([n for n in names if n in apart or n == names[0]], rows))
     return 0
 
 
 def _columns(names: list[str], rows: tuple[Any, ...]) -> tuple[list[str], list[list[str]]]:
     return names, [[_cell(n, getattr(row, n)) for n in names] for row in rows]
+
+
+_WORDS = frozenset({"device", "backend", "variant", "codec", "rests", "warning", "discarded", "identity", "phase"})
+_WORDS |= {"reason", "detail", "metric", "model", ""}
 
 
 def _table(title: str, names: list[str], rows: list[list[str]]) -> None:
@@ -385,23 +398,7 @@ def _table(title: str, names: list[str], rows: list[list[str]]) -> None:
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
-        words = name in (
-            "device",
-            "backend",
-            "variant",
-            "codec",
-            "rests",
-            "warning",
-            "discarded",
-            "identity",
-            "phase",
-            "reason",
-            "detail",
-            "metric",
-            "model",
-            "",
-        )
-        table.add_column(name, justify="left" if words else "right", no_wrap=name != "detail")
+        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=name != "detail")
     for row in rows:
         table.add_row(*row)
     # A file or a pipe has no width to fit into.

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,6 @@ def report(state: Path, broker: str, disk_mib: int) -> Report:
     """What a state folder tells. Raises SparsefleetError where it cannot be read."""
     from edge_agent import state_view
     from edge_agent.status import read_status
-    from protocol.records import write_record
 
     state_view.open_to_us(state)
     pid, said, kept = state_view.running(state), read_status(state), state_view.kept(state)
@@ -75,7 +74,7 @@ def report(state: Path, broker: str, disk_mib: int) -> Report:
         "round": kept.task.round if kept and kept.task else None,
         "steps_done": said.done if said else 0,
         "steps": said.total if said else 0,
-        "gossip": write_record(said.gossip) if said and said.gossip else None,
+        "gossip": asdict(said.gossip) if said and said.gossip else None,
         "backend": said.backend if said else "",
         "outbox": len(kept.outbox) if kept else 0,
         "outbox_bytes": sum(one.offer.blob.size for one in kept.outbox) if kept else 0,
@@ -153,9 +152,9 @@ def _task(facts: dict[str, Any]) -> str:
 def _gossip(said: dict[str, Any]) -> str:
     if not said["epoch"]:
         return f"waits: {said['why']}"
-    waits = [*said["waits_for"], *([said["why"]] if said["why"] else [])]
     near = f"epoch {said['epoch']}, exchange {said['position']}, {said['estimate']:.4g} from its neighbours"
-    return near + (f", waits for {', '.join(waits)}" if waits else "") + _refused(said["refused"])
+    waits = f", waits for {', '.join(said['waits_for'])}" if said["waits_for"] else ""
+    return near + waits + (f", {said['why']}" if said["why"] else "") + _refused(said["refused"])
 
 
 def _refused(messages: int) -> str:

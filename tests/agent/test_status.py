@@ -22,6 +22,7 @@ from edge_agent.status import (
     RARELY_S,
     RETRY_FILE,
     SOON_S,
+    Gossip,
     Journal,
     Standing,
     Status,
@@ -180,6 +181,32 @@ def test_status_of_a_running_agent_follows_its_record(tmp_path: Path, capsys: py
     keeper.note(Standing(connected=True), 1010.0, 10.0)
     assert main(["status", "--config", str(config)]) == 0
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("gossip", "line"),
+    [
+        (Gossip(why="it has no task yet"), "waits: it has no task yet"),
+        (Gossip(1, 4, 4, 0.25), "epoch 1, exchange 4, 0.25 from its neighbours"),
+        (
+            Gossip(1, 4, 4, 0.25, why="no task in hand"),
+            "epoch 1, exchange 4, 0.25 from its neighbours, no task in hand",
+        ),
+        (
+            Gossip(2, 1, 9, 0.5, ("desk", "shed"), refused=3),
+            "epoch 2, exchange 9, 0.5 from its neighbours, waits for desk, shed, 3 messages refused",
+        ),
+    ],
+)
+def test_status_says_how_far_a_device_without_a_hub_is_and_whom_it_waits_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], gossip: Gossip, line: str
+) -> None:
+    config = configured(tmp_path)
+    StatusKeeper(tmp_path / "state", FIRST).note(Standing(gossip=gossip), 1000.0, 0.0)
+    main(["status", "--config", str(config)])
+    assert f"gossip         {line}\n" in capsys.readouterr().out
+    main(["status", "--config", str(config), "--json"])
+    assert json.loads(capsys.readouterr().out)["gossip"]["waits_for"] == list(gossip.waits_for)
 
 
 def test_status_of_a_device_that_is_not_enrolled_ends_with_5(

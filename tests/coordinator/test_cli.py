@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from coordinator.cli import main
+from coordinator.schema import DATABASE
 from protocol.mqtt import free_port
 from tests.coordinator.simulation import Simulation
 from tests.tiny import write_bundle, write_shard
@@ -144,6 +146,28 @@ def test_the_store_is_asked_by_command_in_tables(
     out = capsys.readouterr().out
     assert "accuracy" in out or "dev-2" in out
     assert "gzip_bytes" in out or command != ["costs"]
+
+
+def test_tables_show_figures_of_devices_apart_and_only_where_there_are_any(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seldom = ("device_mean", "personal_mean", "mixed_worst", "own_mean", "distance", "epoch", "members")
+
+    def shown(*command: str) -> list[str]:
+        assert main([*command, "--config", str(finished)]) == 0
+        return capsys.readouterr().out.split()
+
+    for command in (["rounds"], ["round", "1"], ["status"]):
+        assert set(seldom).isdisjoint(shown(*command))
+    with sqlite3.connect(finished.parent / "state" / DATABASE) as sql:
+        sql.execute("INSERT INTO consensus VALUES (2, 1, 3, 0.0, 1, 2)")
+        sql.execute("INSERT INTO own_held_out VALUES (2, 'dev-1', 10, 1.5, 0.0)")
+    sql.close()
+    for command in (["rounds"], ["round", "2"]):
+        words = shown(*command)
+        assert {"own_mean", "own_worst", "distance"} <= set(words)
+        assert {"device_mean", "personal_mean", "mixed_worst"}.isdisjoint(words)
+        assert words.index("bytes_up") < words.index("round", words.index("bytes_up")) < words.index("own_mean")
 
 
 def test_a_model_is_exported_with_its_bytes_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
