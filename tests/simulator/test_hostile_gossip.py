@@ -12,6 +12,7 @@ from edge_agent.gossip.node import Node
 from protocol import failpoints
 from protocol.envelope import Envelope, encode
 from protocol.gossip import MAX_NUMBER, parts
+from protocol.restraint import BURST
 from sparse.codecs import parse_codec
 from sparse.gossip.choco import Compressor
 from tests.simulator.gossip_hall import RUN, Hall
@@ -79,3 +80,15 @@ def test_what_a_broker_kept_of_another_run_is_refused(tmp_path: Path, halls: lis
             talk.heard(liar, part, hall.now)
         assert talk.refused == said
     assert (liar, node.number) in talk.node.heard
+
+
+def test_who_speaks_by_any_number_of_names_fills_neither_log_nor_memory(
+    tmp_path: Path, halls: list[Hall], caplog: pytest.LogCaptureFixture
+) -> None:
+    hall = Hall(tmp_path, EXACT)
+    halls.append(hall)
+    for i in range(200):
+        hall.transport.publish(hall.topics.gossip(f"nobody-{i}"), b"junk")
+    hall.turn()
+    assert sum("gossip rejected" in record.message for record in caplog.records) == BURST * len(hall.devices)
+    assert all(len(device.agent._restraint._kinds) <= 1 for device in hall.devices.values())
