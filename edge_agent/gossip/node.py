@@ -21,7 +21,7 @@ where it ends at once, because a neighbour has died, one exchange may have happe
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -189,6 +189,9 @@ class Refused:
 
 Decision = Train | Publish | Ask | Completed | Refused
 
+# Makes an epoch's first node.
+Begin = Callable[[Node, Membership, Shape], tuple[Node, list[Decision]]]
+
 
 def idle(start: Vector) -> Node:
     return Node("idle", start)
@@ -198,7 +201,7 @@ def step(node: Node, event: Event, shape: Shape) -> tuple[Node, list[Decision]]:
     """The next node and what to do; the same node (`is`) where there is nothing to keep."""
     match event:
         case Joined(membership):
-            return _joined(node, membership, shape)
+            return joined(node, membership, shape, _begin)
         case Trained(epoch, number, y):
             return _trained(node, epoch, number, y, shape)
         case Heard():
@@ -234,17 +237,18 @@ def most_bytes(node: Node, number: int, shape: Shape) -> int:
     return max_payload_bytes(len(node.x), spec, shapes=shape.shapes)
 
 
-def _joined(node: Node, membership: Membership, shape: Shape) -> tuple[Node, list[Decision]]:
-    match when(node, membership):
+def joined(node: Node, membership: Membership, shape: Shape, begin: Begin) -> tuple[Node, list[Decision]]:
+    """After it was told of a membership, by whichever table begins its epoch."""
+    match _when(node, membership):
         case "known":
             return node, []
         case "later":
             return replace(node, next=membership), []
         case "now":
-            return _begin(node, membership, shape)
+            return begin(node, membership, shape)
 
 
-def when(node: Node, membership: Membership) -> Literal["known", "later", "now"]:
+def _when(node: Node, membership: Membership) -> Literal["known", "later", "now"]:
     """When an epoch begins: another algorithm has nothing to wait for in an exchange of this one."""
     now = node.membership
     if now is None:

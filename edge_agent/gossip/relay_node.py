@@ -44,10 +44,10 @@ from edge_agent.gossip.node import (
     Vector,
     Wanted,
     bounded,
+    joined,
     length,
     node_epoch,
     train_of,
-    when,
 )
 from edge_agent.gossip.sums import COUNT_BYTES, Sums
 from protocol.gossip import Membership
@@ -123,13 +123,7 @@ def _joined(node: Node, membership: Membership, shape: Shape) -> tuple[Node, lis
         relay.check_codec(parse_codec(membership.codec))
     except ValueError:
         return node, [Refused("coordinator", "codec")]
-    match when(node, membership):
-        case "known":
-            return node, []
-        case "later":
-            return replace(node, next=membership), []
-        case "now":
-            return _begin(node, membership, shape)
+    return joined(node, membership, shape, _begin)
 
 
 def _begin(node: Node, membership: Membership, shape: Shape) -> tuple[Node, list[Decision]]:
