@@ -57,6 +57,12 @@ def test_every_path_that_a_page_names_is_there(page: Path) -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
+def test_every_test_that_a_page_names_is_there() -> None:
+    named = {found for page in PAGES for found in re.findall(r"`(tests/[a-z_/]+\.py)::(test_\w+)`", page.read_text())}
+    assert named
+    assert [(file, test) for file, test in named if f"def {test}(" not in (ROOT / file).read_text()] == []
+
+
 def runtimes(extra: str, **machine: str) -> list[str]:
     """The ONNX Runtime wheels that an extra brings on a machine, our own extras within it included."""
     found = []

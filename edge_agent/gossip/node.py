@@ -189,6 +189,9 @@ class Refused:
 
 Decision = Train | Publish | Ask | Completed | Refused
 
+# Makes an epoch's first node.
+Begin = Callable[[Node, Membership, Shape], tuple[Node, list[Decision]]]
+
 
 def idle(start: Vector) -> Node:
     return Node("idle", start)
@@ -234,13 +237,8 @@ def most_bytes(node: Node, number: int, shape: Shape) -> int:
     return max_payload_bytes(len(node.x), spec, shapes=shape.shapes)
 
 
-def joined(
-    node: Node,
-    membership: Membership,
-    shape: Shape,
-    begin: Callable[[Node, Membership, Shape], tuple[Node, list[Decision]]],
-) -> tuple[Node, list[Decision]]:
-    """The same under either algorithm, but for how an epoch begins."""
+def joined(node: Node, membership: Membership, shape: Shape, begin: Begin) -> tuple[Node, list[Decision]]:
+    """After it was told of a membership, by whichever table begins its epoch."""
     match _when(node, membership):
         case "known":
             return node, []

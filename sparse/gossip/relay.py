@@ -78,11 +78,6 @@ def average(state: Relay, y: Vector, n: int, fill: Vector) -> Vector:
     return ((_sum(y, held) + missing * fill.astype(np.float64)) / n).astype(np.float32)
 
 
-def leave(state: Relay, neighbours: tuple[int, ...]) -> Relay:
-    """The same on another tree: nothing that came is true there, for it is of other sums."""
-    return begin(neighbours)
-
-
 def _sum(y: Vector, held: list[Relayed]) -> npt.NDArray[np.float64]:
     total: npt.NDArray[np.float64] = y.astype(np.float64)
     for message in held:

@@ -27,6 +27,8 @@ from tests.tiny import TOTAL
 START = (np.arange(1, TOTAL + 1) / 10).astype(np.float32)
 # Two rounds of collection.
 UNTIL = (6, 11)
+# The learning rate of each task: one that falls.
+RATES = {1: 0.1, 2: 0.03}
 EXACT = replace(SETTINGS, codec="all/float32", gamma=fixed(1.0))
 QG = OptimizerSpec(name="qg", momentum=0.9, mu=0.5, nesterov=True)
 
@@ -45,14 +47,14 @@ def finished(hall: Hall, optimizer: OptimizerSpec = MOMENTUM) -> dict[str, Vecto
     hall.assign(1, START, UNTIL[0], optimizer=optimizer)
     first = hall.collect(1)
     mean = np.mean(list(first.values()), axis=0).astype(np.float32)
-    hall.assign(2, mean, UNTIL[1], optimizer=optimizer)
+    hall.assign(2, mean, UNTIL[1], optimizer=optimizer, learning_rate=RATES[2])
     return hall.collect(2)
 
 
 def leg(hall: Hall, device: str, round_: int, number: int, x: Vector, given: Vector | None, spec: OptimizerSpec):  # type: ignore[no-untyped-def]
     """What a device's training gives."""
     task = hall.task(round_, START, 1, device)
-    recipe = Recipe(2, 0, 8, 0.1, settings_of(spec), seed_of(task, 1, number))
+    recipe = Recipe(2, 0, 8, RATES[round_], settings_of(spec), seed_of(task, 1, number))
     data = load(DataSettings(path="shard.npz"), hall.bundle.manifest, hall.folder / device)
     training = LocalTraining(NumpyEngine(hall.bundle), hall.bundle.manifest, data, recipe, x, momentum=given)
     training.advance(1e9)
@@ -68,7 +70,7 @@ def by_rule(hall: Hall, spec: OptimizerSpec, settings: Rules) -> dict[str, Vecto
     models = dict.fromkeys(names, START)
     states = {name: choco.begin(START) for name in names}
     kept: dict[str, Vector | None] = dict.fromkeys(names, np.zeros(TOTAL, np.float32))
-    begun, rounds = dict(models), settings.gossip_rounds
+    begun, rounds, rate = dict(models), settings.gossip_rounds, RATES[1]
     rule = QuasiGlobal(spec.momentum, spec.mu or 0.9, spec.nesterov)
     for number in range(1, UNTIL[1] + 1):
         round_ = 1 if number <= UNTIL[0] else 2
@@ -76,7 +78,8 @@ def by_rule(hall: Hall, spec: OptimizerSpec, settings: Rules) -> dict[str, Vecto
         y = dict(models)
         if trains:
             done = {n: leg(hall, n, round_, number, models[n], kept[n], spec) for n in names}
-            begun, y = models, {n: done[n].model for n in names}
+            # That of the steps which are measured, whatever a later task has.
+            begun, rate, y = models, RATES[round_], {n: done[n].model for n in names}
         said = {}
         for name in names:
             seed = zlib.crc32(f"{name}/1/{number}".encode())
@@ -92,7 +95,7 @@ def by_rule(hall: Hall, spec: OptimizerSpec, settings: Rules) -> dict[str, Vecto
             if spec.name == "qg" and averaged:
                 before = kept[name]
                 assert before is not None
-                kept[name] = quasi_global.refresh(rule, before, begun[name], after, 0.1, 2)
+                kept[name] = quasi_global.refresh(rule, before, begun[name], after, rate, 2)
             elif spec.name != "qg" and trains:
                 kept[name] = done[name].momentum
             models[name] = after

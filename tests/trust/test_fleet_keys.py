@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from coordinator.authority import Authority
 from coordinator.fleet_keys import FleetKeys, new_online, new_release, open_keys
+from coordinator.seals import Seals
+from coordinator.trust import Trust
 from protocol.errors import ConfigurationError, Rejection
 from protocol.keyring import Ring, follow, next_ring, sign_ring, trusted_ring
 from protocol.release import DAY_S, RELEASE_FILE, Release, check_release, sign_release
@@ -159,3 +161,18 @@ def test_a_release_and_a_ring_that_a_clock_made_that_was_ahead_are_followed_by_o
     assert isinstance(found, Release)
     assert (found.version, found.made) == (1, NOW)
     assert new_online(keys, keys.release, NOW).ring.made == NOW
+
+
+def test_the_end_of_an_online_key_is_said_in_its_last_month(
+    keys: FleetKeys, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trust = Trust(tmp_path / "trust")
+    end = keys.ring.online[0].expires
+    for now_s, said in ((end - 31 * DAY_S, 0), (end - 29 * DAY_S, 1)):
+        seals = Seals(replace(keys, release=None), trust, lambda at=now_s: at, required=True)  # type: ignore[misc]
+        for second in (10.0, 20.0):
+            seals.look(second)
+        seals.close()
+        assert len(caplog.records) == said
+    assert "ends in 29.0 days" in caplog.text
+    assert "keys rotate --online --key FILE" in caplog.text

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.fleet_keys import FleetKeys, new_online, new_release
-from coordinator.seals import Seals
-from coordinator.trust import Trust
+from coordinator.fleet_keys import new_online, new_release
 from edge_agent.enrolment import renew
 from edge_agent.keyring import keep_trusted, load_ring
 from edge_agent.trusted import Trusted
@@ -280,21 +278,6 @@ def test_a_device_greets_where_the_coordinators_key_has_expired(fleet: SealedFle
     device, hellos = fleet.devices[PI], len(fleet.operator.bodies(Hello))
     device.wall_s = fleet.office.now_s + 731 * DAY_S
     fleet.until(lambda: len(fleet.operator.bodies(Hello)) > hellos, turns=200)
-
-
-def test_the_end_of_an_online_key_is_said_in_its_last_month(
-    keys: FleetKeys, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    trust = Trust(tmp_path / "trust")
-    end = keys.ring.online[0].expires
-    for now_s, said in ((end - 31 * DAY_S, 0), (end - 29 * DAY_S, 1)):
-        seals = Seals(replace(keys, release=None), trust, lambda at=now_s: at, required=True)  # type: ignore[misc]
-        for second in (10.0, 20.0):
-            seals.look(second)
-        seals.close()
-        assert len(caplog.records) == said
-    assert "ends in 29.0 days" in caplog.text
-    assert "keys rotate --online --key FILE" in caplog.text
 
 
 # Peers of before there were seals
