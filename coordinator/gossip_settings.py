@@ -1,7 +1,7 @@
 """Settings of a fleet without a hub: from [gossip] of coordinator.toml, and what does not go with them."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,7 @@ class GossipSettings:
             raise ValueError("links: there is a topology beside it; leave one of the two out")
         if self.links == "":
             raise ValueError("links: is empty; name a file with a link a line, as the names of two devices")
+        self._check_is_meant()
         if parse_codec(self.codec).selection == "mask":
             raise ValueError(f"codec: {self.codec} needs a mask, and devices without a hub have none; use all/sign")
         if self.algorithm == "relay":
@@ -79,11 +80,22 @@ class GossipSettings:
             raise ValueError(f"patience_s: {self.patience_s} must be a finite number above 0")
         self._check_control()
 
+    def _check_is_meant(self) -> None:
+        """Whoever sets anything here wants a fleet without a hub, and would get one with it."""
+        changed = [f"{f.name} = {getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
+        if changed and not self.on:
+            raise ValueError(
+                f'topology: is missing beside {changed[0]}, and so are links; name who is whose neighbour, as "ring", '
+                "or leave [gossip] out for a fleet with a hub"
+            )
+
     def _check_control(self) -> None:
         if not 0.0 < self.target <= 1.0:
             raise ValueError(f"target: {self.target} must be above 0 and at most 1; 0.25 is usual, 1 is for no control")
         if self.target < 1.0 and not self.first_phase:
             raise ValueError(f"first_phase: 0 exchanges are controlled, with a target of {self.target}; set it above 0")
+        if self.target == 1.0 and self.first_phase:
+            raise ValueError(f"target: 1 controls nothing, with a first_phase of {self.first_phase}; 0.25 is usual")
         if self.target < 1.0 and self.gossip_rounds > MOST_ROUNDS:
             raise ValueError(
                 f"gossip_rounds: {self.gossip_rounds} are more than the {MOST_ROUNDS} that control goes up to; use "

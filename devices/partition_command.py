@@ -115,18 +115,22 @@ def _partition(options: argparse.Namespace) -> int:
         "unevenness": round(unevenness(dataset, shares), 4),
         "devices": [{"device": device, "examples": sum(own), "labels": own} for device, own in counts.items()],
     }
-    if options.out is not None:
-        said = ", ".join(f"{name} {given[name]:g}" for name in (*_parameters(kind), "seed"))
-        options.out.write_text(label_plot(f"{dataset.name}, {kind}, {said}", counts))
-    if options.write is not None:
-        options.write.mkdir(parents=True, exist_ok=True)
-        write_shards(seen, shares, options.write)
+    said = ", ".join(f"{name} {given[name]:g}" for name in (*_parameters(kind), "seed"))
+    try:
+        if options.out is not None:
+            options.out.write_text(label_plot(f"{dataset.name}, {kind}, {said}", counts))
+        if options.write is not None:
+            options.write.mkdir(parents=True, exist_ok=True)
+            write_shards(seen, shares, options.write)
+    except OSError as error:
+        raise ConfigurationError(f"{error.filename}: cannot be written ({error.strerror}); name another one") from None
     if options.json:
         print(json.dumps(facts))
         return 0
     print(f"{dataset.name}, {kind}: {KINDS[kind]}; unevenness {facts['unevenness']:.2f} of 1, seed {wanted.seed}")
+    print(f"device     examples  {' '.join(f'{label:>6}' for label in range(dataset.classes))}  (labels)")
     for device, own in counts.items():
-        sys.stdout.write(f"{device}  {sum(own):>7}  {' '.join(f'{count:>6}' for count in own)}\n")
+        sys.stdout.write(f"{device}  {sum(own):>8}  {' '.join(f'{count:>6}' for count in own)}\n")
     return 0
 
 

@@ -26,7 +26,7 @@ class PersonalSettings:
         if not 1 <= self.batch_size <= 4096:
             raise ValueError(f"batch_size: {self.batch_size} is outside 1..4096")
         if not 0 < self.rate <= 1:
-            raise ValueError(f"rate: {self.rate} is outside 0..1; 1 is the largest that cannot overshoot")
+            raise ValueError(f"rate: {self.rate} must be above 0 and at most 1, the largest that cannot overshoot")
         if not 0 <= self.weight_decay <= 1:
             raise ValueError(f"weight_decay: {self.weight_decay} is outside 0..1; 0 is none")
         if not 1 <= self.most_examples <= 100_000:

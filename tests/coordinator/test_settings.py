@@ -231,6 +231,8 @@ GOSSIP = {
     "gossip.minimum: 6 is more than rounds.devices (5)": 'topology = "ring"\nminimum = 6',
     "gossip.dead_after_s: 0.5 must be": 'topology = "ring"\ndead_after_s = 0.5',
     "gossip.target: 1.5 must be above 0": 'topology = "ring"\ntarget = 1.5',
+    "gossip.topology: is missing beside exchanges = 5": "exchanges = 5",
+    "gossip.target: 1 controls nothing, with a first_phase of 9": 'topology = "ring"\nfirst_phase = 9',
     "gossip.first_phase: 0 exchanges are controlled": 'topology = "ring"\ntarget = 0.5',
     "gossip.gossip_rounds: 9 are": 'topology = "ring"\ntarget = 0.5\nfirst_phase = 9\ngossip_rounds = 9',
     "gossip.seed: -1 must be from 0": 'topology = "ring"\nseed = -1',
