@@ -136,6 +136,18 @@ def test_the_command_draws_writes_and_says_which_kind(
     assert ElementTree.fromstring(out.read_text()).tag.endswith("svg")
 
 
+def test_the_table_is_headed_by_its_labels_and_a_file_that_cannot_be_written_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked = ["partition", "--data", "digits", "--devices", "2"]
+    assert main(asked) == 0
+    head, *rows = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    assert head == ["device", "examples", *(str(label) for label in range(10)), "(labels)"]
+    assert all(int(row[1]) == sum(int(count) for count in row[2:]) for row in rows)
+    assert main([*asked, "--out", str(tmp_path / "nowhere" / "labels.svg")]) == 3
+    assert "labels.svg: cannot be written (No such file or directory)" in capsys.readouterr().err
+
+
 def test_natural_clients_that_there_are_not_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["partition", "--data", "digits", "--kind", "natural"]) == 3
     assert "digits has no natural clients" in capsys.readouterr().err
