@@ -18,6 +18,8 @@ from protocol.transport import Incoming
 
 # A device that renews its certificate speaks with the next key a little before all have heard of it.
 MOST_KEYS = 2
+# Why a message is not heeded, though nothing is wrong: a neighbour was told of the epoch first.
+EARLY = "early"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class Ear:
         seal = seal_in(message.payload)
         if seal is None:
             return Rejection("unsigned", f"{sender}: it has no seal, and this fleet has identities")
+        if not self.keys:
+            return Rejection(EARLY, f"{sender}: it speaks before this device was told who its neighbours are")
         for known in self.keys:
             verifier = self._verifier(known.key) if known.device == sender else None
             if verifier is not None and verifier.key_id == seal[:ID_BYTES]:

@@ -21,7 +21,7 @@ from edge_agent.assets import Assets
 from edge_agent.gossip import carry as carries
 from edge_agent.gossip import node as table
 from edge_agent.gossip.carry import Carry
-from edge_agent.gossip.ear import Ear
+from edge_agent.gossip.ear import EARLY, Ear
 from edge_agent.gossip.node import Completed, Node, Shape, Train, Vector
 from edge_agent.gossip.store import NodeStore
 from edge_agent.gossip.talk import Talk
@@ -44,8 +44,8 @@ from sparse.codecs import parse_codec
 log = logging.getLogger("edge-agent")
 
 NEVER = float("inf")
-# A neighbour's difference that came twice is no news.
-_QUIET = frozenset({"replay"})
+# A neighbour's difference that came twice is no news, and one that came before the membership is asked for again.
+_QUIET = frozenset({"replay", EARLY})
 
 
 @dataclass(frozen=True, slots=True)

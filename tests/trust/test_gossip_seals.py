@@ -128,7 +128,7 @@ def why(ear: Ear, message: Incoming) -> str:
 
 def test_a_neighbour_is_believed_by_its_key_on_its_topic_and_once() -> None:
     ear = Ear(lambda: True)
-    assert why(ear, say(1)) == "unknown-key"
+    assert why(ear, say(1)) == "early"
     assert ear.learn(told(1, bb=PRIVATE["bb"]))
     assert not ear.learn(told(1, bb=PRIVATE["bb"]))
     assert why(ear, say(1)) == ""
