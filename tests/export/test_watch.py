@@ -41,7 +41,13 @@ def begin(folder: Path, what: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_interrupts,
     )
+
+
+def heed_interrupts() -> None:
+    """Whoever is started in the background, as these tests may be, ignores interrupts, and so do all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_crash_in_native_code_ends_in_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
