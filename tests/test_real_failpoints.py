@@ -127,7 +127,7 @@ def test_an_agent_killed_twice_in_a_trial_refuses_the_bundle_says_so_and_tries_a
     (row,) = fleet.ask("round", "1")["devices"]
     assert "trial" in row["reason"]
     assert "2 trials did not come to an end" in row["detail"]
-    assert "refused: trial" in fleet.ask("status")["waiting_for"]
+    fleet.until(lambda: "refused: trial" in fleet.ask("status")["waiting_for"])
 
     # Beside the running agent.
     assert model(fleet, "retry", failed["digest"]).returncode == 0

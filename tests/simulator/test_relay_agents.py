@@ -15,7 +15,7 @@ from protocol.messages import OptimizerSpec
 from sparse.gossip import quasi_global, relay
 from sparse.gossip.quasi_global import QuasiGlobal
 from tests.simulator.gossip_hall import MOMENTUM, SETTINGS, Hall, killer
-from tests.simulator.test_gossip_agents import KILLED_AT, QG, START, UNTIL, finished, leg
+from tests.simulator.test_gossip_agents import KILLED_AT, QG, RATES, START, UNTIL, finished, leg
 from tests.sparse.gossip.test_relay import exchanged
 
 RELAY = replace(SETTINGS, codec="all/float32", algorithm="relay", patience_s=12.0)
@@ -45,7 +45,9 @@ def by_rule(hall: Hall, spec: OptimizerSpec) -> dict[str, Vector]:
         states = exchanged(states, tree, y, number)
         after = [relay.average(state, y[i], len(names), START) for i, state in enumerate(states)]
         if spec.name == "qg":
-            kept = [quasi_global.refresh(rule, kept[i], models[i], after[i], 0.1, 2) for i in range(len(names))]
+            kept = [
+                quasi_global.refresh(rule, kept[i], models[i], after[i], RATES[round_], 2) for i in range(len(names))
+            ]
         else:
             kept = [each.momentum for each in done]
         models = after
