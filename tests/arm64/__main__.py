@@ -28,7 +28,7 @@ SUITES = ("tests/agent", "tests/runtimes", "tests/protocol", "tests/sparse")
 # A model that every backend trains; see tests/export/zoo.py.
 FLEET_MODEL = "cnn_with_batch_norm"
 # What takes seconds natively may take a minute under emulation, on a machine that has other work too.
-TEST_S, SUITES_S, FACTS_S = 900, 2700.0, 120.0
+TEST_S, SUITES_S, FACTS_S = 900, 1800.0, 120.0
 FACTS = "import onnxruntime, numpy; print('onnxruntime', onnxruntime.__version__, 'numpy', numpy.__version__)"
 
 
