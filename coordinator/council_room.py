@@ -10,6 +10,7 @@ nobody are left out, however often they greet; where all of them wait for each o
 """
 
 import logging
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -106,7 +107,13 @@ class CouncilRoom:
     def note(self, number: int) -> Consensus:
         """Writes how far apart the devices were when a round is closed, and says it."""
         found: list[Consensus] = []
-        self._store.keep(lambda sql: found.append(council_rows.note(sql, number, self._council, self._rules)))
+
+        def write(sql: sqlite3.Connection) -> None:
+            found.append(council_rows.note(sql, number, self._council, self._rules))
+            # With what they reported, so that a coordinator that is begun anew knows it in the round after.
+            council_rows.keep(sql, self._council)
+
+        self._store.keep(write)
         (said,) = found
         what = (number, said.epoch, said.members, said.gossip_rounds, said.local_steps, _figure(said.distance))
         log.info("consensus round=%d epoch=%d members=%d gossip_rounds=%d local_steps=%d distance=%s", *what)

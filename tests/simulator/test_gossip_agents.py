@@ -1,7 +1,6 @@
 """Real agents without a hub: the very bits of the rule in NumPy, through loss, doubling, restarts and kills."""
 
 import zlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,15 +30,6 @@ UNTIL = (6, 11)
 RATES = {1: 0.1, 2: 0.03}
 EXACT = replace(SETTINGS, codec="all/float32", gamma=fixed(1.0))
 QG = OptimizerSpec(name="qg", momentum=0.9, mu=0.5, nesterov=True)
-
-
-@pytest.fixture
-def halls() -> Iterator[list[Hall]]:
-    made: list[Hall] = []
-    yield made
-    failpoints.install(None)
-    for hall in made:
-        hall.end()
 
 
 def finished(hall: Hall, optimizer: OptimizerSpec = MOMENTUM) -> dict[str, Vector]:

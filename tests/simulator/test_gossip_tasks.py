@@ -2,7 +2,6 @@
 process that dies; and its device's own model is measured apart from the fleet's."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,14 +24,6 @@ from tests.tiny import TOTAL
 
 START = (np.arange(1, TOTAL + 1) / 10).astype(np.float32)
 COOL, HOT = Conditions(temperature_c=40.0), Conditions(temperature_c=90.0)
-
-
-@pytest.fixture
-def halls() -> Iterator[list[Hall]]:
-    made: list[Hall] = []
-    yield made
-    for hall in made:
-        hall.end()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """What a neighbour that lies can do to real agents: no exchange that was not asked for, and nothing of another run."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 
 from edge_agent.gossip.gossiping import position
 from edge_agent.gossip.node import Node
-from protocol import failpoints
 from protocol.envelope import Envelope, encode
 from protocol.gossip import MAX_NUMBER, parts
 from protocol.restraint import BURST
@@ -19,15 +17,6 @@ from tests.simulator.gossip_hall import RUN, Hall
 from tests.simulator.test_gossip_agents import EXACT, START
 from tests.simulator.test_relay_agents import RELAY
 from tests.tiny import TOTAL
-
-
-@pytest.fixture
-def halls() -> Iterator[list[Hall]]:
-    made: list[Hall] = []
-    yield made
-    failpoints.install(None)
-    for hall in made:
-        hall.end()
 
 
 def node_of(hall: Hall, device: str) -> Node:

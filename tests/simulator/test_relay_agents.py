@@ -1,7 +1,6 @@
 """Real agents that hand sums on along a tree: the very bits of RelaySum in NumPy where all comes in time, and models of
 the same use where a fifth is lost, or devices are killed at durable steps."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,15 +18,6 @@ from tests.simulator.test_gossip_agents import KILLED_AT, QG, RATES, START, UNTI
 from tests.sparse.gossip.test_relay import exchanged
 
 RELAY = replace(SETTINGS, codec="all/float32", algorithm="relay", patience_s=12.0)
-
-
-@pytest.fixture
-def halls() -> Iterator[list[Hall]]:
-    made: list[Hall] = []
-    yield made
-    failpoints.install(None)
-    for hall in made:
-        hall.end()
 
 
 def by_rule(hall: Hall, spec: OptimizerSpec) -> dict[str, Vector]:

@@ -102,12 +102,11 @@ def drip(connection: socket.socket, data: bytes) -> int:
 def test_hundreds_of_connections_that_say_nothing_keep_no_device_from_enrolling(
     kind: Callable[[int, str], socket.socket], office: Office, tmp_path: Path
 ) -> None:
-    before = threading.active_count()
     with flood(kind, office.endpoint.port):
         started = time.monotonic()
         office.enrol("kitchen-pi", tmp_path / "state")
         assert time.monotonic() - started < 5.0
-        assert threading.active_count() < before + MAX_CONNECTIONS + 8
+        assert threading.active_count() < MAX_CONNECTIONS + 10
 
 
 def test_a_flood_without_end_from_elsewhere_keeps_no_device_from_enrolling(office: Office, tmp_path: Path) -> None:
