@@ -107,21 +107,8 @@ class Coordinator:
         self._outage_logged = False
         self._note_at = 0.0
         self._course = Course(
-            settings,
-            bundle,
-            self._library.manifest,
-            store,
-            self._link,
-            self._fleet,
-            self._uploads,
-            candidates,
-            clock,
-            emit,
-            examine,
-            distiller,
-            self._note,
-            self._settle,
-            self._council,
+            *(settings, bundle, self._library.manifest, store, self._link, self._fleet, self._uploads, candidates),
+            *(clock, emit, examine, distiller, self._note, self._settle, self._council),
         )
         self._counted = self._course.counted
 

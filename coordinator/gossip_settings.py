@@ -158,10 +158,10 @@ def check_gossip(settings: "Settings") -> None:
 
 
 def _conflicts(settings: "Settings") -> tuple[tuple[bool, str], ...]:
-    """What makes a version another thing than the mean of the devices' own models, or could not be kept. Each with what
-    to set."""
-    rounds, training, server = settings.rounds, settings.training, settings.server
+    """What could not be kept without a hub, each with what to set."""
+    rounds, training = settings.rounds, settings.training
     return (
+        *_other_means(settings),
         (
             rounds.buffered,
             'rounds.mode: in "buffered" a version is of a few devices, and without a hub it is the mean of all; set '
@@ -194,6 +194,13 @@ def _conflicts(settings: "Settings") -> tuple[tuple[bool, str], ...]:
             settings.limits.device_bytes_per_day > 0,
             "limits.device_bytes_per_day: counts bytes that pass the coordinator, and neighbours' do not; set it to 0",
         ),
+    )
+
+
+def _other_means(settings: "Settings") -> tuple[tuple[bool, str], ...]:
+    """What makes a version another thing than the mean of the devices' own models."""
+    server = settings.server
+    return (
         (
             server.step != "add" or server.learning_rate != 1.0,
             f"server.step: {server.step} times {server.learning_rate:g} makes no mean of what devices send, and they "

@@ -77,12 +77,7 @@ def version_step(
         put(told, view.layout.parameters, decode_report(payload(update), view.layout.digest, shared))
         return told
 
-    weighted = []
-    for u in updates.values():
-        view, late = view_of(u), u.task.version < base
-        # Nobody else trained under an older mask; under the present one all did, and off it all count as 0.
-        own = view.mask if late else None
-        weighted.append(Weighted(u.device, u.weight, view.layout, view.places, u.number, discounted(u), own))
+    weighted = [_weighed(u, view_of(u), base, discounted(u)) for u in updates.values()]
     norms = {name: update.norms for name, update in updates.items() if update.norms is not None}
     label = fold_label(caution.run, base + 1, ((u.number, u.device, u.digest) for u in bounded))
     caution = replace(caution, standing=state.standing)
@@ -99,3 +94,9 @@ def version_step(
     stepped, after = server_step(server, state, dense, folded)
     after = kept_above_zero(manifest, dense, after)
     return Stepped(replace(stepped, standing=found.folded.standing), after, found.clipped, clamped)
+
+
+def _weighed(update: AcceptedUpdate, view: View, base: int, discount: float) -> Weighted:
+    # Nobody else trained under an older mask; under the present one all did, and off it all count as 0.
+    own = view.mask if update.task.version < base else None
+    return Weighted(update.device, update.weight, view.layout, view.places, update.number, discount, own)
